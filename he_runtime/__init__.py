@@ -1,0 +1,1 @@
+"""CompressedModel in, Plan out; price, simulate, execute. No torch, no grpc."""

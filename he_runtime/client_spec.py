@@ -1,0 +1,204 @@
+"""ClientSpec: everything a client may know of a served plan, as data and without weights.
+
+Parameters, the exact keys, the slot maps of input and output, the level and scale of each, normalization, calibrated
+range, labels and post-processing. It crosses the network as JSON inside a protobuf field and is digested, so a client
+can pin it. `parse` distrusts every byte.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import ParameterError, PlanError, Reason
+from .params import CkksParams
+from .ring import KeyRequest, KeySetSpec
+
+__all__ = ["ClientSpec", "TensorSpec"]
+
+FORMAT = "secateur.client-spec"
+VERSION = 1
+_MAX_CIPHERTEXTS = 4096
+SlotMap = npt.NDArray[np.int32]  # (ciphertexts, slots): flat index of the tensor element in each slot, -1 for zero
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An encrypted tensor: its shape, where its elements lie, and the level and scale of its ciphertexts."""
+
+    name: str
+    shape: tuple[int, ...]
+    slot_map: SlotMap
+    level: int
+    scale: float
+
+    @property
+    def ciphertexts(self) -> int:
+        return int(self.slot_map.shape[0])
+
+    def pack(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Tensor (*shape) -> slot vectors (ciphertexts, slots), replicas included, zeros elsewhere."""
+        flat = np.append(np.asarray(values, dtype=np.float64).ravel(), 0.0)
+        return flat[self.slot_map]
+
+    def unpack(self, slots: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Slot vectors (ciphertexts, slots) -> tensor (*shape), reading the first slot of every element."""
+        flat_map = self.slot_map.ravel()
+        used = np.flatnonzero(flat_map >= 0)
+        first = np.full(math.prod(self.shape), -1, dtype=np.int64)
+        first[flat_map[used[::-1]]] = used[::-1]
+        return np.asarray(slots, dtype=np.float64).ravel()[first].reshape(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        packed = zlib.compress(np.ascontiguousarray(self.slot_map, dtype="<i4").tobytes(), 9)
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "level": self.level,
+            "scale": self.scale.hex(),
+            "ciphertexts": self.ciphertexts,
+            "slot_map": base64.b64encode(packed).decode(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], params: CkksParams) -> TensorSpec:
+        count, level = int(data["ciphertexts"]), int(data["level"])
+        shape = tuple(int(n) for n in data["shape"])
+        scale = float.fromhex(data["scale"])
+        if not 1 <= count <= _MAX_CIPHERTEXTS or not 0 <= level <= params.max_level:
+            raise PlanError(f"cannot use tensor spec: {count} ciphertexts at level {level} are out of bounds")
+        if not math.isfinite(scale) or scale < 1 or math.log2(scale) > params.log2_q(level):
+            raise PlanError("cannot use tensor spec: the scale is not finite, or does not fit the modulus")
+        size = math.prod(shape)
+        if not shape or min(shape) < 1 or size > count * params.slots:
+            raise PlanError(f"cannot use tensor spec: shape {shape} does not fit {count} ciphertexts")
+        expected = count * params.slots * 4
+        inflate = zlib.decompressobj()
+        raw = inflate.decompress(base64.b64decode(data["slot_map"], validate=True), expected + 1)
+        if len(raw) != expected or not inflate.eof:
+            raise PlanError(f"cannot use tensor spec: the slot map is not exactly {expected} bytes")
+        slot_map = np.frombuffer(raw, dtype="<i4").reshape(count, params.slots).astype(np.int32)
+        if slot_map.min() < -1 or slot_map.max() >= size or len(np.unique(slot_map[slot_map >= 0])) != size:
+            raise PlanError("cannot use tensor spec: the slot map does not place every element of the tensor")
+        return cls(str(data["name"]), shape, slot_map, level, scale)
+
+
+@dataclass(frozen=True)
+class ClientSpec:
+    """What `predict` needs, and what a careful client checks before it makes a key.
+
+    `error_bound` is the predicted 6-sigma bound on |encrypted - clear| per output element. `low` and `high` bound the
+    raw (unnormalized) inputs seen in calibration.
+    """
+
+    model: str
+    version: str
+    plan_digest: str
+    params: CkksParams
+    keys: KeySetSpec
+    input: TensorSpec
+    output: TensorSpec
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    low: float = 0.0
+    high: float = 1.0
+    labels: tuple[str, ...] = ()
+    post_processing: Literal["none", "argmax", "softmax"] = "none"
+    error_bound: float = 0.0
+
+    def to_json(self) -> bytes:
+        """Canonical JSON."""
+        record = {
+            "format": FORMAT,
+            "spec_version": VERSION,
+            "model": self.model,
+            "version": self.version,
+            "plan_digest": self.plan_digest,
+            "params": self.params.to_json(),
+            "gadget": self.keys.gadget,
+            "keys": [[r.element, r.level] for r in self.keys.requests],
+            "input": self.input.to_json(),
+            "output": self.output.to_json(),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "low": self.low,
+            "high": self.high,
+            "labels": list(self.labels),
+            "post_processing": self.post_processing,
+            "error_bound": self.error_bound,
+        }
+        return json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    @classmethod
+    def parse(cls, data: bytes) -> ClientSpec:
+        """Strictly parse; ParameterError for bad or insecure parameters, PlanError for anything else malformed."""
+        try:
+            record = json.loads(data)
+            if record["format"] != FORMAT or record["spec_version"] != VERSION:
+                raise PlanError(
+                    f"cannot read client spec version {record['spec_version']!r}: this build reads version {VERSION}; "
+                    "try a client of the server's version",
+                    Reason.VERSION_UNKNOWN,
+                )
+            params = CkksParams.from_json(record["params"])
+            spec = cls(
+                model=str(record["model"]),
+                version=str(record["version"]),
+                plan_digest=str(record["plan_digest"]),
+                params=params,
+                keys=_parse_keys(record, params),
+                input=TensorSpec.from_json(record["input"], params),
+                output=TensorSpec.from_json(record["output"], params),
+                mean=tuple(float(v) for v in record["mean"]),
+                std=tuple(float(v) for v in record["std"]),
+                low=float(record["low"]),
+                high=float(record["high"]),
+                labels=tuple(str(v) for v in record["labels"]),
+                post_processing=record["post_processing"],
+                error_bound=float(record["error_bound"]),
+            )
+            _check_numbers(spec)
+            return spec
+        except (PlanError, ParameterError):
+            raise
+        except Exception as error:  # hostile JSON may fail in any conversion above
+            raise PlanError(f"cannot read the client spec: malformed ({type(error).__name__}); try the server's operator") from error
+
+
+def _parse_keys(record: Mapping[str, Any], params: CkksParams) -> KeySetSpec:
+    if record["gadget"] != "seal":
+        raise PlanError(f"cannot use gadget {record['gadget']!r}: this build knows 'seal'", Reason.VERSION_UNKNOWN)
+    requests = tuple(KeyRequest(int(element), int(level)) for element, level in record["keys"])
+    for r in requests:
+        valid_element = r.element == 0 or (r.element % 2 == 1 and 1 < r.element < 2 * params.degree)
+        if not valid_element or not 0 <= r.level <= params.max_level:
+            raise PlanError(f"cannot use key request {r}: no such Galois element or level at N={params.degree}")
+    if len({r.element for r in requests}) != len(requests):
+        raise PlanError("cannot use the key list: an element occurs twice")
+    return KeySetSpec(requests)
+
+
+def _check_numbers(spec: ClientSpec) -> None:
+    channels = spec.input.shape[0]
+    numbers = (*spec.mean, *spec.std, spec.low, spec.high, spec.error_bound)
+    if not all(math.isfinite(v) for v in numbers) or any(v == 0 for v in spec.std):
+        raise PlanError("cannot use the client spec: normalization or range is not finite")
+    if {len(spec.mean), len(spec.std)} - {1, channels}:
+        raise PlanError(f"cannot use the client spec: normalization has {len(spec.mean)} entries, need 1 or {channels}")
+    if spec.post_processing not in ("none", "argmax", "softmax"):
+        raise PlanError(f"cannot use post-processing {spec.post_processing!r}: this build knows none, argmax, softmax")
+    if spec.labels and len(spec.labels) != math.prod(spec.output.shape):
+        raise PlanError("cannot use the client spec: the number of labels is not the number of outputs")

@@ -1,0 +1,57 @@
+# Secateur. `make demo` and `make test` each do the whole set-up on a fresh machine: Python 3.11, git, make, a C compiler.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := prep,client,server,plot,dev
+SETUP := $(VENV)/.setup-done
+PYFHEL := $(VENV)/.pyfhel-done
+PYTEST_FLAGS ?=
+
+# The first of these that runs and is 3.11 or newer; 3.11 first because constraints.txt was resolved for it.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
+    "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+
+.PHONY: help setup demo test check format pyfhel clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(SETUP) ## create .venv and install everything, once
+
+$(SETUP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "cannot set up: found no Python >= 3.11; try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo "cannot set up: $(PYTHON) has no venv module; try installing the python3-venv package" >&2; exit 1; }
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: setup ## train, compress, serve and classify one encrypted digit
+	$(BIN)/secateur demo
+
+test: setup ## run every test
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: setup ## lint, format, types, import contracts, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m protos.generate --check
+
+format: setup ## rewrite the sources as `make check` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pyfhel: $(PYFHEL) ## build and install Pyfhel 3.5.0 from source (about four minutes)
+
+$(PYFHEL): $(SETUP) cmake/pyfhel-seal.cmake
+	CMAKE_TOOLCHAIN_FILE="$(CURDIR)/cmake/pyfhel-seal.cmake" \
+	    $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt Pyfhel
+	@touch $@
+
+clean: ## remove .venv, caches and build outputs
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

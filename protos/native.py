@@ -1,0 +1,141 @@
+"""What crosses the network, as plain frozen dataclasses: what servicers and clients hold instead of protobuf messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = [
+    "CostEstimate",
+    "InferenceCall",
+    "InferenceReply",
+    "KeySetInfo",
+    "ModelListing",
+    "ModelSummary",
+    "ServedModel",
+    "ServerInfo",
+    "Timings",
+    "UploadInfo",
+    "UploadOffer",
+]
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """Build, codec version and limits of a server, sizes in bytes."""
+
+    build: str
+    wire_version: int
+    max_message_bytes: int
+    max_upload_bytes: int
+    max_chunk_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """A served model's name and its versions, ascending; the default is the latest."""
+
+    name: str
+    versions: tuple[str, ...]
+    default_version: str
+
+
+@dataclass(frozen=True)
+class ModelListing:
+    """The reply of ListModels."""
+
+    models: tuple[ModelSummary, ...]
+    server: ServerInfo
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The reply of GetModel: one version of a model. `client_spec` is unparsed JSON (he_runtime.ClientSpec.parse)."""
+
+    summary: ModelSummary
+    version: str
+    client_spec: bytes = field(repr=False)
+    client_spec_digest: str
+    model_digest: str
+    plan_digest: str
+    server: ServerInfo
+
+
+@dataclass(frozen=True)
+class CostEstimate:
+    """The reply of EstimateCost: predicted evaluation time, bytes, and operation counts of the plan and uncompressed."""
+
+    model: str
+    version: str
+    predicted_ms: float
+    up_bytes: int
+    down_bytes: int
+    key_bytes: int
+    counts: Mapping[str, int]
+    dense_counts: Mapping[str, int]
+    table_name: str
+
+
+@dataclass(frozen=True)
+class UploadOffer:
+    """The request of CreateUpload: what is about to be uploaded; digests are hexadecimal sha256."""
+
+    params_digest: str
+    client_spec_digest: str
+    total_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class UploadInfo:
+    """An upload under way; continue at `committed_offset`. The id is a capability and stays out of repr."""
+
+    upload_id: str = field(repr=False)
+    total_bytes: int
+    committed_offset: int
+
+
+@dataclass(frozen=True)
+class KeySetInfo:
+    """A committed key set. The id is a capability and stays out of repr."""
+
+    key_set_id: str = field(repr=False)
+    sha256: str
+    total_bytes: int
+    params_digest: str
+    client_spec_digest: str
+
+
+@dataclass(frozen=True)
+class InferenceCall:
+    """The request of Infer. `ciphertexts` is one he_runtime.wire object; empty strings mean default or unchecked."""
+
+    model: str
+    version: str
+    client_spec_digest: str
+    key_set_id: str = field(repr=False)
+    ciphertexts: bytes = field(repr=False)
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds spent waiting for a worker, loading keys or model, and evaluating."""
+
+    queue_ms: float
+    load_ms: float
+    evaluate_ms: float
+
+
+@dataclass(frozen=True)
+class InferenceReply:
+    """The reply of Infer; `counts` are the operations executed."""
+
+    ciphertexts: bytes = field(repr=False)
+    model: str
+    version: str
+    plan_digest: str
+    timings: Timings
+    counts: Mapping[str, int]
+    server_build: str
+    wire_version: int

@@ -1,0 +1,67 @@
+"""Every native type survives its pair through bytes, field by field with values that differ from the defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+
+from protos import convert
+from protos.native import (
+    CostEstimate,
+    InferenceCall,
+    InferenceReply,
+    KeySetInfo,
+    ModelListing,
+    ModelSummary,
+    ServedModel,
+    ServerInfo,
+    Timings,
+    UploadInfo,
+    UploadOffer,
+)
+
+SERVER = ServerInfo("0.1.0", 1, 2**33, 2**34, 2**20)
+SUMMARY = ModelSummary("digits", ("1", "2"), "2")
+KEYS = KeySetInfo("k" * 32, "ab" * 32, 2**40, "cd" * 32, "ef" * 32)
+CASES: dict[str, Any] = {
+    "server_info": SERVER,
+    "model_summary": SUMMARY,
+    "model_listing": ModelListing((SUMMARY, ModelSummary("mlp", ("1",), "1")), SERVER),
+    "served_model": ServedModel(SUMMARY, "1", b"{}", "aa", "bb", "cc", SERVER),
+    "cost_estimate": CostEstimate("digits", "1", 12.5, 1, 2, 3, {"ntt": 2**40}, {"ntt": 2**41}, "measured"),
+    "upload_offer": UploadOffer("aa", "bb", 2**35, "cc"),
+    "upload": UploadInfo("u" * 32, 2**35, 2**34),
+    "key_set": KEYS,
+    "inference_call": InferenceCall("digits", "1", "dd", "kk", b"\x00\xff", "rr"),
+    "timings": Timings(1.5, 2.5, 3.5),
+    "inference_reply": InferenceReply(b"\x01", "digits", "1", "pp", Timings(1.5, 2.5, 3.5), {"ntt": 4}, "0.1.0", 1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pair_round_trips(name: str) -> None:
+    to_proto: Callable[[Any], Message] = getattr(convert, f"{name}_to_proto")
+    from_proto: Callable[[Any], Any] = getattr(convert, f"{name}_from_proto")
+    message = to_proto(CASES[name])
+    assert len(message.ListFields()) == len(message.DESCRIPTOR.fields), "a field of the message is left out of the pair"
+    parsed = type(message).FromString(message.SerializeToString())
+    assert from_proto(parsed) == CASES[name]
+
+
+@pytest.mark.parametrize("result", [CASES["upload"], KEYS], ids=["upload", "key_set"])
+def test_offer_reply_round_trips(result: UploadInfo | KeySetInfo) -> None:
+    assert convert.offer_reply_from_proto(convert.offer_reply_to_proto(result)) == result
+
+
+def test_every_pair_has_a_case() -> None:
+    named = {n.removesuffix("_to_proto") for n in convert.__all__ if n.endswith("_to_proto")} - {"offer_reply"}
+    assert named == set(CASES)
+
+
+def test_capabilities_stay_out_of_repr() -> None:
+    for native in (CASES["upload"], KEYS, CASES["inference_call"]):
+        text = repr(native)
+        assert "u" * 32 not in text and "k" * 32 not in text and "kk" not in text

@@ -24,6 +24,7 @@ __all__ = [
     "KeyRequest",
     "KeySetSpec",
     "Poly",
+    "PublicKeyData",
     "Residues",
     "SeededPoly",
 ]
@@ -33,7 +34,11 @@ Residues: TypeAlias = npt.NDArray[np.uint64]  # (limbs, N)
 
 @dataclass(frozen=True)
 class SeededPoly:
-    """A uniform polynomial given by the seed of SEAL's generator instead of its residues; halves an upload."""
+    """A uniform polynomial given by the seed of SEAL's generator instead of its residues; halves an upload.
+
+    `limbs` counts the rows that the generator draws, one after the other: level + 1 in a ciphertext, and the whole key
+    chain (every prime, then the special one) in a key, also in one cut to a level, which then keeps only its own rows.
+    """
 
     generator: Literal["blake2xb", "shake256"]
     seed: bytes  # 64 bytes
@@ -53,6 +58,13 @@ class CiphertextData:
     level: int
     scale: float
     polys: tuple[Poly, ...]
+
+
+@dataclass(frozen=True)
+class PublicKeyData:
+    """An encryption key: an encryption (b, a) of zero under every prime and the special one, each (len(primes) + 1, N)."""
+
+    polys: tuple[Residues, Poly]
 
 
 @dataclass(frozen=True)

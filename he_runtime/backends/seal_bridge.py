@@ -72,12 +72,13 @@ def make_context(params: CkksParams) -> Any:
 
 
 def parms_id(context: Any, level: int) -> ParmsId:
-    """SEAL's identifier of the parameters with level + 1 live primes; ParameterError when the chain has no such level."""
+    """SEAL's identifier of the parameters with level + 1 live primes; ParameterError without such a level."""
     data = context.first_context_data()
     while data is not None and data.chain_index() != level:
         data = data.next_context_data()
     if data is None:
-        raise ParameterError(f"cannot find level {level}: this context has levels 0 to {context.first_context_data().chain_index()}")
+        top = context.first_context_data().chain_index()
+        raise ParameterError(f"cannot find level {level}: this context has levels 0 to {top}")
     a, b, c, d = data.parms_id()
     return a, b, c, d
 
@@ -162,7 +163,9 @@ def _check_poly(poly: Poly, limbs: int, degree: int, *, seed_allowed: bool) -> N
     else:
         valid = poly.shape == (limbs, degree) and poly.dtype == np.uint64
     if not valid:
-        raise CiphertextMismatch(f"cannot use a polynomial: need ({limbs}, {degree}) residues or a seed for them", Reason.SIZE_MISMATCH)
+        raise CiphertextMismatch(
+            f"cannot use a polynomial: need ({limbs}, {degree}) residues or their seed", Reason.SIZE_MISMATCH
+        )
 
 
 def upload_ciphertext(context: Any, params: CkksParams, data: CiphertextData) -> Any:
@@ -185,7 +188,7 @@ def download_ciphertext(context: Any, params: CkksParams, ct: Any) -> Ciphertext
     seal_ct, _ = seal_format.read_ciphertext(seal_format.body(save_object(ct)))
     level = seal_ct.residues.shape[1] - 1
     if not seal_ct.ntt or level > params.max_level or seal_ct.parms_id != parms_id(context, level):
-        raise CiphertextMismatch(f"cannot download: the ciphertext was not made for {params.name}; need one of this context")
+        raise CiphertextMismatch(f"cannot download: the ciphertext was made in another context, not for {params.name}")
     return CiphertextData(level, seal_ct.scale, seal_ct.polys)
 
 
@@ -193,7 +196,7 @@ def _check_key(params: CkksParams, record: KeyRecord) -> None:
     live, limbs = record.level + 1, len(params.primes) + 1
     if record.element != RELINEARIZATION and not (record.element % 2 == 1 and 1 < record.element < 2 * params.degree):
         raise KeyMismatch(
-            f"cannot use a key for element {record.element}: need 0, or an odd number between 1 and {2 * params.degree}",
+            f"cannot use a key for element {record.element}: need 0, or an odd one between 1 and {2 * params.degree}",
             Reason.KEY_PARAMETERS_DIFFER,
         )
     if record.gadget != "seal" or not 0 <= record.level <= params.max_level or len(record.digits) != live:
@@ -223,7 +226,7 @@ def upload_keys(context: Any, params: CkksParams, records: Mapping[int, KeyRecor
             raise KeyMismatch(f"cannot use the key filed under element {element}: it is for element {record.element}")
         _check_key(params, record)
     galois = {(e - 1) // 2: r.digits for e, r in records.items() if e != RELINEARIZATION}
-    relin = {0: r.digits for e, r in records.items() if e == RELINEARIZATION}
+    relin = {RELINEARIZATION: records[RELINEARIZATION].digits} if RELINEARIZATION in records else {}
     key_parms = tuple(context.key_parms_id())
     limbs = len(params.primes) + 1
 

@@ -23,7 +23,17 @@ import numpy.typing as npt
 from ..errors import BackendUnavailable, Reason, WireError
 from ..ring import Poly, Residues, SeededPoly
 
-__all__ = ["SEED_BYTES", "Parts", "ParmsId", "SealCiphertext", "body", "ciphertext", "key_switch", "object_file", "read_key_switch"]
+__all__ = [
+    "SEED_BYTES",
+    "ParmsId",
+    "Parts",
+    "SealCiphertext",
+    "body",
+    "ciphertext",
+    "key_switch",
+    "object_file",
+    "read_key_switch",
+]
 
 MAGIC = 0xA15E
 MAJOR = 4
@@ -76,8 +86,8 @@ def _rows(poly: Residues, limbs: int) -> Parts:
     rows = np.ascontiguousarray(poly, dtype="<u8")
     missing = limbs - len(rows)
     if missing == 0:
-        return [memoryview(rows).cast("B")]
-    return [memoryview(rows[:-1]).cast("B"), missing * rows.shape[1] * 8, memoryview(rows[-1:]).cast("B")]
+        return [rows.data.cast("B")]
+    return [rows[:-1].data.cast("B"), missing * rows.shape[1] * 8, rows[-1:].data.cast("B")]
 
 
 def ciphertext(parms_id: ParmsId, scale: float, polys: Sequence[Poly], degree: int, limbs: int, minor: int) -> Parts:
@@ -147,7 +157,7 @@ def _header(data: memoryview, offset: int) -> tuple[int, int]:
     return compression, offset + size
 
 
-def body(data: bytes) -> memoryview:
+def body(data: bytes | bytearray) -> memoryview:
     """Members of a saved object, decompressed."""
     view = memoryview(data)
     compression, end = _header(view, 0)
@@ -161,7 +171,7 @@ def body(data: bytes) -> memoryview:
     try:
         import zstandard
     except ImportError as error:
-        raise BackendUnavailable("cannot read SEAL files: zstandard is not installed; try pip install zstandard") from error
+        raise BackendUnavailable("cannot read SEAL files: zstandard is missing; try pip install zstandard") from error
     return memoryview(zstandard.ZstdDecompressor().decompressobj().decompress(payload))
 
 
@@ -187,7 +197,8 @@ def read_ciphertext(members: memoryview, offset: int = 0) -> tuple[SealCiphertex
         if len(raw) != 1 + SEED_BYTES or raw[0] not in _GENERATOR_NAMES:
             raise _malformed("the seed is of an unknown kind or length")
         seed, end = SeededPoly(_GENERATOR_NAMES[raw[0]], raw[1:], limbs), seed_end
-    return SealCiphertext((parms_id[0], parms_id[1], parms_id[2], parms_id[3]), bool(ntt), size, scale, residues, seed), end
+    a, b, c, d = parms_id
+    return SealCiphertext((a, b, c, d), bool(ntt), size, scale, residues, seed), end
 
 
 def read_key_switch(members: memoryview) -> dict[int, list[SealCiphertext]]:

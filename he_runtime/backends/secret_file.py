@@ -52,19 +52,24 @@ def read(path: Path, params: CkksParams) -> bytearray:
     except FileNotFoundError as error:
         raise KeyMismatch(f"cannot load the secret key: no file {path.name}; try generating one") from error
     except OSError as error:
-        raise WireError(f"cannot load the secret key {path.name}: {error.strerror}; need a regular file of yours") from error
+        raise WireError(f"cannot load the secret key {path.name}: {error.strerror}; need your own file") from error
     with os.fdopen(fd, "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         _check_private(path, status)
         limit = _HEAD_BYTES + (len(params.primes) + len(params.special)) * params.degree * 9 + 4096
         if not _HEAD_BYTES < status.st_size <= limit:
-            raise WireError(f"cannot load the secret key {path.name}: got {status.st_size} bytes", Reason.BYTES_TRUNCATED)
+            raise WireError(
+                f"cannot load the secret key {path.name}: got {status.st_size} bytes", Reason.BYTES_TRUNCATED
+            )
         head = file.read(_HEAD_BYTES)
         data = bytearray(status.st_size - _HEAD_BYTES)
         filled = file.readinto(data)
     lines = head.split(b"\n")
     if len(lines) != 4 or lines[0] != _FORMAT:
-        raise WireError(f"cannot load the secret key {path.name}: its format is unknown, need {_FORMAT.decode()!r}", Reason.VERSION_UNKNOWN)
+        raise WireError(
+            f"cannot load the secret key {path.name}: got an unknown format, need {_FORMAT.decode()!r}",
+            Reason.VERSION_UNKNOWN,
+        )
     if lines[1] != params.digest.encode():
         raise KeyMismatch(
             f"cannot load the secret key {path.name}: made for other parameters, need {params.digest[:12]}; "
@@ -79,7 +84,7 @@ def read(path: Path, params: CkksParams) -> bytearray:
 def _check_private(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
         raise WireError(
-            f"cannot load the secret key {path.name}: mode {stat.S_IMODE(status.st_mode):04o} lets others read it, need "
+            f"cannot load secret key {path.name}: mode {stat.S_IMODE(status.st_mode):04o} lets others read it, need "
             "a regular file of mode 0600; try chmod 600, or a new key if others had access"
         )
     if hasattr(os, "geteuid") and status.st_uid != os.geteuid():

@@ -70,7 +70,8 @@ class SecretKey:
         data = secret_file.read(Path(path), params)
         try:
             context = seal_bridge.make_context(params)
-            secret = seal_bridge.load_object(seal_bridge.sealapi().SecretKey(), context, [memoryview(data)], secret=True)
+            empty = seal_bridge.sealapi().SecretKey()
+            secret = seal_bridge.load_object(empty, context, [memoryview(data)], secret=True)
         finally:
             data[:] = bytes(len(data))
         return cls(params, context, secret)
@@ -81,7 +82,7 @@ class SecretKey:
         Memory: one whole key. Raises KeyMismatch for an element or level that the parameters do not have.
         """
         if spec.gadget != "seal":
-            raise KeyMismatch(f"cannot make keys on gadget {spec.gadget!r}: SEAL makes 'seal'", Reason.KEY_PARAMETERS_DIFFER)
+            raise KeyMismatch(f"cannot make keys on gadget {spec.gadget!r}: need 'seal'", Reason.KEY_PARAMETERS_DIFFER)
         for request in spec.requests:
             _check_request(request, self._params)
         generator = seal_bridge.sealapi().KeyGenerator(self._context, self._secret)
@@ -120,7 +121,7 @@ class SecretKey:
         return seal_bridge.download_ciphertext(self._context, self._params, encrypted)
 
     def decrypt(self, ct: CiphertextData) -> npt.NDArray[np.float64]:
-        """Slots (slots,) of `ct`, for the owner of the key only: their noise depends on the key, so do not publish them.
+        """Slots (slots,) of `ct`, for the owner of the key only: their noise tells of the key, so never publish them.
 
         Raises CiphertextMismatch when level, scale or size do not fit the parameters.
         """
@@ -156,11 +157,13 @@ def _check_request(request: KeyRequest, params: CkksParams) -> None:
 
 def _check_input(values: npt.NDArray[np.float64], level: int, scale: float, params: CkksParams) -> None:
     if values.shape != (params.slots,):
-        raise InputError(f"cannot encrypt: got slots of shape {values.shape}, need ({params.slots},); try padding with zeros")
+        raise InputError(f"cannot encrypt: got slots of shape {values.shape}, need ({params.slots},); try zero padding")
     if not np.isfinite(values).all():
         raise InputError("cannot encrypt: got NaN or infinite values, need finite ones", Reason.INPUT_NOT_FINITE)
     if not 0 <= level <= params.max_level or not math.isfinite(scale) or scale < 1:
-        raise InputError(f"cannot encrypt at level {level}: need a level of at most {params.max_level} and a finite scale of at least 1")
+        raise InputError(
+            f"cannot encrypt at level {level}: need at most level {params.max_level}, and a finite scale of at least 1"
+        )
     # Coefficients are at most max|slots| * scale; a factor of four below the modulus leaves room for sign and noise.
     room_bits = params.log2_q(level) - 2
     if math.log2(scale) + math.log2(max(1.0, float(np.abs(values).max()))) > room_bits:

@@ -1,0 +1,108 @@
+"""Generalized diagonals: a sparse linear map between two layouts as rotations, plaintext products and folds.
+
+With x replicated at period p and output period q, let M = min(p, q). Entry (r, c) belongs to diagonal (c - r) mod M;
+one plaintext of max(p, q) slots serves a whole diagonal. When q < p the product holds p/q partial sums, which
+log2(p/q) rotate-and-adds fold; the result is again replicated, at no extra level. Over several ciphertexts, the
+blocks of one output accumulate before its giant steps (hybrid diagonal method; Gazelle, USENIX Security'18, section 4,
+and Halevi-Shoup, CRYPTO'14).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..layout import Layout
+from .maps import LinearMap
+from .split import Split, best_split
+
+__all__ = ["DiagonalSet", "PackedLinear", "diagonal_set", "pack"]
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class DiagonalSet:
+    """Which diagonals a map occupies: one row of `cells` (output ct, input ct, diagonal mod `modulus`) per operand."""
+
+    cells: Ints
+    modulus: int
+    input_period: int
+    output_period: int
+    entry_cell: Ints  # the cell of each matrix entry
+    rows: Ints  # output slot of each matrix entry
+    columns: Ints  # input slot of each matrix entry
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Rotation steps of the rotate-and-add chain, largest first."""
+        steps, step = [], self.input_period // 2
+        while step >= self.output_period:
+            steps.append(step)
+            step //= 2
+        return tuple(steps)
+
+    @cached_property
+    def split(self) -> Split:
+        return best_split(self.cells[:, 2], self.cells[:, 1], self.cells[:, 0], self.modulus)
+
+    @property
+    def outputs(self) -> int:
+        return int(self.cells[:, 0].max()) + 1
+
+    @property
+    def rotations(self) -> int:
+        """Rotations in all, folds included, without hoisting."""
+        return self.split.rotations + len(self.folds) * len(np.unique(self.cells[:, 0]))
+
+    @property
+    def products(self) -> int:
+        """Plaintext products: one per occupied diagonal of each block."""
+        return len(self.cells)
+
+
+@dataclass(frozen=True)
+class PackedLinear:
+    """A packed map: cell k multiplies input `cells[k, 1]` rotated by `baby[k]` with `vectors[k]`.
+
+    The sum over cells that share (output, giant) is rotated by the giant, then summed, then folded. `vectors` is
+    (cells, period); `bias` is (output ciphertexts, output period).
+    """
+
+    diagonals: DiagonalSet
+    vectors: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+
+
+def diagonal_set(map_: LinearMap, source: Layout, target: Layout) -> DiagonalSet:
+    """The diagonals that `map_` occupies between the two layouts; O(non-zeros)."""
+    coo = map_.matrix.tocoo()
+    rows = target.positions[coo.row]
+    columns = source.positions[coo.col]
+    slots, modulus = source.slots, min(source.period, target.period)
+    outputs, rows = rows // slots, rows % slots
+    inputs, columns = columns // slots, columns % slots
+    diagonal = (columns - rows) % modulus
+    key = (outputs * source.ciphertexts + inputs) * modulus + diagonal
+    unique, entry_cell = np.unique(key, return_inverse=True)
+    block, diagonals = unique // modulus, unique % modulus
+    cells = np.stack([block // source.ciphertexts, block % source.ciphertexts, diagonals], axis=1)
+    return DiagonalSet(cells.astype(np.int64), modulus, source.period, target.period, entry_cell, rows, columns)
+
+
+def pack(map_: LinearMap, source: Layout, target: Layout, diagonals: DiagonalSet) -> PackedLinear:
+    """Fill the plaintext vectors, already rotated back by their giant step. Every weight is used exactly once."""
+    split = diagonals.split
+    period = max(diagonals.input_period, diagonals.output_period)
+    giant, baby = split.giant[diagonals.entry_cell], split.baby[diagonals.entry_cell]
+    if diagonals.output_period < diagonals.input_period:
+        slot = (diagonals.columns - baby) % period
+    else:
+        slot = (diagonals.rows + giant) % period
+    vectors = np.zeros((len(diagonals.cells), period))
+    vectors[diagonals.entry_cell, slot] = map_.matrix.tocoo().data
+    bias = target.spread(map_.bias).reshape(target.ciphertexts, target.period)
+    return PackedLinear(diagonals, vectors, bias)

@@ -1,0 +1,178 @@
+"""The op vocabulary of a plan: one table, and the typing rule of each op.
+
+Every evaluator implements every leaf; a completeness test fails until it does. `LINEAR_TRANSFORM` is the second tier:
+one op that a backend without hoisting expands into the leaves and the native kernel runs fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import PlanError
+from ..params import CkksParams
+
+__all__ = ["LEAVES", "TYPING", "Kind", "Op", "Plaintext", "ValueType"]
+
+RELATIVE_SCALE_TOLERANCE = 2.0**-40  # float64 rounding over a chain of products and quotients stays far below
+
+
+class Kind(StrEnum):
+    ADD = "add"
+    ADD_PLAIN = "add_plain"
+    MUL_PLAIN = "mul_plain"
+    MUL = "mul"
+    SQUARE = "square"
+    RELINEARIZE = "relinearize"
+    RESCALE = "rescale"
+    MOD_SWITCH = "mod_switch"
+    ROTATE = "rotate"
+    CONJUGATE = "conjugate"
+    REFRESH = "refresh"  # raises the level: a bootstrap or a round trip to the client; starts a new segment
+    LINEAR_TRANSFORM = "linear_transform"
+
+
+# What a backend implements one by one and counts; the rest is made of these.
+LEAVES: tuple[Kind, ...] = tuple(k for k in Kind if k not in (Kind.LINEAR_TRANSFORM, Kind.REFRESH))
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """Type of a ciphertext value: level, exact plaintext scale, number of polynomials (2, or 3 after a product)."""
+
+    level: int
+    scale: float
+    size: int = 2
+
+    def same_scale(self, scale: float) -> bool:
+        return abs(self.scale - scale) <= RELATIVE_SCALE_TOLERANCE * self.scale
+
+
+@dataclass(frozen=True)
+class Plaintext:
+    """An encoded operand: a vector of the plan (by index, periodic over the slots) at a level and an exact scale."""
+
+    vector: int
+    level: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation. `cells` belongs to LINEAR_TRANSFORM: rows (output, input, baby step, giant step, plaintext).
+
+    LINEAR_TRANSFORM: out_i = sum_b rot_b( sum_{j,a} plaintext_{i,j,a,b} * rot_a(in_j) ), rotations to the left.
+    `layer` names the model layer that the op belongs to, for listings and prices.
+    """
+
+    kind: Kind
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    layer: str
+    plaintext: int = -1
+    step: int = 0
+    cells: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def babies(self) -> tuple[tuple[int, int], ...]:
+        """Distinct (input, baby step) with a non-zero step, in order."""
+        assert self.cells is not None
+        return tuple(sorted({(int(j), int(a)) for j, a in self.cells[:, 1:3] if a}))
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, int], ...]:
+        """Distinct (output, giant step), in order; each is one accumulated sum."""
+        assert self.cells is not None
+        return tuple(sorted({(int(i), int(b)) for i, b in self.cells[:, [0, 3]]}))
+
+
+Types = Sequence[ValueType]
+Rule = Callable[[Op, Types, Plaintext | None, CkksParams], ValueType]
+
+
+def _need(condition: bool, op: Op, what: str) -> None:
+    if not condition:
+        raise PlanError(f"cannot verify op {op.kind} of layer {op.layer!r}: need {what}")
+
+
+def _add(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType:
+    x, y = types
+    _need(x.level == y.level and x.same_scale(y.scale), op, "operands of one level and scale")
+    return ValueType(x.level, x.scale, max(x.size, y.size))
+
+
+def _add_plain(op: Op, types: Types, plain: Plaintext | None, _: CkksParams) -> ValueType:
+    x = types[0]
+    _need(plain is not None and plain.level == x.level and x.same_scale(plain.scale), op, "a plaintext of equal level and scale")
+    return x
+
+
+def _mul_plain(op: Op, types: Types, plain: Plaintext | None, params: CkksParams) -> ValueType:
+    x = types[0]
+    _need(plain is not None and plain.level == x.level, op, "a plaintext of equal level")
+    assert plain is not None
+    return _fits(op, ValueType(x.level, x.scale * plain.scale, x.size), params)
+
+
+def _mul(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
+    x, y = types[0], types[-1]
+    _need(x.level == y.level and x.size == y.size == 2, op, "operands of one level and two polynomials each")
+    return _fits(op, ValueType(x.level, x.scale * y.scale, 3), params)
+
+
+def _relinearize(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType:
+    _need(types[0].size == 3, op, "a product of three polynomials")
+    return ValueType(types[0].level, types[0].scale, 2)
+
+
+def _rescale(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
+    x = types[0]
+    _need(x.level > 0, op, "a level above 0")
+    return ValueType(x.level - 1, x.scale / params.primes[x.level], x.size)
+
+
+def _mod_switch(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
+    x = types[0]
+    _need(x.level > 0, op, "a level above 0")
+    return _fits(op, ValueType(x.level - 1, x.scale, x.size), params)
+
+
+def _rotate(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
+    _need(types[0].size == 2, op, "a relinearized operand")
+    _need(op.kind is Kind.CONJUGATE or 0 < op.step < params.slots, op, f"a step in 1..{params.slots - 1}")
+    return types[0]
+
+
+def _refresh(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
+    return ValueType(params.max_level, types[0].scale, 2)
+
+
+def _transform(op: Op, types: Types, plain: Plaintext | None, params: CkksParams) -> ValueType:
+    _need(len({(t.level, t.scale, t.size) for t in types}) == 1 and types[0].size == 2, op, "inputs of one type")
+    return _mul_plain(op, types, plain, params)
+
+
+def _fits(op: Op, value: ValueType, params: CkksParams) -> ValueType:
+    _need(np.log2(value.scale) < params.log2_q(value.level), op, "a scale below the modulus")
+    return value
+
+
+TYPING: dict[Kind, Rule] = {
+    Kind.ADD: _add,
+    Kind.ADD_PLAIN: _add_plain,
+    Kind.MUL_PLAIN: _mul_plain,
+    Kind.MUL: _mul,
+    Kind.SQUARE: _mul,
+    Kind.RELINEARIZE: _relinearize,
+    Kind.RESCALE: _rescale,
+    Kind.MOD_SWITCH: _mod_switch,
+    Kind.ROTATE: _rotate,
+    Kind.CONJUGATE: _rotate,
+    Kind.REFRESH: _refresh,
+    Kind.LINEAR_TRANSFORM: _transform,
+}

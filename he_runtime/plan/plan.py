@@ -1,0 +1,163 @@
+"""Plan: the exact homomorphic program of one model, immutable and digested.
+
+Levels, scales, rotations, layouts and keys are decided here once; pricing, simulating and executing walk the same ops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..client_spec import ClientSpec, SlotMap, TensorSpec
+from ..params import CkksParams
+from ..ring import RELINEARIZATION, KeyRequest, KeySetSpec
+from .ops import Kind, Op, Plaintext, ValueType
+
+__all__ = ["LayerInfo", "Plan", "Port"]
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A named tensor at the plan's border: its ciphertext values and where its elements lie in them."""
+
+    name: str
+    shape: tuple[int, ...]
+    values: tuple[int, ...]
+    slot_map: SlotMap = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a listing says of a layer: how it is laid out, and the largest value that calibration saw."""
+
+    name: str
+    kind: str
+    layout: str
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Ops in order, the type of every value, the plaintext operands, and the border.
+
+    `segments` are the indices of ops that start a segment; levels only fall inside one. `sigma` is the predicted
+    standard deviation of encrypted minus clear per output element, `client` holds what the client spec needs beyond
+    the border (normalization, range, labels, post-processing).
+    """
+
+    model_name: str
+    model_digest: str
+    params: CkksParams
+    ops: tuple[Op, ...] = field(repr=False)
+    values: tuple[ValueType, ...] = field(repr=False)
+    vectors: tuple[Vector, ...] = field(repr=False)
+    plaintexts: tuple[Plaintext, ...] = field(repr=False)
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    layers: tuple[LayerInfo, ...] = ()
+    segments: tuple[int, ...] = (0,)
+    gadget: str = "seal"
+    sigma: float = 0.0
+    client: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def last_use(self) -> tuple[int, ...]:
+        """For every value, the index of the last op that reads it (len(ops) for outputs)."""
+        last = [-1] * len(self.values)
+        for index, op in enumerate(self.ops):
+            for value in op.inputs:
+                last[value] = index
+        for port in self.outputs:
+            for value in port.values:
+                last[value] = len(self.ops)
+        return tuple(last)
+
+    @cached_property
+    def keys(self) -> KeySetSpec:
+        """The exact evaluation keys: every element that some op uses, cut to the highest level it is used at."""
+        levels: dict[int, int] = {}
+
+        def use(element: int, level: int) -> None:
+            levels[element] = max(levels.get(element, -1), level)
+
+        for op in self.ops:
+            level = self.values[op.inputs[0]].level
+            if op.kind is Kind.RELINEARIZE:
+                use(RELINEARIZATION, level)
+            elif op.kind is Kind.ROTATE:
+                use(self.params.galois_element(op.step), level)
+            elif op.kind is Kind.CONJUGATE:
+                use(self.params.conjugation_element, level)
+            elif op.kind is Kind.LINEAR_TRANSFORM:
+                for step in {a for _, a in op.babies} | {b for _, b in op.groups if b}:
+                    use(self.params.galois_element(step), level)
+        return KeySetSpec(tuple(KeyRequest(e, levels[e]) for e in sorted(levels)))
+
+    @cached_property
+    def counts(self) -> Counter[tuple[str, int]]:
+        """Planned leaf operations by (leaf, level), in closed form; an executor's counters must equal this."""
+        from .counts import plan_counts
+
+        return plan_counts(self)
+
+    def vector(self, plaintext: Plaintext) -> Vector:
+        """The full slot vector (slots,) of an operand."""
+        return np.resize(self.vectors[plaintext.vector], self.params.slots)
+
+    def tensor_spec(self, port: Port) -> TensorSpec:
+        value = self.values[port.values[0]]
+        return TensorSpec(port.name, port.shape, port.slot_map, value.level, value.scale)
+
+    @property
+    def error_bound(self) -> float:
+        """Six predicted standard deviations."""
+        return 6.0 * self.sigma
+
+    def client_spec(self, version: str = "1") -> ClientSpec:
+        """All that a client may know of this plan."""
+        return ClientSpec(
+            model=self.model_name,
+            version=version,
+            plan_digest=self.digest,
+            params=self.params,
+            keys=self.keys,
+            input=self.tensor_spec(self.inputs[0]),
+            output=self.tensor_spec(self.outputs[0]),
+            error_bound=self.error_bound,
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in self.client.items()},
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over the stored form."""
+        from .store import plan_digest
+
+        return plan_digest(self)
+
+    def save(self, directory: Path | str) -> Path:
+        """Write plan.json, vectors.safetensors and DIGEST into `directory`."""
+        from .store import save_plan
+
+        return save_plan(self, Path(directory))
+
+    @classmethod
+    def load(cls, directory: Path | str) -> Plan:
+        """Read, check the digest and verify; PlanError for anything foreign, newer, truncated or altered."""
+        from .store import load_plan
+
+        return load_plan(Path(directory))
+
+    def listing(self) -> str:
+        """The plan as a person reads it: border, parameters, then every op with its level and scale."""
+        from .listing import plan_listing
+
+        return plan_listing(self)

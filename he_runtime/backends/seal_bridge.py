@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from . import seal_format
 from .seal_format import ParmsId, Parts
 
 __all__ = [
-    "SEAL_MINOR",
     "download_ciphertext",
     "load_object",
     "make_context",
@@ -35,7 +35,6 @@ __all__ = [
     "upload_keys",
 ]
 
-SEAL_MINOR = 3  # tenseal 0.3.18 embeds SEAL 4.3
 _MEMFD = sys.platform == "linux" and hasattr(os, "memfd_create")
 
 
@@ -47,6 +46,13 @@ def sealapi() -> Any:
         raise BackendUnavailable(
             "cannot use the tenseal backend: tenseal is not installed; try pip install tenseal==0.3.18 zstandard"
         ) from error
+
+
+@cache
+def seal_minor() -> int:
+    """The minor version of the SEAL 4 inside the installed tenseal, from a header that it writes."""
+    seal = sealapi()
+    return seal_format.minor_version(save_object(seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)))
 
 
 def make_context(params: CkksParams) -> Any:
@@ -175,9 +181,9 @@ def upload_ciphertext(context: Any, params: CkksParams, data: CiphertextData) ->
     """
     _check_ciphertext(params, data)
     members = seal_format.ciphertext(
-        parms_id(context, data.level), data.scale, data.polys, params.degree, data.level + 1, SEAL_MINOR
+        parms_id(context, data.level), data.scale, data.polys, params.degree, data.level + 1, seal_minor()
     )
-    return load_object(sealapi().Ciphertext(), context, seal_format.object_file(members, SEAL_MINOR))
+    return load_object(sealapi().Ciphertext(), context, seal_format.object_file(members, seal_minor()))
 
 
 def download_ciphertext(context: Any, params: CkksParams, ct: Any) -> CiphertextData:
@@ -231,8 +237,8 @@ def upload_keys(context: Any, params: CkksParams, records: Mapping[int, KeyRecor
     limbs = len(params.primes) + 1
 
     def load(target: Any, keys: Mapping[int, Any], slots: int) -> Any:
-        members = seal_format.key_switch(key_parms, dict(keys), slots, params.degree, limbs, SEAL_MINOR)
-        return load_object(target, context, seal_format.object_file(members, SEAL_MINOR))
+        members = seal_format.key_switch(key_parms, dict(keys), slots, params.degree, limbs, seal_minor())
+        return load_object(target, context, seal_format.object_file(members, seal_minor()))
 
     seal = sealapi()
     return (

@@ -31,7 +31,9 @@ __all__ = [
     "body",
     "ciphertext",
     "key_switch",
+    "minor_version",
     "object_file",
+    "read_ciphertext",
     "read_key_switch",
 ]
 
@@ -155,6 +157,13 @@ def _header(data: memoryview, offset: int) -> tuple[int, int]:
     if not _HEADER.size <= size <= len(data) - offset:
         raise WireError("cannot read a SEAL object: it is shorter than its header says", Reason.BYTES_TRUNCATED)
     return compression, offset + size
+
+
+def minor_version(data: bytes | bytearray) -> int:
+    """The minor version of the SEAL 4 that saved an object."""
+    _header(memoryview(data), 0)
+    minor: int = _HEADER.unpack_from(data)[3]
+    return minor
 
 
 def body(data: bytes | bytearray) -> memoryview:

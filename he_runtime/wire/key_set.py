@@ -1,0 +1,173 @@
+"""A key set on the wire: what a client uploads once, as a file that neither side holds in memory whole.
+
+Body: count u32, N u32, a table with a row per record (element u32, level u32, length u64, digest 32 bytes), then the
+records back to back, each a complete key object that a store may keep by its own digest. The digest in the set's
+header covers the table and so, through it, every record.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from ..errors import KeyMismatch, Reason, WireError
+from ..params import CkksParams
+from ..ring import KeyRecord, KeySetSpec
+from .header import HEADER_BYTES, Header, Kind, pack_header, read_header
+from .keys import check_request, decode_key, encode_key, key_byte_size
+
+__all__ = ["KeySetRow", "KeySetWriter", "key_set_byte_size", "read_key_set", "read_key_table"]
+
+_BODY = struct.Struct("<II")
+_ROW = struct.Struct("<IIQ32s")
+
+
+@dataclass(frozen=True)
+class KeySetRow:
+    """Where a record lies in the file, and what it must be."""
+
+    element: int
+    level: int
+    offset: int
+    length: int
+    digest: bytes
+
+
+def _table_bytes(count: int) -> int:
+    return _BODY.size + count * _ROW.size
+
+
+def key_set_byte_size(spec: KeySetSpec, params: CkksParams, seeded: bool) -> int:
+    """Exact size of the whole upload object for `spec`, its a_i seeded or in full."""
+    records = sum(key_byte_size(r.level, params, seeded) for r in spec.requests)
+    return HEADER_BYTES + _table_bytes(len(spec.requests)) + records
+
+
+class KeySetWriter:
+    """Writes the records of `spec`, in its order, to a seekable binary file that starts empty at its position 0.
+
+    The header and the table are written by `close`; until then, and if anything fails, the file is not a key set.
+    """
+
+    def __init__(self, file: BinaryIO, params: CkksParams, spec: KeySetSpec) -> None:
+        if len({r.element for r in spec.requests}) != len(spec.requests):
+            raise WireError("cannot write this key set: an element occurs twice, need each once")
+        for request in spec.requests:
+            check_request(request.element, request.level, params)
+        self._file = file
+        self._params = params
+        self._requests = spec.requests
+        self._rows: list[bytes] = []
+        self._written = 0
+        self._start = HEADER_BYTES + _table_bytes(len(spec.requests))
+        file.seek(self._start)
+
+    def write(self, record: KeyRecord) -> int:
+        """Append the next record; returns its bytes. Raises KeyMismatch when it is not the one that the spec names."""
+        expected = self._requests[len(self._rows)] if len(self._rows) < len(self._requests) else None
+        if expected is None or (record.element, record.level) != (expected.element, expected.level):
+            need = "no more" if expected is None else f"element {expected.element} at level {expected.level}"
+            raise KeyMismatch(
+                f"cannot write the key for element {record.element} at level {record.level}: need {need}",
+                Reason.KEY_MISSING,
+            )
+        data = encode_key(record, self._params)
+        self._file.write(data)
+        self._rows.append(_ROW.pack(record.element, record.level, len(data), read_header(data, Kind.KEY).digest))
+        self._written += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Write header and table. Raises KeyMismatch while records are missing."""
+        if len(self._rows) != len(self._requests):
+            raise KeyMismatch(f"cannot finish the key set: got {len(self._rows)} records, need {len(self._requests)}")
+        table = b"".join((_BODY.pack(len(self._rows), self._params.degree), *self._rows))
+        header = pack_header(Kind.KEY_SET, self._params, len(table) + self._written, [table])
+        self._file.seek(0)
+        self._file.write(header + table)
+        self._file.flush()
+
+    def __enter__(self) -> KeySetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+
+def _read_exactly(file: BinaryIO, count: int) -> bytes:
+    data = file.read(count)
+    if len(data) != count:
+        raise WireError(f"cannot read a key set: got {len(data)} bytes, need {count}", Reason.BYTES_TRUNCATED)
+    return data
+
+
+def _check_length(header: Header, file_bytes: int) -> None:
+    got = file_bytes - HEADER_BYTES
+    if got != header.body_bytes:
+        reason = Reason.BYTES_TRUNCATED if got < header.body_bytes else Reason.BYTES_MALFORMED
+        raise WireError(f"cannot read a key set: got a body of {got} bytes, need {header.body_bytes}", reason)
+
+
+def _parse_rows(table: bytes, params: CkksParams) -> list[KeySetRow]:
+    offset = HEADER_BYTES + len(table)
+    rows: list[KeySetRow] = []
+    for element, level, length, digest in _ROW.iter_unpack(table[_BODY.size :]):
+        check_request(element, level, params)
+        if length not in (key_byte_size(level, params, False), key_byte_size(level, params, True)):
+            raise WireError(f"cannot read a key set: no key at level {level} has {length} bytes", Reason.SIZE_MISMATCH)
+        rows.append(KeySetRow(element, level, offset, length, digest))
+        offset += length
+    return rows
+
+
+def read_key_table(file: BinaryIO, params: CkksParams) -> list[KeySetRow]:
+    """The checked table of a seekable file: exact places, no element twice, and not a byte unaccounted for.
+
+    Raises WireError, or KeyMismatch when the set was made for other parameters.
+    """
+    file_bytes = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    header = read_header(file.read(HEADER_BYTES), Kind.KEY_SET)
+    _check_length(header, file_bytes)
+    head = _read_exactly(file, _BODY.size)
+    count, degree = _BODY.unpack(head)
+    if count > params.degree or _table_bytes(count) > header.body_bytes:
+        raise WireError(f"cannot read a key set of {count} keys: need at most {params.degree}", Reason.LIMIT_EXCEEDED)
+    table = head + _read_exactly(file, count * _ROW.size)
+    header.check_digest(table)
+    header.check_params(params)
+    if degree != params.degree:
+        raise WireError(f"cannot read a key set: got N={degree}, need N={params.degree}", Reason.SIZE_MISMATCH)
+    rows = _parse_rows(table, params)
+    if len({r.element for r in rows}) != len(rows):
+        raise WireError("cannot read a key set: an element occurs twice, need each once")
+    if _table_bytes(count) + sum(r.length for r in rows) != header.body_bytes:
+        raise WireError("cannot read a key set: its records do not fill it exactly")
+    return rows
+
+
+def read_key_set(source: str | Path | BinaryIO, params: CkksParams) -> Iterator[KeyRecord]:
+    """The records of a key set, one at a time; the table is checked before the first one is read.
+
+    `source` is a path or a seekable binary file. Raises WireError, or KeyMismatch for other parameters.
+    """
+    with ExitStack() as stack:
+        file = stack.enter_context(open(source, "rb")) if isinstance(source, (str, Path)) else source
+        for row in read_key_table(file, params):
+            file.seek(row.offset)
+            data = _read_exactly(file, row.length)
+            if read_header(data, Kind.KEY).digest != row.digest:
+                raise WireError("cannot read a key set: a record is not the one in the table", Reason.DIGEST_MISMATCH)
+            record = decode_key(data, params)
+            if (record.element, record.level) != (row.element, row.level):
+                raise WireError("cannot read a key set: a record is for another element or level than the table says")
+            yield record

@@ -1,0 +1,100 @@
+"""One evaluation key on the wire: a relinearization or Galois key, cut to the level that it serves.
+
+Body: Galois element u32 (0 for relinearization), level u32, gadget u32 (1: seal), digits u32, then each digit's two
+polynomials b_i and a_i. Rows are under primes 0..level, then the special prime. The a_i are all in full or all seeds;
+a seed draws rows for the whole key chain, of which the key keeps its own.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from ..errors import KeyMismatch, Reason, WireError
+from ..params import CkksParams
+from ..ring import RELINEARIZATION, KeyRecord, Poly, Residues, SeededPoly
+from .header import HEADER_BYTES, Buffer, Kind, open_object, pack_object
+from .polys import pack_poly, poly_bytes, read_poly
+from .reader import Reader
+
+__all__ = ["check_request", "decode_key", "encode_key", "key_byte_size"]
+
+_HEAD = struct.Struct("<IIII")
+_SEAL = 1
+
+
+def key_byte_size(level: int, params: CkksParams, seeded: bool) -> int:
+    """Exact size of the object of one key at `level`."""
+    limbs = level + 1 + len(params.special)
+    digit = poly_bytes(limbs, params.degree, False) + poly_bytes(limbs, params.degree, seeded)
+    return HEADER_BYTES + _HEAD.size + (level + 1) * digit
+
+
+def check_request(element: int, level: int, params: CkksParams) -> None:
+    """Raise WireError unless the parameters have such a Galois element (0: relinearization) and level."""
+    if element != RELINEARIZATION and not (element % 2 == 1 and 1 < element < 2 * params.degree):
+        raise WireError(
+            f"cannot use a key for element {element}: need 0, or an odd number from 3 to {2 * params.degree - 1}"
+        )
+    if not 0 <= level <= params.max_level:
+        raise WireError(f"cannot use a key at level {level}: need 0 to {params.max_level}", Reason.LEVEL_MISMATCH)
+    if len(params.special) != 1:
+        raise KeyMismatch(
+            f"cannot use a key of gadget 'seal' with {len(params.special)} special primes: need 1",
+            Reason.KEY_PARAMETERS_DIFFER,
+        )
+
+
+def _rows(level: int, params: CkksParams) -> tuple[int, ...]:
+    return (*params.primes[: level + 1], *params.special)
+
+
+def _chain(params: CkksParams) -> int:
+    return len(params.primes) + len(params.special)
+
+
+def _check_forms(digits: list[tuple[Residues, Poly]], what: str) -> None:
+    if len({isinstance(a, SeededPoly) for _, a in digits}) != 1:
+        raise WireError(f"cannot use {what}: some of its a_i are seeds and some are not; need one form throughout")
+    if any(isinstance(a, np.ndarray) and not a.any() for _, a in digits):
+        raise WireError(f"cannot use {what}: one of its a_i is zero, and would publish what it should hide")
+
+
+def encode_key(record: KeyRecord, params: CkksParams) -> bytes:
+    """One object holding `record`. Raises what `decode_key` would raise for it."""
+    what = f"the key for element {record.element}"
+    check_request(record.element, record.level, params)
+    if record.gadget != "seal" or len(record.digits) != record.level + 1:
+        raise WireError(f"cannot write {what}: need {record.level + 1} digits on gadget 'seal'", Reason.SIZE_MISMATCH)
+    _check_forms(list(record.digits), what)
+    primes = _rows(record.level, params)
+    pieces: list[Buffer] = [_HEAD.pack(record.element, record.level, _SEAL, len(record.digits))]
+    for b, a in record.digits:
+        pieces += pack_poly(b, primes, params.degree, what)
+        pieces += pack_poly(a, primes, params.degree, what, _chain(params))
+    return pack_object(Kind.KEY, params, pieces)
+
+
+def decode_key(data: Buffer, params: CkksParams) -> KeyRecord:
+    """The key of an object, validated; its residues are views of `data`, which must not change any more.
+
+    Raises WireError (malformed, truncated, digest, residues, element, level), or KeyMismatch when it was made for
+    other parameters.
+    """
+    reader = Reader(open_object(data, Kind.KEY, params), "an evaluation key")
+    element, level, gadget, count = reader.unpack(_HEAD)
+    check_request(element, level, params)
+    if gadget != _SEAL:
+        raise WireError(f"cannot use a key on gadget {gadget}: this build knows 1, 'seal'", Reason.VERSION_UNKNOWN)
+    if count != level + 1:
+        raise WireError(f"cannot use a key of {count} digits: need {level + 1} at level {level}", Reason.SIZE_MISMATCH)
+    primes = _rows(level, params)
+    digits: list[tuple[Residues, Poly]] = []
+    for _ in range(count):
+        b = read_poly(reader, primes, params.degree)
+        assert not isinstance(b, SeededPoly)
+        digits.append((b, read_poly(reader, primes, params.degree, _chain(params))))
+    reader.finish()
+    _check_forms(digits, "an evaluation key")
+    return KeyRecord(element, level, tuple(digits))

@@ -1,0 +1,92 @@
+"""Activations -> learned quadratics.
+
+Each activation becomes a*x^2 + b*x + c per channel, started from the least-squares fit under the normal distribution
+of its own input (for ReLU under N(0, s^2): c = s/sqrt(8 pi), b = 1/2, a = 1/(s sqrt(8 pi)); ckks-compression.md,
+section D), mixed in slowly, and trained by knowledge distillation from the network that still has its activations.
+
+Coefficients obey a >= MIN_CURVATURE and |b/2a| <= MAX_CENTER in units of the input's standard deviation: then the
+completed square (folding.py) loses no precision to cancellation, and its sign is always positive, which is what lets a
+residual sum share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .activations import evaluate
+from .graph import Graph
+from .trainable import Site, TrainableGraph
+
+__all__ = ["MAX_CENTER", "MIN_CURVATURE", "constrain", "fit_quadratic", "range_penalty", "replace_activations"]
+
+Floats = npt.NDArray[np.float64]
+
+MIN_CURVATURE = 0.05
+MAX_CENTER = 4.0
+_QUADRATURE_POINTS = 96
+_MIN_STD = 1e-3
+_RADIUS_MARGIN = 1.1  # as AutoFHE's running bound
+
+
+def fit_quadratic(function: Mapping[str, object], mean: Floats, std: Floats) -> tuple[Floats, Floats, Floats]:
+    """Least-squares a, b, c (channels,) of an activation under N(mean, std^2) per channel, within the constraints."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_POINTS)
+    weights = weights / weights.sum()
+    x = mean[:, None] + std[:, None] * nodes  # (channels, points)
+    target = evaluate(function, x)
+    # In z = (x - mean) / std the Hermite polynomials 1, z, z^2 - 1 are orthogonal, so each coefficient stands alone.
+    h0 = (target * weights).sum(1)
+    h1 = (target * nodes * weights).sum(1)
+    h2 = (target * (nodes**2 - 1) * weights).sum(1) / 2
+    curvature = np.maximum(h2, MIN_CURVATURE * std)
+    a = curvature / std**2
+    b = h1 / std - 2 * a * mean
+    center = np.clip(b / (2 * a), -MAX_CENTER * std, MAX_CENTER * std)
+    b = 2 * a * center
+    c = h0 - (a * (mean**2 + std**2) + b * mean)  # keeps the mean of the output exact after clipping
+    return a, b, c
+
+
+@torch.no_grad()
+def replace_activations(graph: Graph, x: npt.NDArray[np.float32]) -> tuple[Graph, dict[str, Site]]:
+    """Replace every activation by a fitted quadratic; `x` (B, *shape) holds normalized inputs to measure on.
+
+    Sites are fitted in order, each on what the *original* network feeds it.
+    """
+    net = TrainableGraph(graph)
+    net.recording = True
+    net(torch.as_tensor(x, dtype=torch.float32))
+    sites: dict[str, Site] = {}
+    for node in graph.activations():
+        seen = net.pre_activations[node.name].double().numpy()
+        channels = np.moveaxis(seen, 1, 0).reshape(seen.shape[1], -1)
+        mean, std = channels.mean(1), np.maximum(channels.std(1), _MIN_STD)
+        if seen.ndim == 2:
+            # One channel per feature would learn a polynomial per neuron; a shared one generalises and folds as well.
+            mean, std = np.full_like(mean, seen.mean()), np.full_like(std, max(float(seen.std()), _MIN_STD))
+        coefficients = dict(zip("abc", fit_quadratic(node.attrs, mean, std), strict=True))
+        sites[node.name] = Site(dict(node.attrs), std, _RADIUS_MARGIN * float(np.abs(seen).max()))
+        quadratic = replace(node, op="quadratic", attrs={}, arrays={})
+        graph = graph.with_node(quadratic).with_arrays(quadratic, coefficients)
+    return graph, sites
+
+
+@torch.no_grad()
+def constrain(net: TrainableGraph) -> None:
+    """Put every site's coefficients back within the constraints; call after each optimiser step."""
+    for name in net.sites:
+        arrays = net.graph.node(name).arrays
+        a, b = net.parameter(arrays["a"]), net.parameter(arrays["b"])
+        a.clamp_(min=MIN_CURVATURE)
+        b.copy_(torch.maximum(torch.minimum(b, 2 * MAX_CENTER * a), -2 * MAX_CENTER * a))
+
+
+def range_penalty(net: TrainableGraph, exponent: int) -> torch.Tensor:
+    """mean(|x / r|^exponent) over the inputs of every site, r its radius (after PILLAR); needs `net.recording`."""
+    terms = [((x / net.sites[name].radius) ** exponent).mean() for name, x in net.pre_activations.items() if name in net.sites]
+    return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -1,0 +1,187 @@
+"""A Graph as a torch module: the same nodes, with arrays as parameters.
+
+Everything after capture trains this module and not the user's, so functional activations, reused modules and arbitrary
+forwards need no special care: an array that two nodes name is one parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from he_runtime.model import Node
+from torch import Tensor, nn
+
+from .activations import ACTIVATIONS
+from .graph import ACTIVATION, LINEAR_OPS, Graph
+
+__all__ = ["Site", "TrainableGraph"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A quadratic that stands where an activation was.
+
+    `function` holds the activation's attributes; `unit` (channels,) is the standard deviation of its input, in whose
+    units the coefficients are trained; `radius` bounds the inputs seen while the activation was still there.
+    """
+
+    function: Mapping[str, object]
+    unit: Floats
+    radius: float
+
+
+class TrainableGraph(nn.Module):
+    """Forward pass of a graph on normalized inputs (B, *shape).
+
+    `blend` mixes each site's activation (0) with its quadratic (1). `masks` and `step_bits` map array names to a bool
+    tensor that multiplies the weights, and to the width of a straight-through integer grid. While `recording`, the
+    input of every activation and quadratic is kept in `pre_activations`.
+    """
+
+    def __init__(self, graph: Graph, sites: Mapping[str, Site] | None = None) -> None:
+        super().__init__()
+        self.graph, self.sites = graph, dict(sites or {})
+        self.blend = 1.0
+        self.masks: dict[str, Tensor] = {}
+        self.step_bits: dict[str, int] = {}
+        self.recording = False
+        self.pre_activations: dict[str, Tensor] = {}
+        self._index = {key: i for i, key in enumerate(graph.arrays)}
+        self._units = {key: u for name, site in self.sites.items() for key, u in _unit_factors(graph, name, site)}
+        self._parameters_list = nn.ParameterList(self._parameter(key) for key in graph.arrays)
+
+    def _parameter(self, key: str) -> nn.Parameter:
+        nodes = self.graph.users_of_array(key)
+        # A square that the user wrote stays a square; only what replaced an activation learns its coefficients.
+        trainable = any(n.op != "quadratic" or n.name in self.sites for n in nodes)
+        values = np.asarray(self.graph.arrays[key], dtype=np.float64) * self._units.get(key, 1.0)
+        return nn.Parameter(torch.tensor(values, dtype=torch.float32), requires_grad=trainable)
+
+    def parameter(self, key: str) -> nn.Parameter:
+        """The trained values of one array (a site's coefficients in the units of its input)."""
+        found: nn.Parameter = self._parameters_list[self._index[key]]
+        return found
+
+    def weight_keys(self) -> list[str]:
+        """Names of the weight matrices and kernels, in order of first use."""
+        keys = [n.arrays["weight"] for n in self.graph.nodes if n.op in LINEAR_OPS]
+        return list(dict.fromkeys(keys))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {self.graph.input_name: x}
+        self.pre_activations = {}
+        for node in self.graph.nodes:
+            values[node.name] = _FORWARD[node.op](self, node, *(values[i] for i in node.inputs))
+        return values[self.graph.output]
+
+    def value(self, node: Node, role: str) -> Tensor | None:
+        """An array as the forward pass uses it: masked, on its integer grid, in the units of the graph."""
+        key = node.arrays.get(role)
+        if key is None:
+            return None
+        result: Tensor = self.parameter(key)
+        if key in self.masks:
+            result = result * self.masks[key]
+        if key in self.step_bits:
+            result = straight_through(result, self.step_bits[key])
+        if key in self._units:
+            result = result / torch.as_tensor(self._units[key], dtype=result.dtype)
+        return result
+
+    @torch.no_grad()
+    def to_graph(self) -> Graph:
+        """The graph with the trained values, masks applied."""
+        arrays = {}
+        for key in self.graph.arrays:
+            values = self.parameter(key).detach().double().numpy().copy() / self._units.get(key, 1.0)
+            arrays[key] = values * self.masks[key].numpy() if key in self.masks else values
+        return replace(self.graph, arrays=arrays)
+
+
+def straight_through(values: Tensor, bits: int) -> Tensor:
+    """Round to the symmetric grid of `bits` bits in the forward pass, identity in the backward pass."""
+    limit = 2 ** (bits - 1) - 1
+    step = values.detach().abs().max().clamp(min=torch.finfo(values.dtype).tiny) / limit
+    rounded = torch.clamp(torch.round(values.detach() / step), -limit, limit) * step
+    return values + (rounded - values.detach())
+
+
+def _unit_factors(graph: Graph, name: str, site: Site) -> list[tuple[str, Floats]]:
+    arrays = graph.node(name).arrays
+    return [(arrays["a"], site.unit), (arrays["b"], np.ones_like(site.unit)), (arrays["c"], 1.0 / site.unit)]
+
+
+def _channels(values: Tensor, x: Tensor) -> Tensor:
+    return values if values.ndim == 0 else values.reshape((-1,) + (1,) * (x.ndim - 2))
+
+
+def _dense(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    weight = net.value(node, "weight")
+    assert weight is not None
+    return F.linear(x, weight, net.value(node, "bias"))
+
+
+def _conv2d(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    weight, a = net.value(node, "weight"), node.attrs
+    assert weight is not None
+    return F.conv2d(x, weight, net.value(node, "bias"), a["stride"], a["padding"], a["dilation"], a["groups"])
+
+
+def _avg_pool2d(_: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, node.attrs["kernel"], node.attrs["stride"], node.attrs["padding"])
+
+
+def _reshape(_: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    return x.reshape(len(x), *node.shape)
+
+
+def _affine(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    scale, shift = net.value(node, "scale"), net.value(node, "shift")
+    assert scale is not None and shift is not None
+    return _channels(scale, x) * x + _channels(shift, x)
+
+
+def _quadratic(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    if net.recording:
+        net.pre_activations[node.name] = x
+    site = net.sites.get(node.name)
+    if site is not None and net.blend == 0.0:
+        return _original(site, x)
+    a, b, c = (net.value(node, role) for role in "abc")
+    assert a is not None and b is not None and c is not None
+    y = (_channels(a, x) * x + _channels(b, x)) * x + _channels(c, x)
+    return y if site is None or net.blend == 1.0 else net.blend * y + (1.0 - net.blend) * _original(site, x)
+
+
+def _original(site: Site, x: Tensor) -> Tensor:
+    options = {k: v for k, v in site.function.items() if k != "function"}
+    return ACTIVATIONS[str(site.function["function"])](x, **options)
+
+
+def _activation(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    if net.recording:
+        net.pre_activations[node.name] = x
+    return _original(Site(node.attrs, np.ones(1), 0.0), x)
+
+
+def _add(_: TrainableGraph, __: Node, x: Tensor, y: Tensor) -> Tensor:
+    return x + y
+
+
+_FORWARD: dict[str, Callable[..., Tensor]] = {
+    "dense": _dense,
+    "conv2d": _conv2d,
+    "avg_pool2d": _avg_pool2d,
+    "reshape": _reshape,
+    "affine": _affine,
+    "quadratic": _quadratic,
+    ACTIVATION: _activation,
+    "add": _add,
+}

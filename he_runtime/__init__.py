@@ -1,1 +1,10 @@
 """CompressedModel in, Plan out; price, simulate, execute. No torch, no grpc."""
+
+from __future__ import annotations
+
+from .compile import compile  # noqa: A004 - the public name of the design
+from .execute import Executor, run_clear
+from .model import CompressedModel
+from .plan import Plan
+
+__all__ = ["CompressedModel", "Executor", "Plan", "compile", "run_clear"]

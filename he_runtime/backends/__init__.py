@@ -1,0 +1,24 @@
+"""Evaluators. One registry row per backend; importing this package loads no HE library."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from ..errors import BackendUnavailable
+from ..plan import Plan
+
+__all__ = ["BACKENDS", "open_backend"]
+
+# name -> (module, class). A backend class takes a Plan, encodes its plaintexts, loads keys and makes evaluators.
+BACKENDS: dict[str, tuple[str, str]] = {
+    "tenseal": (".tenseal", "TensealBackend"),
+}
+
+
+def open_backend(name: str, plan: Plan) -> Any:
+    """A backend bound to `plan`; BackendUnavailable for an unknown name or a missing library."""
+    if name not in BACKENDS:
+        raise BackendUnavailable(f"cannot use backend {name!r}: need one of {sorted(BACKENDS)}")
+    module, attribute = BACKENDS[name]
+    return getattr(importlib.import_module(module, __package__), attribute)(plan)

@@ -1,0 +1,123 @@
+"""The evaluator interface: leaves that a backend implements, and the walk that every reading of a plan shares.
+
+Handles are opaque. A backend without hoisting inherits the default expansion of LINEAR_TRANSFORM below; a backend with
+a fused transform overrides it. Counters are incremented inside the backend's leaf routines, never from the plan.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from ..plan import Kind, Op, Plan
+
+__all__ = ["Check", "Evaluator", "walk"]
+
+H = TypeVar("H")
+Check = Callable[[], None]
+
+
+def _no_check() -> None:
+    return None
+
+
+class Evaluator(ABC, Generic[H]):
+    """Evaluates the ops of one plan on handles of type H.
+
+    `counters` maps (leaf, level of the operand) to how often the leaf ran. Plaintexts are addressed by their index in
+    the plan and were encoded when the evaluator was made. Rotations are to the left, steps in 1..slots-1.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.counters: Counter[tuple[str, int]] = Counter()
+
+    @abstractmethod
+    def add(self, x: H, y: H) -> H: ...
+
+    @abstractmethod
+    def add_plain(self, x: H, plaintext: int) -> H: ...
+
+    @abstractmethod
+    def mul_plain(self, x: H, plaintext: int) -> H: ...
+
+    @abstractmethod
+    def mul(self, x: H, y: H) -> H: ...
+
+    @abstractmethod
+    def square(self, x: H) -> H: ...
+
+    @abstractmethod
+    def relinearize(self, x: H) -> H: ...
+
+    @abstractmethod
+    def rescale(self, x: H) -> H: ...
+
+    @abstractmethod
+    def mod_switch(self, x: H) -> H: ...
+
+    @abstractmethod
+    def rotate(self, x: H, step: int) -> H: ...
+
+    @abstractmethod
+    def conjugate(self, x: H) -> H: ...
+
+    def finish(self, x: H, value: int) -> H:
+        """Called with every computed value and its index in the plan; a hook for exact scales or statistics."""
+        return x
+
+    def linear_transform(self, op: Op, xs: Sequence[H], check: Check = _no_check) -> list[H]:
+        """The default expansion: every baby rotation once, accumulate per giant step, rotate, sum."""
+        assert op.cells is not None
+        rotated: dict[tuple[int, int], H] = {(j, 0): x for j, x in enumerate(xs)}
+        for j, baby in op.babies:
+            check()
+            rotated[j, baby] = self.rotate(xs[j], baby)
+        sums: dict[tuple[int, int], H] = {}
+        for i, j, baby, giant, plaintext in op.cells.tolist():
+            check()
+            term = self.mul_plain(rotated[j, baby], plaintext)
+            sums[i, giant] = self.add(sums[i, giant], term) if (i, giant) in sums else term
+        outputs: dict[int, H] = {}
+        for i, giant in op.groups:
+            check()
+            part = self.rotate(sums[i, giant], giant) if giant else sums[i, giant]
+            outputs[i] = self.add(outputs[i], part) if i in outputs else part
+        return [outputs[i] for i in range(len(op.outputs))]
+
+
+def _leaf(evaluator: Evaluator[H], op: Op, xs: Sequence[H]) -> H:
+    match op.kind:
+        case Kind.ADD_PLAIN:
+            return evaluator.add_plain(xs[0], op.plaintext)
+        case Kind.MUL_PLAIN:
+            return evaluator.mul_plain(xs[0], op.plaintext)
+        case Kind.ROTATE:
+            return evaluator.rotate(xs[0], op.step)
+        case _:
+            leaf: Callable[..., H] = getattr(evaluator, op.kind.value)
+            return leaf(*xs)
+
+
+def walk(plan: Plan, evaluator: Evaluator[H], inputs: Sequence[H], check: Check = _no_check) -> list[H]:
+    """Run every op in order; values are dropped after their last use. Returns the output ports' values, flat.
+
+    `check` is called between any two operations and may raise Cancelled.
+    """
+    live: dict[int, H] = dict(zip((v for port in plan.inputs for v in port.values), inputs, strict=True))
+    last_use = plan.last_use
+    for index, op in enumerate(plan.ops):
+        check()
+        operands = [live[v] for v in op.inputs]
+        if op.kind is Kind.LINEAR_TRANSFORM:
+            results = evaluator.linear_transform(op, operands, check)
+        else:
+            results = [_leaf(evaluator, op, operands)]
+        for value, result in zip(op.outputs, results, strict=True):
+            live[value] = evaluator.finish(result, value)
+        for value in set(op.inputs):
+            if last_use[value] == index:
+                del live[value]
+    return [live[v] for port in plan.outputs for v in port.values]

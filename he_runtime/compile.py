@@ -1,0 +1,194 @@
+"""compile(model) -> Plan: stages, levels, packing, parameters, ops, checks, in that order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DoesNotFit, ParameterError
+from .lower.emit import Scales, emit
+from .lower.levels import stage_levels
+from .lower.packing import Packing, choose_packing
+from .lower.stages import Stage, build_stages
+from .model import CompressedModel
+from .noise import predict_sigma
+from .params import MAX_LOG2_QP, CkksParams, find_primes
+from .plan import Plan, Port, verify
+
+__all__ = ["DEGREES", "compile"]
+
+DEGREES = (4096, 8192, 16384, 32768)
+_MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
+_MIN_PRIME_BITS = 24.0
+_KEY_SWITCH_OVER_PRODUCT = 14.0  # rotation over plaintext product at one limb; grows with the limbs
+_HEADROOM_BITS = 1.0
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is fixed for one ring degree while scales are searched."""
+
+    model: CompressedModel
+    stages: list[Stage]
+    packing: Packing
+    degree: int
+    depth: int
+    magnitudes: dict[str, float]
+
+
+def compile(  # noqa: A001 - the public name of the design
+    model: CompressedModel,
+    *,
+    degrees: tuple[int, ...] = DEGREES,
+    max_error: float | None = None,
+    margin_share: float = 0.25,
+) -> Plan:
+    """Plan `model` for one query at the least latency: the smallest ring whose predicted error holds the budget.
+
+    The budget bounds six predicted sigmas: `max_error` in output units, or by default `margin_share` of the model's
+    median margin between the two largest outputs. Among the prime chains of a ring the one with the smallest
+    predicted error is taken, since SEAL's cost depends on the number of primes only.
+
+    Raises DoesNotFit naming what is missing, or ModelError for an unsupported op.
+    """
+    budget = _budget(model, max_error, margin_share)
+    reasons = []
+    for degree in degrees:
+        try:
+            plan = _plan_for_degree(model, degree)
+        except (DoesNotFit, ParameterError) as error:
+            reasons.append(f"N={degree}: {error.message}")
+            continue
+        if plan.error_bound <= budget:
+            return verify(plan)
+        reasons.append(f"N={degree}: the error bound is {plan.error_bound:.3g}, the budget {budget:.3g}")
+    raise DoesNotFit(f"cannot plan model {model.name!r}: no ring degree holds it ({'; '.join(reasons)}); try fewer activations")
+
+
+def _budget(model: CompressedModel, max_error: float | None, share: float) -> float:
+    if max_error is not None:
+        return max_error
+    margin = model.metadata.get("median_margin")
+    if margin is None:
+        low, high = model.ranges.get(model.output.node, (-1.0, 1.0))
+        margin = 0.1 * max(abs(low), abs(high))
+    return share * float(margin)
+
+
+def _plan_for_degree(model: CompressedModel, degree: int) -> Plan:
+    slots = degree // 2
+    stages = build_stages(model, slots)
+    levels = stage_levels(stages)
+    depth = max(levels.values())
+    _room(model, degree, depth)
+    source = model.input.name
+    packing = choose_packing(stages, source, model.input.shape, slots, levels, _stage_cost)
+    magnitudes = {name: max(abs(low), abs(high)) for name, (low, high) in model.ranges.items()}
+    return _best_scales(_Problem(model, stages, packing, degree, depth, magnitudes))
+
+
+def _room(model: CompressedModel, degree: int, depth: int) -> None:
+    """Refuse early when even the smallest primes cannot give the levels."""
+    if (depth + 2) * _MIN_PRIME_BITS > MAX_LOG2_QP[degree]:
+        raise DoesNotFit(f"model {model.name!r} needs {depth} levels, which do not fit {MAX_LOG2_QP[degree]} bits")
+
+
+def _stage_cost(rotations: int, products: int, level: int) -> float:
+    """Relative price on the SEAL gadget: a key switch costs (l + 1)(l + 2) transforms at l live primes."""
+    limbs = level + 1
+    return rotations * (limbs + 1) * limbs + products * 2 * limbs / _KEY_SWITCH_OVER_PRODUCT
+
+
+def _best_scales(problem: _Problem) -> Plan:
+    """Coarse grid over (Delta, last scale), then a finer one around the best; the rest of the chain follows."""
+    grid = [(d, s) for d in range(22, 46, 3) for s in range(8, 33, 4)]
+    tried: dict[tuple[float, float], Plan | None] = {}
+    best = _search(problem, grid, tried)
+    if best is None:
+        raise DoesNotFit(
+            f"no prime chain under {MAX_LOG2_QP[problem.degree]} bits gives {problem.depth} levels with room for the ranges"
+        )
+    d, s = best
+    fine = [(d + i, s + j) for i in (-2, -1, 0, 1, 2) for j in (-3, -2, -1, 0, 1, 2, 3)]
+    final = tried[_search(problem, [best, *fine], tried) or best]
+    assert final is not None
+    return final
+
+
+def _search(
+    problem: _Problem, grid: list[tuple[float, float]], tried: dict[tuple[float, float], Plan | None]
+) -> tuple[float, float] | None:
+    for point in grid:
+        if point not in tried:
+            tried[point] = _try(problem, *point)
+    sound = {point: tried[point] for point in grid if tried[point] is not None}
+    return min(sound, key=lambda p: sound[p].sigma) if sound else None  # type: ignore[union-attr]
+
+
+def _try(problem: _Problem, delta_bits: float, last_bits: float) -> Plan | None:
+    output = problem.magnitudes.get(problem.model.output.node, 1.0)
+    first = delta_bits + last_bits + math.log2(max(2 * output, 1.0)) + _HEADROOM_BITS
+    cap = MAX_LOG2_QP[problem.degree]
+    # The special prime is at least as large as every live one, so that key switching adds little.
+    rest = min(_MAX_PRIME_BITS, (cap - first) / (problem.depth + 1)) if problem.depth else _MAX_PRIME_BITS
+    special = max(rest, first)
+    if problem.depth and special > rest:
+        rest = min(_MAX_PRIME_BITS, (cap - 2 * first) / problem.depth)
+    if not _MIN_PRIME_BITS <= first <= _MAX_PRIME_BITS or not _MIN_PRIME_BITS <= rest or special > _MAX_PRIME_BITS:
+        return None
+    if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - delta_bits < 12):
+        return None
+    primes = find_primes(problem.degree, [special, first, *[rest] * problem.depth])
+    params = CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))
+    try:
+        return _assemble(problem, params, Scales(2.0**delta_bits, 2.0**last_bits))
+    except DoesNotFit:
+        return None
+
+
+def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> Plan:
+    model, packing = problem.model, problem.packing
+    source, target = model.input.name, model.output.node
+    e, tensors, layers = emit(problem.stages, packing, params, scales, source, problem.magnitudes)
+    plan = Plan(
+        model_name=model.name,
+        model_digest=model.digest,
+        params=params,
+        ops=tuple(e.ops),
+        values=tuple(e.values),
+        vectors=tuple(e.vectors),
+        plaintexts=tuple(e.plaintexts),
+        inputs=(Port(source, model.input.shape, tensors[source], packing.input_layout.slot_map),),
+        outputs=(Port(target, model.shape_of(target), tensors[target], packing.layouts[target].slot_map),),
+        layers=layers,
+        client={
+            "mean": list(model.input.mean),
+            "std": list(model.input.std),
+            "low": model.input.low,
+            "high": model.input.high,
+            "labels": list(model.output.labels),
+            "post_processing": model.output.post_processing,
+        },
+    )
+    from dataclasses import replace
+
+    return replace(plan, sigma=predict_sigma(plan, _known_mean_squares(problem, tensors)))
+
+
+def _known_mean_squares(problem: _Problem, tensors: Mapping[str, tuple[int, ...]]) -> dict[int, npt.NDArray[np.float64]]:
+    """Mean squares per slot of every tensor that calibration measured, by value."""
+    known: dict[int, npt.NDArray[np.float64]] = {}
+    for name, values in tensors.items():
+        stats = problem.model.mean_square(name)
+        if stats is None:
+            magnitude = problem.magnitudes.get(name, 1.0)
+            stats = np.full(math.prod(problem.model.shape_of(name)), magnitude**2 / 3)
+        is_input = name == problem.model.input.name
+        slot_map = (problem.packing.input_layout if is_input else problem.packing.layouts[name]).slot_map
+        spread = np.append(stats.ravel(), 0.0)[slot_map]
+        known.update(zip(values, spread, strict=True))
+    return known

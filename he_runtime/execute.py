@@ -1,0 +1,86 @@
+"""Running a plan: on slots (`run_clear`) or on ciphertexts (`Executor`)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends import open_backend
+from .backends.base import Check, walk
+from .backends.clear import ClearEvaluator
+from .errors import CiphertextMismatch, Reason
+from .plan import Plan
+from .plan.ops import RELATIVE_SCALE_TOLERANCE
+from .ring import CiphertextData, EvaluationKeys
+
+__all__ = ["Executor", "LoadedKeys", "run_clear"]
+
+
+def run_clear(plan: Plan, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Evaluate the plan on plain slots: normalized inputs (B, *shape) -> outputs (B, *output shape)."""
+    spec = plan.tensor_spec(plan.inputs[0])
+    batch = np.asarray(x, dtype=np.float64)
+    flat = np.concatenate([batch.reshape(len(batch), -1), np.zeros((len(batch), 1))], axis=1)
+    evaluator = ClearEvaluator(plan)
+    inputs = [evaluator.upload(flat[:, part], spec.level) for part in spec.slot_map]
+    results = np.stack([r.slots for r in walk(plan, evaluator, inputs)], axis=1)
+    output = plan.tensor_spec(plan.outputs[0])
+    return np.stack([output.unpack(sample) for sample in results])
+
+
+class LoadedKeys:
+    """A client's evaluation keys in a backend's own form; `byte_size` is what they occupy in memory."""
+
+    def __init__(self, handle: Any, byte_size: int) -> None:
+        self.handle = handle
+        self.byte_size = byte_size
+
+
+class Executor:
+    """One plan on one backend, plaintexts encoded once; `run` may be called many times, for many clients."""
+
+    def __init__(self, plan: Plan, backend: str = "tenseal") -> None:
+        self.plan = plan
+        self.backend = open_backend(backend, plan)
+        self.counters: Counter[tuple[str, int]] = Counter()
+
+    def load_keys(self, keys: EvaluationKeys) -> LoadedKeys:
+        """KeyMismatch when a key that the plan names is absent, cut too low, or made for other parameters."""
+        handle = self.backend.load_keys(keys)
+        return LoadedKeys(handle, int(handle.byte_size))
+
+    def run(
+        self, inputs: Sequence[CiphertextData], keys: LoadedKeys, check: Callable[[], None] | None = None
+    ) -> list[CiphertextData]:
+        """Evaluate; `check` is called between operations and may raise Cancelled. `counters` then holds this run's."""
+        self._check_inputs(inputs)
+        evaluator = self.backend.evaluator_for(keys.handle)
+        uploaded = [evaluator.upload(data) for data in inputs]
+        call: Check = check or (lambda: None)
+        results = walk(self.plan, evaluator, uploaded, call)
+        self.counters = evaluator.counters
+        return [evaluator.download(r) for r in results]
+
+    def _check_inputs(self, inputs: Sequence[CiphertextData]) -> None:
+        expected = [self.plan.values[v] for port in self.plan.inputs for v in port.values]
+        if len(inputs) != len(expected):
+            raise CiphertextMismatch(
+                f"cannot evaluate: got {len(inputs)} ciphertexts, need {len(expected)}; try packing by the client spec",
+                Reason.SIZE_MISMATCH,
+            )
+        for data, kind in zip(inputs, expected, strict=True):
+            if data.level != kind.level or len(data.polys) != kind.size:
+                raise CiphertextMismatch(
+                    f"cannot evaluate: got a ciphertext at level {data.level} with {len(data.polys)} polynomials, need "
+                    f"level {kind.level} with {kind.size}; try encrypting by the client spec"
+                )
+            if not math.isfinite(data.scale) or abs(data.scale - kind.scale) > RELATIVE_SCALE_TOLERANCE * kind.scale:
+                raise CiphertextMismatch(
+                    "cannot evaluate: the ciphertext's scale is not the plan's; try encrypting by the client spec",
+                    Reason.SCALE_MISMATCH,
+                )

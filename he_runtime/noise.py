@@ -1,0 +1,133 @@
+"""Predicted error of an encrypted run: per-slot variance carried through the same ops that run.
+
+The real part of every error is tracked, as variance in units of the value (scale divided out). Sources, for ring
+degree N, ternary secret (2N/3 non-zeros on average) and SEAL's error of standard deviation 3.2:
+
+* fresh symmetric encryption: N * 3.2^2 / 2, plus N/24 for rounding the encoded input;
+* encoding an operand of period p at scale s: p / 12 / s^2 per slot (only 2p coefficients are rounded);
+* rescaling, and the division by the special prime: N * (1 + 2N/3) / 24;
+* key switching: the digits are residues in [0, q_i), not centred, so besides N q_i^2 / 12 the mean q_i / 2 of their
+  coefficients adds (q_i / 2)^2 * |2 / (1 - zeta_j)|^2 in slot j, times the key error N * 3.2^2, over 2 P^2. The
+  slots whose root lies next to 1 are therefore much noisier than the rest.
+
+References: Cheon, Kim, Kim, Song, ASIACRYPT'17, section 3 (rescaling and encryption noise); the per-slot key-switching
+term is derived from SEAL's digit decomposition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends.base import Evaluator, walk
+from .params import CkksParams
+from .plan import Plan
+
+__all__ = ["NoiseValue", "fresh_variance", "output_variance", "predict_sigma"]
+
+Slots = npt.NDArray[np.float64]
+ERROR_VARIANCE = 3.2**2
+
+
+class NoiseValue:
+    """Mean square of the value and variance of its error, per slot, with level and scale."""
+
+    __slots__ = ("level", "mean_square", "scale", "variance")
+
+    def __init__(self, mean_square: Slots, variance: Slots, level: int, scale: float) -> None:
+        self.mean_square = mean_square
+        self.variance = variance
+        self.level = level
+        self.scale = scale
+
+
+def fresh_variance(params: CkksParams, scale: float) -> float:
+    """Variance of a slot of a fresh symmetric encryption, encoding included."""
+    return (params.degree * ERROR_VARIANCE / 2 + params.degree / 24) / scale**2
+
+
+class NoiseEvaluator(Evaluator[NoiseValue]):
+    """Carries (mean square, error variance) per slot. `known` gives exact mean squares of some values."""
+
+    def __init__(self, plan: Plan, known: Mapping[int, Slots]) -> None:
+        super().__init__(plan)
+        params = plan.params
+        self._known = known
+        self._rounding = params.degree * (1 + 2 * params.degree / 3) / 24
+        exponents = np.array([pow(3, j, 2 * params.degree) for j in range(params.slots)], dtype=np.float64)
+        self._mean_term = 1.0 / np.sin(np.pi * exponents / (2 * params.degree)) ** 2  # |2 / (1 - zeta_j)|^2
+
+    def finish(self, x: NoiseValue, value: int) -> NoiseValue:
+        if value in self._known:
+            return NoiseValue(self._known[value], x.variance, x.level, x.scale)
+        return x
+
+    def _operand(self, plaintext: int) -> tuple[Slots, float, float]:
+        plain = self.plan.plaintexts[plaintext]
+        vector = self.plan.vectors[plain.vector]
+        return np.resize(vector, self.plan.params.slots), len(vector) / 12 / plain.scale**2, plain.scale
+
+    def _switching(self, x: NoiseValue) -> Slots:
+        params = self.plan.params
+        degree, special = params.degree, float(params.special[0])
+        live = np.array(params.primes[: x.level + 1], dtype=np.float64) / special
+        digits = (live**2).sum() * (degree / 12 + self._mean_term / 4)
+        return np.asarray((digits * degree * ERROR_VARIANCE / 2 + self._rounding) / x.scale**2)
+
+    def add(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:
+        return NoiseValue(x.mean_square + y.mean_square, x.variance + y.variance, x.level, x.scale)
+
+    def add_plain(self, x: NoiseValue, plaintext: int) -> NoiseValue:
+        vector, variance, _ = self._operand(plaintext)
+        return NoiseValue(x.mean_square + vector**2, x.variance + variance, x.level, x.scale)
+
+    def mul_plain(self, x: NoiseValue, plaintext: int) -> NoiseValue:
+        vector, variance, scale = self._operand(plaintext)
+        error = x.variance * vector**2 + x.mean_square * variance
+        return NoiseValue(x.mean_square * vector**2, error, x.level, x.scale * scale)
+
+    def mul(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:
+        error = x.variance * y.mean_square + y.variance * x.mean_square + x.variance * y.variance
+        return NoiseValue(x.mean_square * y.mean_square, error, x.level, x.scale * y.scale)
+
+    def square(self, x: NoiseValue) -> NoiseValue:
+        error = 4 * x.variance * x.mean_square + 2 * x.variance**2
+        return NoiseValue(3 * x.mean_square**2, error, x.level, x.scale**2)
+
+    def relinearize(self, x: NoiseValue) -> NoiseValue:
+        return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
+
+    def rescale(self, x: NoiseValue) -> NoiseValue:
+        scale = x.scale / self.plan.params.primes[x.level]
+        return NoiseValue(x.mean_square, x.variance + self._rounding / scale**2, x.level - 1, scale)
+
+    def mod_switch(self, x: NoiseValue) -> NoiseValue:
+        return NoiseValue(x.mean_square, x.variance, x.level - 1, x.scale)
+
+    def rotate(self, x: NoiseValue, step: int) -> NoiseValue:
+        variance = np.roll(x.variance, -step) + self._switching(x)
+        return NoiseValue(np.roll(x.mean_square, -step), variance, x.level, x.scale)
+
+    def conjugate(self, x: NoiseValue) -> NoiseValue:
+        return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
+
+
+def output_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
+    """Predicted error variance of every output element, (elements,), at the slot that the client reads."""
+    evaluator = NoiseEvaluator(plan, known)
+    inputs = []
+    for port in plan.inputs:
+        for value in port.values:
+            kind = plan.values[value]
+            fresh = np.full(plan.params.slots, fresh_variance(plan.params, kind.scale))
+            inputs.append(NoiseValue(known[value], fresh, kind.level, kind.scale))
+    results = walk(plan, evaluator, inputs)
+    port = plan.outputs[0]
+    return plan.tensor_spec(port).unpack(np.stack([r.variance for r in results])).ravel()
+
+
+def predict_sigma(plan: Plan, known: Mapping[int, Slots]) -> float:
+    """Root mean square of the predicted error over the output elements."""
+    return float(np.sqrt(output_variance(plan, known).mean()))

@@ -1,0 +1,142 @@
+"""How to reach a server: its address, whether in the clear is acceptable, and whose certificate is trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from he_runtime.errors import Reason
+
+from .errors import ServerError, ServerUnreachable, ServerUntrusted
+from .keystore import ServerIdentity
+from .limits import Limits
+
+__all__ = ["Endpoint", "open_channel"]
+
+_FINGERPRINT = re.compile(r"(?:sha256:)?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})")
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server's host and port, e.g. from "localhost:50051" or "[::1]:50051"."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, address: str) -> Endpoint:
+        host, colon, port = address.strip().removeprefix("dns:///").rpartition(":")
+        host = host.removeprefix("[").removesuffix("]").lower()
+        if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ServerError(
+                f"cannot connect to {address!r}: need host:port; try localhost:50051", Reason.SERVER_UNREACHABLE
+            )
+        return cls(host, int(port))
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def open_channel(
+    endpoint: Endpoint,
+    certificate: str | Path | None,
+    limits: Limits,
+    *,
+    allow_insecure: bool,
+    timeout_seconds: float,
+) -> tuple[grpc.Channel, ServerIdentity]:
+    """A channel, and whom its secrets belong to.
+
+    `certificate` is the path of a PEM file, holding a root to trust or the server's own certificate to pin, or a pin
+    "sha256:<64 hex digits>" of the server's own certificate. Without one the system's roots are trusted, except that
+    loopback addresses (and any with `allow_insecure`) are reached without TLS.
+
+    Raises ServerUntrusted when a pin does not match, ServerUnreachable when a pinned server cannot be reached.
+    """
+    options = _options(limits)
+    if certificate is None and (endpoint.is_loopback or allow_insecure):
+        return grpc.insecure_channel(str(endpoint), options), ServerIdentity(str(endpoint))
+    roots = fingerprint = None
+    if certificate is not None:
+        roots, fingerprint = _trusted(endpoint, str(certificate), timeout_seconds)
+    credentials = grpc.ssl_channel_credentials(root_certificates=roots)
+    return grpc.secure_channel(str(endpoint), credentials, options), ServerIdentity(str(endpoint), fingerprint or "")
+
+
+def _trusted(endpoint: Endpoint, certificate: str, timeout_seconds: float) -> tuple[bytes, str]:
+    """The PEM bytes to trust, and the fingerprint of the first certificate in them."""
+    pin = _FINGERPRINT.fullmatch(certificate.lower())
+    if pin is not None:
+        wanted = pin[1].replace(":", "")
+        pem = _presented_by(endpoint, timeout_seconds)
+        got = _fingerprint(pem)
+        if got != wanted:
+            raise ServerUntrusted(f"cannot trust {endpoint}: its certificate is sha256:{got}, need sha256:{wanted}")
+        return pem, got
+    try:
+        pem = Path(certificate).expanduser().read_bytes()
+    except OSError as error:
+        raise ServerUntrusted(
+            f"cannot read certificate {certificate}: {error.strerror or error}; need a PEM file or sha256:<64 hex digits>"
+        ) from error
+    return pem, _fingerprint(pem)
+
+
+def _fingerprint(pem: bytes) -> str:
+    found = _PEM.search(pem)
+    try:
+        if found is None:
+            raise ValueError
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0].decode())).hexdigest()
+    except ValueError as error:
+        raise ServerUntrusted("cannot use the certificate: need PEM with a BEGIN CERTIFICATE line") from error
+
+
+def _presented_by(endpoint: Endpoint, timeout_seconds: float) -> bytes:
+    """The certificate that the server shows, unverified: the caller compares it with a pin before trusting it."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((endpoint.host, endpoint.port), timeout=timeout_seconds) as plain,
+            context.wrap_socket(plain, server_hostname=endpoint.host) as secured,
+        ):
+            shown = secured.getpeercert(binary_form=True)
+    except OSError as error:
+        raise ServerUnreachable(
+            f"cannot reach {endpoint} over TLS: {error.strerror or type(error).__name__}; try its address and port",
+            code="UNAVAILABLE",
+        ) from error
+    if shown is None:
+        raise ServerUntrusted(f"cannot trust {endpoint}: it shows no certificate, need the pinned one")
+    return ssl.DER_cert_to_PEM_cert(shown).encode()
+
+
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", limits.max_message_bytes),
+        ("grpc.enable_retries", 0),  # Transport retries, because it knows what may be repeated
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]

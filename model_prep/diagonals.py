@@ -1,0 +1,106 @@
+"""Diagonal-class pruning: the unit of saving under slot packing is a whole generalized diagonal, never one weight.
+
+A linear layer is a matrix from input slots to output slots. With the input replicated with its period, the entries with
+equal (column - row) mod M share one plaintext operand, M being the smaller of the two padded sizes (Halevi-Shoup;
+ckks-compression.md, section B1). A class that is zero throughout is an operand that the plan drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from he_runtime.model import Node
+
+from .graph import Graph
+from .masks import Bools, Mask
+
+__all__ = ["Positions", "contiguous_positions", "diagonal_classes", "diagonal_mask"]
+
+Ints = npt.NDArray[np.int64]
+Positions = tuple[Ints, Ints]  # slots of the output elements and of the input elements, in the tensors' shapes
+
+
+def contiguous_positions(output_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> Positions:
+    """Row-major slots without gaps: the packing of last resort, and exact for dense layers."""
+    return tuple(np.arange(int(np.prod(s))).reshape(s) for s in (output_shape, input_shape))  # type: ignore[return-value]
+
+
+def diagonal_classes(node: Node, weight: npt.NDArray[Any], positions: Positions, modulus: int | None = None) -> Ints:
+    """The class of each weight, in the weight's shape: weights of one class lie on the same set of diagonals.
+
+    `positions` holds the slot of every output element and of every input element. A convolution's weight occurs once
+    per output position; where these fall on one diagonal the class is that diagonal, otherwise it is their set.
+    """
+    rows, columns = positions
+    modulus = modulus or min(_padded(rows), _padded(columns))
+    if node.op == "dense":
+        return np.asarray((columns.ravel()[None, :] - rows.ravel()[:, None]) % modulus, dtype=np.int64)
+    return _conv_classes(node, weight.shape, rows, columns, modulus)
+
+
+def _conv_classes(node: Node, shape: tuple[int, ...], rows: Ints, columns: Ints, modulus: int) -> Ints:
+    (stride_y, stride_x), (pad_y, pad_x) = node.attrs["stride"], node.attrs["padding"]
+    dilation_y, dilation_x = node.attrs["dilation"]
+    out_channels, width, kernel_y, kernel_x = shape
+    groups = int(node.attrs["groups"])
+    _, height_in, width_in = columns.shape
+    channel = np.arange(out_channels)[:, None] * groups // out_channels * width + np.arange(width)  # (out, in/groups)
+    y, x = np.indices(rows.shape[1:])
+    occurrences = np.full((*shape, y.size), -1, dtype=np.int64)
+    for dy in range(kernel_y):
+        for dx in range(kernel_x):
+            iy, ix = y * stride_y - pad_y + dy * dilation_y, x * stride_x - pad_x + dx * dilation_x
+            inside = (iy >= 0) & (iy < height_in) & (ix >= 0) & (ix < width_in)
+            if inside.any():
+                source = columns[:, iy[inside], ix[inside]][channel]  # (out, in/groups, occurrences)
+                diagonal = (source - rows[:, None, y[inside], x[inside]]) % modulus
+                occurrences[:, :, dy, dx, : inside.sum()] = diagonal
+    return _set_ids(occurrences.reshape(-1, y.size)).reshape(shape)
+
+
+def _set_ids(occurrences: Ints) -> Ints:
+    """(weights, positions) -> one number per distinct set of values in a row; -1 fills the places that do not exist."""
+    ordered = np.sort(occurrences, axis=1)
+    ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
+    _, ids = np.unique(np.sort(ordered, axis=1), axis=0, return_inverse=True)
+    return np.asarray(ids, dtype=np.int64).ravel()
+
+
+def _padded(positions: Ints) -> int:
+    return 1 << int(positions.max()).bit_length()
+
+
+def diagonal_mask(
+    graph: Graph,
+    weights: Mapping[str, npt.NDArray[Any]],
+    density: Mapping[str, float],
+    positions: Mapping[str, Positions] | None = None,
+    importance: Mapping[str, npt.NDArray[Any]] | None = None,
+) -> Mask:
+    """Keep the share `density[array]` of each layer's classes (at least one), those with the largest saliency.
+
+    The saliency of a class is the sum of its squared weights, each times `importance` (a Fisher diagonal in the
+    weight's shape) where given. `positions` maps node names to slots; contiguous ones are assumed otherwise. An array
+    that several nodes share is pruned for the first.
+    """
+    keep: dict[str, Bools] = {}
+    for key, weight in weights.items():
+        node = graph.users_of_array(key)[0]
+        slots = (positions or {}).get(node.name) or contiguous_positions(node.shape, graph.shape_of(node.inputs[0]))
+        classes = diagonal_classes(node, weight, slots)
+        saliency = weight**2 * (1.0 if importance is None else importance[key])
+        keep[key] = _strongest_classes(classes, saliency, density[key])
+    return Mask(keep, "diagonal", {"method": "diagonal classes", "density": dict(density)})
+
+
+def _strongest_classes(classes: Ints, saliency: npt.NDArray[Any], density: float) -> Bools:
+    """Ties fall to the lower class number."""
+    labels, inverse = np.unique(classes.ravel(), return_inverse=True)
+    sums = np.bincount(inverse, weights=saliency.ravel(), minlength=len(labels))
+    count = max(1, round(density * len(labels)))
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    chosen[np.argsort(-sums, kind="stable")[:count]] = True
+    return np.asarray(chosen[inverse].reshape(classes.shape))

@@ -13,6 +13,7 @@ __all__ = ["BACKENDS", "open_backend"]
 # name -> (module, class). A backend class takes a Plan, encodes its plaintexts, loads keys and makes evaluators.
 BACKENDS: dict[str, tuple[str, str]] = {
     "tenseal": (".tenseal", "TensealBackend"),
+    "pyfhel": (".pyfhel", "PyfhelBackend"),
 }
 
 

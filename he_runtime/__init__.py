@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .compile import compile  # noqa: A004 - the public name of the design
+from .compile import compile
 from .execute import Executor, run_clear
 from .model import CompressedModel
 from .plan import Plan

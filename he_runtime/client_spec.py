@@ -175,7 +175,9 @@ class ClientSpec:
         except (PlanError, ParameterError):
             raise
         except Exception as error:  # hostile JSON may fail in any conversion above
-            raise PlanError(f"cannot read the client spec: malformed ({type(error).__name__}); try the server's operator") from error
+            raise PlanError(
+                f"cannot read the client spec: malformed ({type(error).__name__}); try the server's operator"
+            ) from error
 
 
 def _parse_keys(record: Mapping[str, Any], params: CkksParams) -> KeySetSpec:

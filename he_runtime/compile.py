@@ -15,7 +15,7 @@ from .lower.levels import stage_levels
 from .lower.packing import Packing, choose_packing
 from .lower.stages import Stage, build_stages
 from .model import CompressedModel
-from .noise import predict_sigma
+from .noise import quietest, slot_variance
 from .params import MAX_LOG2_QP, CkksParams, find_primes
 from .plan import Plan, Port, verify
 
@@ -40,7 +40,7 @@ class _Problem:
     magnitudes: dict[str, float]
 
 
-def compile(  # noqa: A001 - the public name of the design
+def compile(
     model: CompressedModel,
     *,
     degrees: tuple[int, ...] = DEGREES,
@@ -66,7 +66,9 @@ def compile(  # noqa: A001 - the public name of the design
         if plan.error_bound <= budget:
             return verify(plan)
         reasons.append(f"N={degree}: the error bound is {plan.error_bound:.3g}, the budget {budget:.3g}")
-    raise DoesNotFit(f"cannot plan model {model.name!r}: no ring degree holds it ({'; '.join(reasons)}); try fewer activations")
+    raise DoesNotFit(
+        f"cannot plan model {model.name!r}: no ring degree holds it ({'; '.join(reasons)}); try fewer activations"
+    )
 
 
 def _budget(model: CompressedModel, max_error: float | None, share: float) -> float:
@@ -105,7 +107,7 @@ def _stage_cost(rotations: int, products: int, level: int) -> float:
 
 def _best_scales(problem: _Problem) -> Plan:
     """Coarse grid over (Delta, last scale), then a finer one around the best; the rest of the chain follows."""
-    grid = [(d, s) for d in range(22, 46, 3) for s in range(8, 33, 4)]
+    grid = [(float(d), float(s)) for d in range(22, 46, 3) for s in range(8, 33, 4)]
     tried: dict[tuple[float, float], Plan | None] = {}
     best = _search(problem, grid, tried)
     if best is None:
@@ -138,7 +140,7 @@ def _try(problem: _Problem, delta_bits: float, last_bits: float) -> Plan | None:
     special = max(rest, first)
     if problem.depth and special > rest:
         rest = min(_MAX_PRIME_BITS, (cap - 2 * first) / problem.depth)
-    if not _MIN_PRIME_BITS <= first <= _MAX_PRIME_BITS or not _MIN_PRIME_BITS <= rest or special > _MAX_PRIME_BITS:
+    if not _MIN_PRIME_BITS <= first <= _MAX_PRIME_BITS or rest < _MIN_PRIME_BITS or special > _MAX_PRIME_BITS:
         return None
     if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - delta_bits < 12):
         return None
@@ -174,12 +176,12 @@ def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> Plan:
             "post_processing": model.output.post_processing,
         },
     )
-    from dataclasses import replace
-
-    return replace(plan, sigma=predict_sigma(plan, _known_mean_squares(problem, tensors)))
+    return quietest(plan, slot_variance(plan, _known_mean_squares(problem, tensors)))
 
 
-def _known_mean_squares(problem: _Problem, tensors: Mapping[str, tuple[int, ...]]) -> dict[int, npt.NDArray[np.float64]]:
+def _known_mean_squares(
+    problem: _Problem, tensors: Mapping[str, tuple[int, ...]]
+) -> dict[int, npt.NDArray[np.float64]]:
     """Mean squares per slot of every tensor that calibration measured, by value."""
     known: dict[int, npt.NDArray[np.float64]] = {}
     for name, values in tensors.items():

@@ -43,7 +43,9 @@ class OpSpec:
 # a pure square has a=1, b=c=0. `affine` is scale*x + shift, per channel or of shape ().
 OPS: dict[str, OpSpec] = {
     "dense": OpSpec(1, ("weight",), ("bias",)),  # weight (out, in)
-    "conv2d": OpSpec(1, ("weight",), ("bias",), ("stride", "padding", "dilation", "groups")),  # (out, in/groups, kh, kw)
+    "conv2d": OpSpec(
+        1, ("weight",), ("bias",), ("stride", "padding", "dilation", "groups")
+    ),  # (out, in/groups, kh, kw)
     "avg_pool2d": OpSpec(1, (), (), ("kernel", "stride", "padding")),  # divisor is always kh*kw (padding counted)
     "reshape": OpSpec(1),
     "affine": OpSpec(1, ("scale", "shift")),
@@ -114,7 +116,9 @@ class CompressedModel:
         for candidate in self.nodes:
             if candidate.name == name:
                 return candidate
-        raise ModelError(f"cannot find node {name!r} in model {self.name!r}: need one of {[n.name for n in self.nodes]}")
+        raise ModelError(
+            f"cannot find node {name!r} in model {self.name!r}: need one of {[n.name for n in self.nodes]}"
+        )
 
     def array(self, node: Node, role: str) -> npt.NDArray[np.float64] | None:
         """The real (dequantized) float64 values of one of a node's arrays, or None where it has no such role."""
@@ -211,8 +215,8 @@ class CompressedModel:
                 )
             return cls(
                 name=str(data["name"]),
-                input=InputSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in data["input"].items()}),
-                output=OutputSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in data["output"].items()}),
+                input=InputSpec(**_tuples(data["input"])),
+                output=OutputSpec(**_tuples(data["output"])),
                 nodes=tuple(
                     Node(n["name"], n["op"], tuple(n["inputs"]), tuple(n["shape"]), n["attrs"], n["arrays"])
                     for n in data["nodes"]
@@ -225,7 +229,13 @@ class CompressedModel:
         except ModelError:
             raise
         except Exception as error:  # a malformed artifact may fail in any of the parsers above
-            raise ModelError(f"cannot read the model: malformed artifact ({type(error).__name__}); try exporting it again") from error
+            raise ModelError(
+                f"cannot read the model: malformed artifact ({type(error).__name__}); try exporting it again"
+            ) from error
+
+
+def _tuples(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
 
 
 def _digest(manifest: bytes, arrays: bytes) -> str:
@@ -243,13 +253,18 @@ def verify(model: CompressedModel) -> None:
         spec = OPS.get(node.op)
         if spec is None:
             raise ModelError(
-                f"cannot use node {node.name!r}: got op {node.op!r}, need one of {sorted(OPS)}", Reason.MODEL_UNSUPPORTED
+                f"cannot use node {node.name!r}: got op {node.op!r}, need one of {sorted(OPS)}",
+                Reason.MODEL_UNSUPPORTED,
             )
         if len(node.inputs) != spec.inputs or any(i not in known for i in node.inputs):
-            raise ModelError(f"cannot use node {node.name!r}: inputs {node.inputs} do not resolve to {spec.inputs} earlier nodes")
+            raise ModelError(
+                f"cannot use node {node.name!r}: inputs {node.inputs} do not resolve to {spec.inputs} earlier nodes"
+            )
         missing = [a for a in spec.arrays if a not in node.arrays] + [a for a in spec.attrs if a not in node.attrs]
         if missing or any(a not in (*spec.arrays, *spec.optional) for a in node.arrays):
-            raise ModelError(f"cannot use node {node.name!r} ({node.op}): missing {missing}, has arrays {sorted(node.arrays)}")
+            raise ModelError(
+                f"cannot use node {node.name!r} ({node.op}): missing {missing}, has arrays {sorted(node.arrays)}"
+            )
         if node.name in known:
             raise ModelError(f"cannot use node {node.name!r}: the name occurs twice")
         absent = [k for k in node.arrays.values() if k not in model.arrays]

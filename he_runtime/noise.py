@@ -3,8 +3,9 @@
 The real part of every error is tracked, as variance in units of the value (scale divided out). Sources, for ring
 degree N, ternary secret (2N/3 non-zeros on average) and SEAL's error of standard deviation 3.2:
 
-* fresh symmetric encryption: N * 3.2^2 / 2, plus N/24 for rounding the encoded input;
-* encoding an operand of period p at scale s: p / 12 / s^2 per slot (only 2p coefficients are rounded);
+* encoding a real operand of period p at scale s: p / 6 / s^2 per slot. Only 2p coefficients are rounded, and real slots
+  make them antisymmetric, so the whole error is real (a constant is one rounded integer: 1 / 12);
+* fresh symmetric encryption: N * 3.2^2 / 2, plus N / 12 for rounding the encoded input;
 * rescaling, and the division by the special prime: N * (1 + 2N/3) / 24;
 * key switching: the digits are residues in [0, q_i), not centred, so besides N q_i^2 / 12 the mean q_i / 2 of their
   coefficients adds (q_i / 2)^2 * |2 / (1 - zeta_j)|^2 in slot j, times the key error N * 3.2^2, over 2 P^2. The
@@ -17,6 +18,7 @@ term is derived from SEAL's digit decomposition.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,7 @@ from .backends.base import Evaluator, walk
 from .params import CkksParams
 from .plan import Plan
 
-__all__ = ["NoiseValue", "fresh_variance", "output_variance", "predict_sigma"]
+__all__ = ["NoiseValue", "fresh_variance", "quietest", "slot_variance"]
 
 Slots = npt.NDArray[np.float64]
 ERROR_VARIANCE = 3.2**2
@@ -45,7 +47,7 @@ class NoiseValue:
 
 def fresh_variance(params: CkksParams, scale: float) -> float:
     """Variance of a slot of a fresh symmetric encryption, encoding included."""
-    return (params.degree * ERROR_VARIANCE / 2 + params.degree / 24) / scale**2
+    return (params.degree * ERROR_VARIANCE / 2 + params.degree / 12) / scale**2
 
 
 class NoiseEvaluator(Evaluator[NoiseValue]):
@@ -67,7 +69,8 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     def _operand(self, plaintext: int) -> tuple[Slots, float, float]:
         plain = self.plan.plaintexts[plaintext]
         vector = self.plan.vectors[plain.vector]
-        return np.resize(vector, self.plan.params.slots), len(vector) / 12 / plain.scale**2, plain.scale
+        rounding = len(vector) / 6 if len(vector) > 1 else 1 / 12
+        return np.resize(vector, self.plan.params.slots), rounding / plain.scale**2, plain.scale
 
     def _switching(self, x: NoiseValue) -> Slots:
         params = self.plan.params
@@ -114,8 +117,8 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
 
 
-def output_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
-    """Predicted error variance of every output element, (elements,), at the slot that the client reads."""
+def slot_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
+    """Predicted error variance of the first output port, (ciphertexts, slots). `known`: mean squares by value."""
     evaluator = NoiseEvaluator(plan, known)
     inputs = []
     for port in plan.inputs:
@@ -124,10 +127,20 @@ def output_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
             fresh = np.full(plan.params.slots, fresh_variance(plan.params, kind.scale))
             inputs.append(NoiseValue(known[value], fresh, kind.level, kind.scale))
     results = walk(plan, evaluator, inputs)
+    return np.stack([r.variance for r in results])
+
+
+def quietest(plan: Plan, variance: Slots) -> Plan:
+    """Let the client read every output element at its least noisy replica, and record the predicted sigma.
+
+    Key switching leaves a hundred times the usual error in the few slots whose root lies next to 1, slot 0 among them.
+    """
     port = plan.outputs[0]
-    return plan.tensor_spec(port).unpack(np.stack([r.variance for r in results])).ravel()
-
-
-def predict_sigma(plan: Plan, known: Mapping[int, Slots]) -> float:
-    """Root mean square of the predicted error over the output elements."""
-    return float(np.sqrt(output_variance(plan, known).mean()))
+    slot_map = port.slot_map.ravel()
+    order = np.argsort(variance.ravel(), kind="stable")
+    order = order[slot_map[order] >= 0]
+    elements, first = np.unique(slot_map[order], return_index=True)
+    chosen = np.full_like(slot_map, -1)
+    chosen[order[first]] = elements
+    sigma = float(np.sqrt(variance.ravel()[order[first]].mean()))
+    return replace(plan, sigma=sigma, outputs=(replace(port, slot_map=chosen.reshape(port.slot_map.shape)),))

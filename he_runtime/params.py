@@ -141,7 +141,9 @@ class CkksParams:
                 bool(data.get("insecure", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ParameterError(f"cannot read parameters: {error!r} in the record; try the server's spec again") from error
+            raise ParameterError(
+                f"cannot read parameters: {error!r} in the record; try the server's spec again"
+            ) from error
 
     @cached_property
     def digest(self) -> str:

@@ -28,9 +28,12 @@ def normalize(spec: InputSpec, x: npt.ArrayLike) -> Batch:
             "try reshaping to (batch, *shape)"
         )
     if not np.isfinite(values).all():
-        raise InputError(f"cannot use input {spec.name!r}: got NaN or infinite values, need finite ones", Reason.INPUT_NOT_FINITE)
+        raise InputError(
+            f"cannot use input {spec.name!r}: got NaN or infinite values, need finite ones", Reason.INPUT_NOT_FINITE
+        )
     channel_axes = (-1,) + (1,) * (len(spec.shape) - 1)
-    return (values - np.reshape(spec.mean, channel_axes)) / np.reshape(spec.std, channel_axes)
+    normalized: Batch = (values - np.reshape(spec.mean, channel_axes)) / np.reshape(spec.std, channel_axes)
+    return normalized
 
 
 def forward(model: CompressedModel, x: Batch) -> Batch:
@@ -72,7 +75,9 @@ def _dense(model: CompressedModel, node: Node, x: Batch) -> Batch:
     return y if bias is None else y + bias
 
 
-def _windows(x: Batch, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]) -> Batch:
+def _windows(
+    x: Batch, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
+) -> Batch:
     """(B, C, H, W) -> (B, C, Ho, Wo, kh, kw), zero-padded."""
     x = np.pad(x, ((0, 0), (0, 0), (padding[0],) * 2, (padding[1],) * 2))
     span = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))

@@ -108,7 +108,9 @@ class TensealEvaluator(Evaluator[Any]):
 
     def relinearize(self, x: Any) -> Any:
         if self._keys.relin is None:
-            raise KeyMismatch("cannot relinearize: got no relinearization key; try uploading the key set of the client spec")
+            raise KeyMismatch(
+                "cannot relinearize: got no relinearization key; try uploading the key set of the client spec"
+            )
         return self._call("relinearize", self._seal.relinearize, x, self._keys.relin)
 
     def rescale(self, x: Any) -> Any:

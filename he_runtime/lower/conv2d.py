@@ -21,9 +21,7 @@ def conv2d_map(model: CompressedModel, node: Node, shape: tuple[int, ...]) -> Li
     window = window_layout(model, node, shape, slots=1)
     sources = window.sources
     inside = np.flatnonzero(sources >= 0)
-    gather = sp.csr_array(
-        (np.ones(len(inside)), (inside, sources[inside])), shape=(len(sources), int(np.prod(shape)))
-    )
+    gather = sp.csr_array((np.ones(len(inside)), (inside, sources[inside])), shape=(len(sources), int(np.prod(shape))))
     return LinearMap(sp.csr_array(windowed.matrix @ gather), windowed.bias)
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from ..errors import DoesNotFit
 from ..params import CkksParams
 from ..plan import Kind, LayerInfo, Op, Plaintext, ValueType
+from ..plan.ops import TYPING
 from .diagonals import PackedLinear
 from .levels import is_lazy, stage_levels
 from .packing import Packing
@@ -69,8 +70,6 @@ class Emission:
 
     def op(self, kind: Kind, layer: str, *inputs: int, plaintext: int = -1, step: int = 0) -> int:
         """Append a leaf op; its result type follows from the op table's rule."""
-        from ..plan.ops import TYPING
-
         plain = self.plaintexts[plaintext] if plaintext >= 0 else None
         op = Op(kind, inputs, (len(self.values),), layer, plaintext, step)
         self.values.append(TYPING[kind](op, [self.values[v] for v in inputs], plain, self.params))
@@ -153,7 +152,9 @@ class _Lowering:
         for value, part in zip(outputs, bias, strict=True):
             kind = e.values[value]
             result.append(
-                e.op(Kind.ADD_PLAIN, layer, value, plaintext=e.plain(part, kind.level, kind.scale)) if part.any() else value
+                e.op(Kind.ADD_PLAIN, layer, value, plaintext=e.plain(part, kind.level, kind.scale))
+                if part.any()
+                else value
             )
         return tuple(result)
 
@@ -226,10 +227,14 @@ def emit(
             if squared:  # the product before its rescale is the tightest point
                 level = kind.level + 1
                 _check_room(params, stage.name, level, kind.scale * params.primes[level], magnitude)
-        kind_name = {LinearStage: "linear", QuadraticStage: "square" if squared and stage.is_square else "quadratic"}
-        name = kind_name.get(type(stage), "add")
-        info.append(LayerInfo(stage.name, name, packing.layouts[stage.name].describe(), magnitude))
+        info.append(LayerInfo(stage.name, _kind(stage), packing.layouts[stage.name].describe(), magnitude))
     return e, lowering.tensors, tuple(info)
+
+
+def _kind(stage: Stage) -> str:
+    if isinstance(stage, QuadraticStage):
+        return "square" if stage.is_square else "quadratic"
+    return "linear" if isinstance(stage, LinearStage) else "add"
 
 
 def _check_room(params: CkksParams, layer: str, level: int, scale: float, magnitude: float) -> None:

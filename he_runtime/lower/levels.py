@@ -30,6 +30,8 @@ def stage_levels(stages: list[Stage]) -> dict[str, int]:
     levels: dict[str, int] = {}
     for stage in reversed(stages):
         below[stage.name] = max((levels[s.name] for s in _readers(stages, stage.name)), default=0)
-        rescales = isinstance(stage, QuadraticStage) or (isinstance(stage, LinearStage) and not is_lazy(stages, stage.name))
+        rescales = isinstance(stage, QuadraticStage) or (
+            isinstance(stage, LinearStage) and not is_lazy(stages, stage.name)
+        )
         levels[stage.name] = below[stage.name] + int(rescales)
     return levels

@@ -35,7 +35,15 @@ class Packing:
 
 
 class _Search:
-    def __init__(self, stages: list[Stage], source: str, shape: tuple[int, ...], slots: int, levels: dict[str, int], cost: StageCost) -> None:
+    def __init__(
+        self,
+        stages: list[Stage],
+        source: str,
+        shape: tuple[int, ...],
+        slots: int,
+        levels: dict[str, int],
+        cost: StageCost,
+    ) -> None:
         self.stages, self.source, self.slots, self.levels, self.cost = stages, source, slots, levels, cost
         self.shapes = {source: shape} | {s.name: s.shape for s in stages}
         self.group = self._groups()
@@ -95,7 +103,9 @@ class _Search:
         options = {g: self.candidates(g) for g in groups}
         if not all(options.values()):
             tight = next(g for g in groups if not options[g])
-            raise DoesNotFit(f"cannot pack tensor {tight!r}: more than {_MAX_INPUT_CIPHERTEXTS} ciphertexts of {self.slots} slots; try a larger N")
+            raise DoesNotFit(
+                f"cannot pack tensor {tight!r}: more than {_MAX_INPUT_CIPHERTEXTS} ciphertexts of {self.slots} slots; try a larger N"
+            )
         layouts: dict[str, InputLayout] = {g: options[g][0] for g in groups}
         for _ in range(_SWEEPS):
             before = dict(layouts)

@@ -80,7 +80,9 @@ class _Search:
         low = shifted % mu
         high = shifted - low
         shifts = {offset % mu, int(low[0])}  # moving all babies by x and all giants back costs nothing
-        return min((self._moved(low - x, high + x - offset) for x in sorted(shifts)), key=lambda s: (s.rotations, s.steps))
+        return min(
+            (self._moved(low - x, high + x - offset) for x in sorted(shifts)), key=lambda s: (s.rotations, s.steps)
+        )
 
     def _moved(self, baby: Ints, giant: Ints) -> Split:
         baby, giant = baby % self.modulus, giant % self.modulus

@@ -64,7 +64,8 @@ def _op_line(plan: Plan, op: Op) -> str:
         giants = len({b for _, b in op.groups if b})
         plain = plan.plaintexts[int(op.cells[0, 4])]
         arguments.append(
-            f"{len(op.cells)} diagonals, {babies} baby + {giants} giant steps, "
-            f"plaintext 2^{math.log2(plain.scale):.2f}"
+            f"{len(op.cells)} diagonals, {babies} baby + {giants} giant steps, plaintext 2^{math.log2(plain.scale):.2f}"
         )
-    return f"{names} = {op.kind.value}({'; '.join(arguments)})  level {value.level}  scale 2^{math.log2(value.scale):.2f}"
+    return (
+        f"{names} = {op.kind.value}({'; '.join(arguments)})  level {value.level}  scale 2^{math.log2(value.scale):.2f}"
+    )

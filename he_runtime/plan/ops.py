@@ -108,7 +108,11 @@ def _add(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType
 
 def _add_plain(op: Op, types: Types, plain: Plaintext | None, _: CkksParams) -> ValueType:
     x = types[0]
-    _need(plain is not None and plain.level == x.level and x.same_scale(plain.scale), op, "a plaintext of equal level and scale")
+    _need(
+        plain is not None and plain.level == x.level and x.same_scale(plain.scale),
+        op,
+        "a plaintext of equal level and scale",
+    )
     return x
 
 

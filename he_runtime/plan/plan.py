@@ -124,6 +124,7 @@ class Plan:
 
     def client_spec(self, version: str = "1") -> ClientSpec:
         """All that a client may know of this plan."""
+        described: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in self.client.items()}
         return ClientSpec(
             model=self.model_name,
             version=version,
@@ -133,7 +134,7 @@ class Plan:
             input=self.tensor_spec(self.inputs[0]),
             output=self.tensor_spec(self.outputs[0]),
             error_bound=self.error_bound,
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in self.client.items()},
+            **described,
         )
 
     @cached_property

@@ -52,7 +52,9 @@ def load_plan(path: Path) -> Plan:
     except SecateurError:
         raise
     except Exception as error:  # a malformed plan may fail in any conversion
-        raise PlanError(f"cannot read the plan in {path}: malformed ({type(error).__name__}); try planning again") from error
+        raise PlanError(
+            f"cannot read the plan in {path}: malformed ({type(error).__name__}); try planning again"
+        ) from error
 
 
 def plan_digest(plan: Plan) -> str:
@@ -118,7 +120,9 @@ def _from_bytes(structure: bytes, blob: bytes) -> Plan:
             Reason.PLAN_VERSION_UNKNOWN,
         )
     if data["gadget"] != "seal":
-        raise PlanError(f"cannot use gadget {data['gadget']!r}: this build evaluates 'seal'", Reason.PLAN_VERSION_UNKNOWN)
+        raise PlanError(
+            f"cannot use gadget {data['gadget']!r}: this build evaluates 'seal'", Reason.PLAN_VERSION_UNKNOWN
+        )
 
     def ports(side: str, items: list[dict[str, Any]]) -> tuple[Port, ...]:
         return tuple(

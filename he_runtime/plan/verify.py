@@ -36,7 +36,9 @@ def verify(plan: Plan) -> Plan:
             if output in defined:
                 raise PlanError(f"cannot verify op {index} ({op.kind}): value {output} is assigned twice")
             if (stated.level, stated.size) != (expected.level, expected.size) or not stated.same_scale(expected.scale):
-                raise PlanError(f"cannot verify op {index} ({op.kind}) of layer {op.layer!r}: states {stated}, rule gives {expected}")
+                raise PlanError(
+                    f"cannot verify op {index} ({op.kind}) of layer {op.layer!r}: states {stated}, rule gives {expected}"
+                )
             defined.add(output)
         if op.kind is Kind.REFRESH and index not in starts:
             raise PlanError(f"cannot verify op {index}: a level may rise only at the start of a segment")
@@ -48,7 +50,11 @@ def verify(plan: Plan) -> Plan:
 
 def _check_tables(plan: Plan) -> None:
     for plain in plan.plaintexts:
-        if not 0 <= plain.vector < len(plan.vectors) or not 0 <= plain.level <= plan.params.max_level or plain.scale <= 0:
+        if (
+            not 0 <= plain.vector < len(plan.vectors)
+            or not 0 <= plain.level <= plan.params.max_level
+            or plain.scale <= 0
+        ):
             raise PlanError(f"cannot verify plaintext {plain}: no such vector or level, or a bad scale")
         if not plan.vectors[plain.vector].any():
             raise PlanError("cannot verify plan: an all-zero operand should have been dropped at compile time")
@@ -63,13 +69,17 @@ def _check_tables(plan: Plan) -> None:
 def _check_shape(plan: Plan, op: Op, defined: set[int]) -> None:
     missing = [v for v in op.inputs if v not in defined]
     if missing or not op.inputs or any(not 0 <= v < len(plan.values) for v in op.outputs):
-        raise PlanError(f"cannot verify op {op.kind} of layer {op.layer!r}: values {missing or op.outputs} are not defined")
+        raise PlanError(
+            f"cannot verify op {op.kind} of layer {op.layer!r}: values {missing or op.outputs} are not defined"
+        )
     if op.kind is Kind.LINEAR_TRANSFORM:
         _check_cells(plan, op)
         return
     inputs, plain = _ARITY[op.kind]
     if len(op.inputs) != inputs or len(op.outputs) != 1 or (0 <= op.plaintext < len(plan.plaintexts)) != plain:
-        raise PlanError(f"cannot verify op {op.kind} of layer {op.layer!r}: need {inputs} inputs, one output, plaintext={plain}")
+        raise PlanError(
+            f"cannot verify op {op.kind} of layer {op.layer!r}: need {inputs} inputs, one output, plaintext={plain}"
+        )
 
 
 def _check_cells(plan: Plan, op: Op) -> None:
@@ -78,7 +88,9 @@ def _check_cells(plan: Plan, op: Op) -> None:
         raise PlanError(f"cannot verify transform of layer {op.layer!r}: need cells of five columns")
     upper = (len(op.outputs), len(op.inputs), plan.params.slots, plan.params.slots, len(plan.plaintexts))
     if cells.min() < 0 or (cells.max(axis=0) >= upper).any() or len(set(cells[:, 0].tolist())) != len(op.outputs):
-        raise PlanError(f"cannot verify transform of layer {op.layer!r}: a cell points outside, or an output has no cell")
+        raise PlanError(
+            f"cannot verify transform of layer {op.layer!r}: a cell points outside, or an output has no cell"
+        )
 
 
 def _types(plan: Plan, op: Op) -> list[ValueType]:

@@ -1,0 +1,54 @@
+"""Work of one leaf in modular multiplications, from limb counts: how a measured time is carried to another (N, level).
+
+Hybrid key switching with one special prime and one prime per digit (Han and Ki, "Better bootstrapping for approximate
+homomorphic encryption", section 3; as in Microsoft SEAL): (l + 2)(l + 1) transforms for l live primes, each of
+(N/2) log2 N butterflies, and an inner product of 2 l (l + 1) N multiplications.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+__all__ = ["BORDER", "leaf_work"]
+
+BORDER = ("upload", "download")  # ring data to and from the backend, once per ciphertext of a run
+
+
+def leaf_work(leaf: str, degree: int, level: int) -> float:
+    """Modular multiplications (or equally long memory passes) of `leaf` at `level`; KeyError for an unknown leaf."""
+    limbs = level + 1
+    transform = degree / 2 * math.log2(degree)
+    return _TRANSFORMS[leaf](limbs) * transform + _PASSES[leaf](limbs) * degree
+
+
+# leaf -> function of the number n of live primes
+_TRANSFORMS: dict[str, Callable[[int], int]] = {
+    "add": lambda n: 0,
+    "add_plain": lambda n: 0,
+    "mul_plain": lambda n: 0,
+    "mul": lambda n: 0,
+    "square": lambda n: 0,
+    "relinearize": lambda n: (n + 2) * (n + 1),
+    "rescale": lambda n: 2 * n,
+    "mod_switch": lambda n: 0,
+    "rotate": lambda n: (n + 2) * (n + 1),
+    "conjugate": lambda n: (n + 2) * (n + 1),
+    "upload": lambda n: 0,
+    "download": lambda n: 0,
+}
+
+_PASSES: dict[str, Callable[[int], int]] = {
+    "add": lambda n: 2 * n,
+    "add_plain": lambda n: 2 * n,
+    "mul_plain": lambda n: 2 * n,
+    "mul": lambda n: 4 * n,
+    "square": lambda n: 3 * n,
+    "relinearize": lambda n: 2 * n * (n + 1) + 4 * n,
+    "rescale": lambda n: 2 * (n - 1) + 2,
+    "mod_switch": lambda n: 2 * n,
+    "rotate": lambda n: 2 * n * (n + 1) + 4 * n,
+    "conjugate": lambda n: 2 * n * (n + 1) + 4 * n,
+    "upload": lambda n: 2 * n,
+    "download": lambda n: 2 * n,
+}

@@ -1,0 +1,84 @@
+"""Timing on a machine that others use too: rounds interleaved with a fixed probe that tells a disturbed one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import ParameterError
+
+__all__ = ["Measurement", "ProbeGate", "measure_latency"]
+
+TOLERANCE = 0.10
+_WINDOW = 15
+
+
+class ProbeGate:
+    """Judges a round by its probe: undisturbed while within 10 % of the running median of the last probes.
+
+    The probe only ever discards a round; no time is scaled by it.
+    """
+
+    def __init__(self, probe: Callable[[], None], warm_up: int = 5) -> None:
+        self._probe = probe
+        self._history: deque[float] = deque(maxlen=_WINDOW)
+        for _ in range(warm_up):
+            self._history.append(timed(probe))
+
+    def check(self) -> bool:
+        """Run the probe once; True when it did not move."""
+        seconds = timed(self._probe)
+        usual = statistics.median(self._history) if self._history else seconds
+        self._history.append(seconds)
+        return abs(seconds - usual) <= TOLERANCE * usual
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Median milliseconds over `rounds` kept rounds; `discarded` were repeated because their probe moved.
+
+    `disturbed` of the kept rounds had a moved probe too, kept because the repeats were used up: above zero, the
+    machine was too busy for the figure to be trusted.
+    """
+
+    median_ms: float
+    rounds: int
+    discarded: int
+    disturbed: int
+
+
+def measure_latency(
+    run: Callable[[], None], probe: Callable[[], None], runs: int = 7, max_repeats: int | None = None
+) -> Measurement:
+    """Median of `runs` timed calls of `run`, each between two probes; a round whose probe moved is repeated.
+
+    At most `max_repeats` rounds (default four per run) are repeated, so that this ends on any machine.
+    ParameterError for fewer than one run.
+    """
+    if runs < 1:
+        raise ParameterError(f"cannot measure a latency over {runs} runs: need at least 1")
+    left = 4 * runs if max_repeats is None else max_repeats
+    gate = ProbeGate(probe)
+    run()  # the first run pays for page faults and caches
+    kept: list[float] = []
+    discarded = disturbed = 0
+    while len(kept) < runs:
+        before = gate.check()
+        seconds = timed(run)
+        steady = gate.check() and before
+        if not steady and discarded < left:
+            discarded += 1
+            continue
+        disturbed += not steady
+        kept.append(seconds)
+    return Measurement(statistics.median(kept) * 1e3, len(kept), discarded, disturbed)
+
+
+def timed(function: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start

@@ -1,0 +1,215 @@
+"""CostTable: seconds per leaf, measured on one machine, with lookup between the measured points."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import PlanError, Reason, WireError
+from .formulas import leaf_work
+
+__all__ = ["CostEntry", "CostTable", "Key", "load_default"]
+
+FORMAT = "secateur.cost-table"
+VERSION = 1
+_MAX_BYTES = 4 << 20
+_MAX_ENTRIES = 20_000
+_FIELDS = {"format", "version", "backend", "threads", "machine", "libraries", "date", "kind", "entries", "digest"}
+
+Key = tuple[str, int, int]  # (leaf, degree, level)
+_SAME_WORK = {"conjugate": "rotate", "rotate": "conjugate"}  # one automorphism and one key switch each
+
+
+@dataclass(frozen=True)
+class CostEntry:
+    """Median seconds of one call, and its spread: half the interquartile range over the median."""
+
+    seconds: float
+    spread: float
+
+    def scaled(self, factor: float) -> CostEntry:
+        return CostEntry(self.seconds * factor, self.spread)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What each leaf costs on one machine with one backend. `kind` is "shipped" for a table of another machine.
+
+    `machine` is the processor's name, `libraries` maps a package to its version, `date` is ISO 8601.
+    """
+
+    backend: str
+    threads: int
+    machine: str
+    libraries: Mapping[str, str]
+    date: str
+    kind: Literal["measured", "shipped"]
+    entries: Mapping[Key, CostEntry] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend}, {self.threads} thread(s), {self.machine}, {self.date}"
+
+    def lookup(self, leaf: str, degree: int, level: int) -> CostEntry:
+        """The measured entry, or one carried over from the nearest by the operation counts of `formulas`.
+
+        Between two measured levels the time per unit of work is interpolated; outside it is kept constant.
+        PlanError when the table has no entry of this leaf at all.
+        """
+        exact = self.entries.get((leaf, degree, level))
+        if exact is not None:
+            return exact
+        degrees = self._by_leaf.get(leaf) or self._by_leaf.get(_SAME_WORK.get(leaf, ""))
+        if not degrees:
+            raise PlanError(f"cannot price {leaf!r}: the cost table ({self.name}) has no such leaf; try calibrating")
+        nearest = min(degrees, key=lambda d: (abs(math.log2(d / degree)), d))
+        rate = _interpolate(degrees[nearest], level)
+        return rate.scaled(leaf_work(leaf, degree, level))
+
+    @cached_property
+    def _by_leaf(self) -> dict[str, dict[int, dict[int, CostEntry]]]:
+        """leaf -> degree -> level -> entry per unit of work."""
+        index: dict[str, dict[int, dict[int, CostEntry]]] = {}
+        for (leaf, degree, level), entry in self.entries.items():
+            rate = entry.scaled(1 / leaf_work(leaf, degree, level))
+            index.setdefault(leaf, {}).setdefault(degree, {})[level] = rate
+        return index
+
+    def to_json(self) -> bytes:
+        """Canonical JSON with its digest."""
+        return _canonical({**self._record(), "digest": self.digest})
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the canonical JSON without the digest."""
+        return hashlib.sha256(_canonical(self._record())).hexdigest()
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "backend": self.backend,
+            "threads": self.threads,
+            "machine": self.machine,
+            "libraries": dict(self.libraries),
+            "date": self.date,
+            "kind": self.kind,
+            "entries": [[*key, entry.seconds, entry.spread] for key, entry in sorted(self.entries.items())],
+        }
+
+    @classmethod
+    def parse(cls, data: bytes) -> CostTable:
+        """Strictly parse; WireError for anything malformed, altered, of another version or out of range."""
+        if len(data) > _MAX_BYTES:
+            raise WireError(f"cannot read a cost table of {len(data)} bytes: need at most {_MAX_BYTES}", Reason.LIMIT_EXCEEDED)
+        try:
+            return _parse(json.loads(data, parse_constant=_refuse_constant))
+        except WireError:
+            raise
+        except Exception as error:  # hostile JSON may fail in any conversion
+            raise WireError(
+                f"cannot read the cost table: malformed ({type(error).__name__}); try calibrating again"
+            ) from error
+
+    def save(self, path: Path | str) -> Path:
+        target = Path(path)
+        target.write_bytes(self.to_json())
+        return target
+
+    @classmethod
+    def load(cls, path: Path | str) -> CostTable:
+        """Read a table made by `save`; WireError when it is absent or `parse` refuses it."""
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise WireError(f"cannot read the cost table {path}: {error.strerror or error}; try calibrating") from error
+        return cls.parse(data)
+
+
+def load_default(backend: str) -> CostTable:
+    """The table shipped for `backend`, good for orders of magnitude; PlanError when there is none."""
+    source = resources.files(__package__) / "tables" / f"{backend}.json"
+    if not backend.isidentifier() or not source.is_file():
+        raise PlanError(f"cannot price for backend {backend!r}: no cost table is shipped for it; try calibrating")
+    return CostTable.parse(source.read_bytes())
+
+
+def _interpolate(rates: Mapping[int, CostEntry], level: int) -> CostEntry:
+    below = max((x for x in rates if x <= level), default=None)
+    above = min((x for x in rates if x >= level), default=None)
+    if below is None or above is None or below == above:
+        return rates[below if above is None or below == above else above]  # type: ignore[index]
+    t = (level - below) / (above - below)
+    low, high = rates[below], rates[above]
+    return CostEntry(low.seconds * (1 - t) + high.seconds * t, max(low.spread, high.spread))
+
+
+def _canonical(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _refuse_constant(text: str) -> Any:
+    raise WireError(f"cannot read the cost table: {text} is not a number of seconds; try calibrating again")
+
+
+def _parse(record: Any) -> CostTable:
+    if record["format"] != FORMAT or record["version"] != VERSION:
+        raise WireError(
+            f"cannot read cost table version {record['version']!r}: this build reads version {VERSION}; try calibrating again",
+            Reason.VERSION_UNKNOWN,
+        )
+    if set(record) != _FIELDS:
+        raise WireError("cannot read the cost table: fields are missing or unknown; try calibrating again")
+    table = CostTable(
+        backend=_text(record["backend"]),
+        threads=_integer(record["threads"], 1, 4096),
+        machine=_text(record["machine"]),
+        libraries={_text(k): _text(v) for k, v in record["libraries"].items()},
+        date=_text(record["date"]),
+        kind=record["kind"],
+        entries=_parse_entries(record["entries"]),
+    )
+    if table.kind not in ("measured", "shipped"):
+        raise WireError(f"cannot read the cost table: got kind {table.kind!r}, need measured or shipped")
+    if table.digest != record["digest"]:
+        raise WireError("cannot use the cost table: it was altered; try calibrating again", Reason.DIGEST_MISMATCH)
+    return table
+
+
+def _parse_entries(rows: Any) -> dict[Key, CostEntry]:
+    if not isinstance(rows, list) or not 0 < len(rows) <= _MAX_ENTRIES:
+        raise WireError(f"cannot read the cost table: need 1 to {_MAX_ENTRIES} entries")
+    entries: dict[Key, CostEntry] = {}
+    for leaf, degree, level, seconds, spread in rows:
+        key = (_text(leaf), _integer(degree, 1024, 1 << 17), _integer(level, 0, 63))
+        entry = CostEntry(_number(seconds), _number(spread))
+        leaf_work(*key)  # KeyError for a leaf this build does not know
+        if key in entries or not 0 < entry.seconds < 1e6 or not 0 <= entry.spread < 100:
+            raise WireError(f"cannot read the cost table: the entry for {key} is repeated or out of range")
+        entries[key] = entry
+    return entries
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > 256:
+        raise WireError("cannot read the cost table: need text of at most 256 characters")
+    return value
+
+
+def _integer(value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise WireError(f"cannot read the cost table: need a whole number from {low} to {high}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise WireError("cannot read the cost table: need a finite number")
+    return float(value)

@@ -1,0 +1,26 @@
+"""The application: which commands there are. Each imports what it needs when it runs, so `--help` stays quick."""
+
+from __future__ import annotations
+
+import typer
+
+from . import compress, doctor, plan, predict, serve
+from .output import OneLineErrors
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="secateur",
+    cls=OneLineErrors,
+    help="Turn a PyTorch model into a small encrypted service: compress, plan, price, serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("compress")(compress.compress)
+app.command("plan")(plan.plan)
+app.command("estimate")(plan.estimate)
+app.command("serve")(serve.serve)
+app.command("predict")(predict.predict)
+app.command("doctor")(doctor.doctor)

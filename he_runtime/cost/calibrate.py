@@ -1,0 +1,234 @@
+"""Measure a backend's leaves on real ciphertexts of exactly the parameters that a plan uses.
+
+Imported by name only (it makes keys): see `he_runtime.cost`. Every leaf is called as an executor calls it, so that the
+cost of dispatch is inside, and over pools that do not fit a cache: a plan reads each plaintext and each key once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backends import open_backend
+from ..errors import ParameterError
+from ..params import CkksParams
+from ..plan import Kind, Op, Plaintext, Plan, Port, ValueType, verify
+from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
+from .measure import ProbeGate, timed
+from .table import CostEntry, CostTable, Key
+
+__all__ = ["calibrate"]
+
+Progress = Callable[[str, float], None]
+_SCALE = 2.0**7  # products stay below the smallest admissible prime
+_PLAINTEXTS = 64
+_CIPHERTEXTS = 16
+_POOL_BYTES = 160 << 20
+_KEY_POOL_BYTES = 64 << 20  # several times a usual last-level cache
+_MAX_KEYS = 16
+_KEY_SHARE = 0.25  # of the time budget
+_CALLS = {"mul_plain": 16, "add": 16, "add_plain": 8, "mod_switch": 4, "upload": 1, "download": 1, "rotate": 4}
+_MIN_ROUNDS = 3
+_NOT_MEASURED = (Kind.CONJUGATE,)  # the same automorphism and key switch as a rotation; lookups use that
+
+
+def calibrate(
+    backend: str,
+    params: CkksParams,
+    levels: Collection[int] | None = None,
+    seconds: float = 10.0,
+    progress: Progress | None = None,
+    *,
+    only: Collection[tuple[str, int]] | None = None,
+) -> CostTable:
+    """Medians over interleaved rounds of single operations, at `levels` (default: all of `params`).
+
+    `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts`; "upload" and "download" are
+    always measured. `progress` receives a phase and the fraction of `seconds` used. Key generation is inside the
+    budget; a first round is always completed, however long it takes. Raises BackendUnavailable, or ParameterError
+    for levels that the parameters do not have.
+    """
+    deadline = time.perf_counter() + seconds
+    wanted = sorted(set(range(params.max_level + 1) if levels is None else levels))
+    if not wanted or not 0 <= wanted[0] <= wanted[-1] <= params.max_level or seconds <= 0:
+        raise ParameterError(
+            f"cannot calibrate levels {wanted} for {seconds} s: need levels of 0 to {params.max_level} and a positive time"
+        )
+    report = progress or (lambda phase, share: None)
+    report("keys", 0.0)
+    bench = _Bench(backend, params, wanted, seconds)
+    tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in ("upload", "download") or (key[0], key[2]) in only}
+    samples = _rounds(tasks, bench.probe, deadline, lambda left: report("measure", min(1.0, 1 - left / seconds)))
+    return CostTable(
+        backend=backend,
+        threads=1,
+        machine=machine_name(),
+        libraries=_libraries(backend),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        kind="measured",
+        entries={key: _entry(values) for key, values in samples.items()},
+    )
+
+
+def _rounds(
+    tasks: dict[Key, Callable[[], int]], probe: Callable[[], None], deadline: float, report: Callable[[float], None]
+) -> dict[Key, list[float]]:
+    """Seconds per call of every task, over rounds with a steady probe; of all rounds when too few were steady."""
+    for task in tasks.values():
+        if time.perf_counter() < deadline:
+            task()
+    gate = ProbeGate(probe)
+    steady: list[dict[Key, float]] = []
+    every: list[dict[Key, float]] = []
+    while not every or time.perf_counter() < deadline:
+        before = gate.check()
+        samples: dict[Key, float] = {}
+        for key, task in tasks.items():
+            if every and time.perf_counter() >= deadline:
+                break
+            start = time.perf_counter()
+            calls = task()
+            samples[key] = (time.perf_counter() - start) / calls
+        every.append(samples)
+        if gate.check() and before:
+            steady.append(samples)
+        report(deadline - time.perf_counter())
+    rounds = steady if len(steady) >= _MIN_ROUNDS and set(steady[0]) == set(tasks) else every
+    return {key: [r[key] for r in rounds if key in r] for key in tasks}
+
+
+def _entry(values: list[float]) -> CostEntry:
+    median = statistics.median(values)
+    low, high = np.percentile(values, [25, 75])
+    return CostEntry(median, float(high - low) / (2 * median))
+
+
+class _Bench:
+    """An evaluator of a synthetic plan with pools of operands at every wanted level."""
+
+    def __init__(self, backend: str, params: CkksParams, levels: list[int], seconds: float) -> None:
+        from ..backends.tenseal_secret import SecretKey
+
+        self._params, self._levels = params, levels
+        secret = SecretKey.generate(params)
+        records, steps = _make_keys(secret, params, levels[-1], seconds * _KEY_SHARE)
+        limbs = levels[-1] + 1
+        self._pool = max(8, min(_PLAINTEXTS, _POOL_BYTES // (limbs * params.degree * 8)))
+        self._steps = steps
+        plan = _synthetic_plan(params, levels, self._pool, steps)
+        opened = open_backend(backend, plan)
+        self._ev: Any = opened.evaluator_for(opened.load_keys(EvaluationKeys(params.digest, records)))
+        slots = np.linspace(-1.0, 1.0, params.slots)
+        self._data: dict[int, CiphertextData] = {level: secret.encrypt(slots, level, _SCALE) for level in levels}
+        count = max(2, min(_CIPHERTEXTS, _POOL_BYTES // (2 * limbs * params.degree * 8)))
+        self._cts = {level: [self._ev.upload(self._data[level]) for _ in range(count)] for level in levels}
+        self._turn = 0
+
+    def probe(self) -> None:
+        """A fixed few milliseconds: key switches at the lowest measured level."""
+        level = self._levels[0]
+        for _ in range(max(1, 32768 // self._params.degree // (level + 1))):
+            self._ev.rotate(self._cts[level][0], self._steps[0])
+
+    def tasks(self) -> Iterator[tuple[Key, Callable[[], int]]]:
+        """(leaf, N, level) with a routine that calls the leaf a few times and says how often."""
+        for level in self._levels:
+            for leaf, call in self._calls(level):
+                yield (leaf, self._params.degree, level), partial(_repeat, call, _CALLS.get(leaf, 2))
+
+    def _calls(self, level: int) -> Iterator[tuple[str, Callable[[], object]]]:
+        ev, cts = self._ev, self._cts[level]
+        first = self._levels.index(level) * self._pool
+        square = ev.square(cts[0])
+
+        def ct() -> Any:
+            self._turn += 1
+            return cts[self._turn % len(cts)]
+
+        def plain() -> int:
+            return first + self._turn % self._pool
+
+        def step() -> int:
+            return self._steps[self._turn % len(self._steps)]
+
+        yield "add", lambda: ev.add(cts[0], cts[1])
+        yield "add_plain", lambda: ev.add_plain(ct(), plain())
+        yield "mul_plain", lambda: ev.mul_plain(ct(), plain())
+        yield "mul", lambda: ev.mul(ct(), cts[0])
+        yield "square", lambda: ev.square(ct())
+        yield "relinearize", lambda: ev.relinearize(square)
+        yield "rotate", lambda: ev.rotate(ct(), step())
+        if level:
+            yield "rescale", lambda: ev.rescale(ct())
+            yield "mod_switch", lambda: ev.mod_switch(ct())
+        yield "upload", lambda: ev.upload(self._data[level])
+        yield "download", lambda: ev.download(cts[0])
+
+
+def _repeat(call: Callable[[], object], times: int) -> int:
+    for _ in range(times):
+        call()
+    return times
+
+
+def _make_keys(secret: Any, params: CkksParams, level: int, seconds: float) -> tuple[dict[int, KeyRecord], list[int]]:
+    """A relinearization key and as many rotation keys as exceed a cache, or fit the time; with their steps."""
+
+    def make(element: int) -> KeyRecord:
+        (record,) = secret.make_keys(KeySetSpec((KeyRequest(element, level),)))
+        return record  # type: ignore[no-any-return]
+
+    records = {RELINEARIZATION: make(RELINEARIZATION)}
+    size = KeyRequest(0, level).byte_size(params)
+    steps: list[int] = []
+    spent = 0.0
+    while not steps or (len(steps) < min(_MAX_KEYS, -(-_KEY_POOL_BYTES // size)) and spent < seconds):
+        step = 1 + 37 * len(steps)
+        element = params.galois_element(step)
+        spent += timed(lambda: records.__setitem__(element, make(element)))  # noqa: B023 - runs at once
+        steps.append(step)
+    return records, steps
+
+
+def _synthetic_plan(params: CkksParams, levels: list[int], pool: int, steps: list[int]) -> Plan:
+    """A plan that needs exactly these keys and holds `pool` plaintexts at each level; it is never walked."""
+    top = levels[-1]
+    pair, triple = ValueType(top, _SCALE), ValueType(top, _SCALE * _SCALE, 3)
+    ops = [Op(Kind.ROTATE, (0,), (3 + k,), "bench", step=step) for k, step in enumerate(steps)]
+    ops += [Op(Kind.SQUARE, (0,), (1,), "bench"), Op(Kind.RELINEARIZE, (1,), (2,), "bench")]
+    slot_map = np.arange(params.slots, dtype=np.int32)[None]
+    plan = Plan(
+        model_name="bench",
+        model_digest="",
+        params=params,
+        ops=tuple(ops),
+        values=(pair, triple, ValueType(top, _SCALE * _SCALE), *([pair] * len(steps))),
+        vectors=tuple(np.array([float(k + 1)]) for k in range(pool)),
+        plaintexts=tuple(Plaintext(k, level, _SCALE) for level in levels for k in range(pool)),
+        inputs=(Port("x", (params.slots,), (0,), slot_map),),
+        outputs=(Port("y", (params.slots,), (2,), slot_map),),
+    )
+    return verify(plan)
+
+
+def machine_name() -> str:
+    """The processor as /proc/cpuinfo names it, else the platform's word for it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _libraries(backend: str) -> dict[str, str]:
+    return {name: metadata.version(name) for name in (backend, "numpy")} | {"python": platform.python_version()}

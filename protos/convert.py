@@ -122,6 +122,9 @@ def cost_estimate_to_proto(estimate: CostEstimate) -> model_pb2.EstimateCostResp
         counts=estimate.counts,
         dense_counts=estimate.dense_counts,
         table_name=estimate.table_name,
+        low_ms=estimate.low_ms,
+        high_ms=estimate.high_ms,
+        confidence=estimate.confidence,
     )
 
 
@@ -136,6 +139,9 @@ def cost_estimate_from_proto(message: model_pb2.EstimateCostResponse) -> CostEst
         counts=dict(message.counts),
         dense_counts=dict(message.dense_counts),
         table_name=message.table_name,
+        low_ms=message.low_ms,
+        high_ms=message.high_ms,
+        confidence=message.confidence,
     )
 
 

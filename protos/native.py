@@ -63,7 +63,10 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """The reply of EstimateCost: predicted evaluation time, bytes, and operation counts of the plan and uncompressed."""
+    """The reply of EstimateCost: predicted evaluation time, bytes, and operation counts of the plan and uncompressed.
+
+    The true time is expected between `low_ms` and `high_ms`; `confidence` says in words what the table is good for.
+    """
 
     model: str
     version: str
@@ -74,6 +77,9 @@ class CostEstimate:
     counts: Mapping[str, int]
     dense_counts: Mapping[str, int]
     table_name: str
+    low_ms: float = 0.0
+    high_ms: float = 0.0
+    confidence: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,9 @@ CASES: dict[str, Any] = {
     "model_summary": SUMMARY,
     "model_listing": ModelListing((SUMMARY, ModelSummary("mlp", ("1",), "1")), SERVER),
     "served_model": ServedModel(SUMMARY, "1", b"{}", "aa", "bb", "cc", SERVER),
-    "cost_estimate": CostEstimate("digits", "1", 12.5, 1, 2, 3, {"ntt": 2**40}, {"ntt": 2**41}, "measured"),
+    "cost_estimate": CostEstimate(
+        "digits", "1", 12.5, 1, 2, 3, {"ntt": 2**40}, {"ntt": 2**41}, "table", 10.0, 15.0, "calibrated"
+    ),
     "upload_offer": UploadOffer("aa", "bb", 2**35, "cc"),
     "upload": UploadInfo("u" * 32, 2**35, 2**34),
     "key_set": KEYS,

@@ -262,6 +262,9 @@ class EstimateCostResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     DENSE_COUNTS_FIELD_NUMBER: _builtins.int
     TABLE_NAME_FIELD_NUMBER: _builtins.int
+    LOW_MS_FIELD_NUMBER: _builtins.int
+    HIGH_MS_FIELD_NUMBER: _builtins.int
+    CONFIDENCE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
     predicted_ms: _builtins.float
@@ -274,6 +277,11 @@ class EstimateCostResponse(_message.Message):
     """the key set, uploaded once"""
     table_name: _builtins.str
     """the cost table behind predicted_ms"""
+    low_ms: _builtins.float
+    """the true time is expected between these two"""
+    high_ms: _builtins.float
+    confidence: _builtins.str
+    """what the table is good for, in words"""
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """operations of the served (compressed) plan"""
@@ -294,10 +302,13 @@ class EstimateCostResponse(_message.Message):
         counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         dense_counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         table_name: _builtins.str = ...,
+        low_ms: _builtins.float = ...,
+        high_ms: _builtins.float = ...,
+        confidence: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "dense_counts", b"dense_counts", "down_bytes", b"down_bytes", "key_bytes", b"key_bytes", "model", b"model", "predicted_ms", b"predicted_ms", "table_name", b"table_name", "up_bytes", b"up_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "counts", b"counts", "dense_counts", b"dense_counts", "down_bytes", b"down_bytes", "high_ms", b"high_ms", "key_bytes", b"key_bytes", "low_ms", b"low_ms", "model", b"model", "predicted_ms", b"predicted_ms", "table_name", b"table_name", "up_bytes", b"up_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

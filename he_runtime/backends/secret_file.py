@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import stat
+from io import FileIO
 from pathlib import Path
 
 from ..errors import KeyMismatch, Reason, WireError
@@ -47,13 +48,7 @@ def write(path: Path, params: CkksParams, data: bytearray) -> None:
 
 def read(path: Path, params: CkksParams) -> bytearray:
     """SEAL's bytes of the key at `path`, after checking owner, mode, format, parameters and digest."""
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except FileNotFoundError as error:
-        raise KeyMismatch(f"cannot load the secret key: no file {path.name}; try generating one") from error
-    except OSError as error:
-        raise WireError(f"cannot load the secret key {path.name}: {error.strerror}; need your own file") from error
-    with os.fdopen(fd, "rb", buffering=0) as file:
+    with _open(path) as file:
         status = os.fstat(file.fileno())
         _check_private(path, status)
         limit = _HEAD_BYTES + (len(params.primes) + len(params.special)) * params.degree * 9 + 4096
@@ -79,6 +74,19 @@ def read(path: Path, params: CkksParams) -> bytearray:
     if filled != len(data) or lines[2] != hashlib.sha256(data).hexdigest().encode():
         raise WireError(f"cannot load the secret key {path.name}: the file is damaged", Reason.DIGEST_MISMATCH)
     return data
+
+
+def _open(path: Path) -> FileIO:
+    try:
+        return open(path, "rb", buffering=0, opener=_open_no_link)
+    except FileNotFoundError as error:
+        raise KeyMismatch(f"cannot load the secret key: no file {path.name}; try generating one") from error
+    except OSError as error:
+        raise WireError(f"cannot load the secret key {path.name}: {error.strerror}; need your own file") from error
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:

@@ -18,28 +18,26 @@ __all__ = ["locked", "private_directory", "write_atomic"]
 
 _POLL_SECONDS = 0.05
 _EXPOSED = stat.S_IRWXG | stat.S_IRWXO
+_WRITABLE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def private_directory(path: Path) -> Path:
-    """Make `path` with mode 0700 if absent; KeyStoreError when it cannot be made or others may enter it."""
+def private_directory(path: Path, *, readable: bool = False) -> Path:
+    """Make `path` with mode 0700 if absent.
+
+    Raises KeyStoreError when it cannot be made, or is an older one that others may enter (or, with `readable`, write).
+    """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise KeyStoreError(
             f"cannot use directory {path}: {error.strerror or error}; try another one with home= or SECATEUR_HOME"
         ) from error
-    _check_private(path)
-    return path
-
-
-def _check_private(path: Path) -> None:
-    """Raise KeyStoreError if anyone but the owner has access to `path` (not checked on Windows, which has ACLs)."""
-    if sys.platform == "win32":
-        return
     mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & _EXPOSED:
-        need = "700" if path.is_dir() else "600"
-        raise KeyStoreError(f"cannot use {path}: its mode is {mode:o}, need {need}; try `chmod {need} {path}`")
+    exposed = mode & (_WRITABLE if readable else _EXPOSED)
+    if exposed and sys.platform != "win32":  # Windows has access lists, and the user's data directory is private
+        need = "755" if readable else "700"
+        raise KeyStoreError(f"cannot use directory {path}: its mode is {mode:o}, need {need}; try chmod {need}")
+    return path
 
 
 def _replace_file(temporary: Path, final: Path) -> None:

@@ -100,13 +100,16 @@ def _trusted(endpoint: Endpoint, certificate: str, timeout_seconds: float) -> tu
 
 
 def _fingerprint(pem: bytes) -> str:
+    """sha256 of the first certificate, once OpenSSL has parsed it: gRPC would only say that it cannot connect."""
     found = _PEM.search(pem)
     try:
         if found is None:
             raise ValueError
-        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0].decode())).hexdigest()
-    except ValueError as error:
-        raise ServerUntrusted("cannot use the certificate: need PEM with a BEGIN CERTIFICATE line") from error
+        der = ssl.PEM_cert_to_DER_cert(found[0].decode())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
+    except (ValueError, ssl.SSLError) as error:
+        raise ServerUntrusted("cannot use the certificate: need an X.509 certificate in PEM form") from error
+    return hashlib.sha256(der).hexdigest()
 
 
 def _presented_by(endpoint: Endpoint, timeout_seconds: float) -> bytes:

@@ -90,7 +90,7 @@ class KeyStore:
 
     def entry(self, server: ServerIdentity, params: CkksParams) -> KeyEntry:
         """The entry of one server and parameter set; its directory is made if absent, its secret is not."""
-        directory = private_directory(self.home)
+        directory = private_directory(self.home, readable=True)  # what matters is private one level below
         for part in ("servers", server.digest[:32]):
             directory = private_directory(directory / part)
         write_atomic(directory / "server.json", _json({"address": server.address, "fingerprint": server.fingerprint}))

@@ -111,7 +111,7 @@ class Uploader:
 
     def __init__(self, transport: Transport, chunk_bytes: int, progress: Progress | None = None) -> None:
         self._transport = transport
-        self._chunk_bytes = min(max(chunk_bytes, _MIN_CHUNK_BYTES), _READ_BYTES)
+        self._chunk_bytes = chunk_size(chunk_bytes)
         self._progress = progress or (lambda done, total: None)
 
     def upload(self, spool: Spool, params_digest: str, client_spec_digest: str) -> KeySetInfo:
@@ -151,6 +151,11 @@ class Uploader:
                 data = file.read(min(self._chunk_bytes, end - offset))
                 yield keys_pb2.UploadChunkRequest(upload_id=upload_id, offset=offset, data=data)
                 offset += len(data)
+
+
+def chunk_size(stated: int) -> int:
+    """Bytes per message for a server that states this limit (0: none stated), within what is sensible."""
+    return min(max(stated, _MIN_CHUNK_BYTES), _READ_BYTES) if stated > 0 else _READ_BYTES
 
 
 def _checked_offset(offset: int, least: int, most: int) -> int:

@@ -98,6 +98,7 @@ class FakeServer(
         self.bend_key_set: Callable[[KeySetInfo], KeySetInfo] = lambda info: info
         self.failures: list[Failure] = []  # thrown by the next Infer calls
         self.cut_at: list[int] = []  # offsets at which an upload breaks
+        self.stuck_at: int | None = None  # offset beyond which no upload gets
         self.restart_at: int | None = None  # offset at which the whole server goes away and comes back
         self.calls: list[str] = []
         self.requests: list[InferenceCall] = []
@@ -188,6 +189,8 @@ class FakeServer(
             self.chunk_offsets.append(request.offset)
             if request.offset != len(stored):
                 self.fail(context, Failure("UPLOAD_OFFSET_WRONG", "wrong offset"))
+            if self.stuck_at is not None and len(stored) >= self.stuck_at:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset")
             stored += request.data
             if self.cut_at and len(stored) >= self.cut_at[0]:
                 self.cut_at.pop(0)

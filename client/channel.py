@@ -71,6 +71,8 @@ def open_channel(
     Raises ServerUntrusted when a pin does not match, ServerUnreachable when a pinned server cannot be reached.
     """
     options = _options(limits)
+    if endpoint.is_loopback:
+        options.append(("grpc.enable_http_proxy", 0))  # a proxy of the environment has another loopback
     if certificate is None and (endpoint.is_loopback or allow_insecure):
         return grpc.insecure_channel(str(endpoint), options), ServerIdentity(str(endpoint))
     roots = fingerprint = None

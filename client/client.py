@@ -22,13 +22,14 @@ from .prediction import Prediction
 from .prepare import Prepared, fetch_spec, make_ready
 from .run import run
 from .transport import Transport
+from .trust import require_printable
 from .upload import Progress
 
 __all__ = ["Client"]
 
 # What the server forgot or replaced since it was asked: worth preparing again, once.
 _STALE_KEYS = frozenset({Reason.KEY_SET_UNKNOWN})
-_STALE_SPEC = frozenset({Reason.MODEL_UNKNOWN, Reason.DIGEST_MISMATCH})
+_STALE_SPEC = frozenset({Reason.MODEL_UNKNOWN, Reason.VERSION_UNKNOWN})
 
 
 class Client:
@@ -102,7 +103,9 @@ class Client:
 
     def models(self) -> list[ModelSummary]:
         """The models that the server offers."""
-        return list(self._transport.list_models().models)
+        models = self._transport.list_models().models
+        require_printable((text for m in models for text in (m.name, m.default_version, *m.versions)), self.limits)
+        return list(models)
 
     def spec(self, model: str, version: str | None = None) -> ClientSpec:
         """The server's client spec of a model, after every check of `trust`."""
@@ -110,7 +113,10 @@ class Client:
 
     def estimate(self, model: str, version: str | None = None) -> CostEstimate:
         """What the server says that one prediction costs."""
-        return self._transport.estimate(model, version or "")
+        found = self._transport.estimate(model, version or "")
+        names = (found.model, found.version, found.table_name, found.confidence, *found.counts, *found.dense_counts)
+        require_printable(names, self.limits)
+        return found
 
     def prepare(self, model: str, version: str | None = None, progress: Progress | None = None) -> Prepared:
         """Fetch and check the spec; make and upload the keys unless the server has them. Later calls are free.

@@ -14,9 +14,10 @@ from protos.native import ServerInfo
 from .errors import ServerError, ServerUntrusted
 from .keystore import KeyEntry
 from .limits import Limits
+from .spool import spool_keys
 from .transport import Transport
 from .trust import parse_spec
-from .upload import Progress, Uploader, drop_spool, spool_keys
+from .upload import Progress, Uploader
 
 if TYPE_CHECKING:
     from he_runtime.backends.tenseal_secret import SecretKey
@@ -82,7 +83,7 @@ def make_ready(
             uploader = Uploader(transport, server.max_chunk_bytes, progress)
             key_set_id = uploader.upload(spool, spec.params.digest, spec_digest).key_set_id
             entry.remember(spec.keys, key_set_id)
-            drop_spool(entry)
+            spool.drop()
             uploaded = spool.total_bytes
     return Prepared(spec, spec_digest, entry, secret, key_set_id, key_bytes, uploaded)
 

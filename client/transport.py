@@ -36,10 +36,10 @@ _MAX_TEXT_CHARS = 400
 
 
 class Transport:
-    """Typed calls to one server. Every call is idempotent and retried, with backoff, only while UNAVAILABLE.
+    """Typed calls to one server. Idempotent ones are retried with backoff, and only while it is UNAVAILABLE.
 
-    Infer is idempotent by its request id, CreateUpload by the content's digest; CommitUpload is not retried here
-    (`upload` does, by asking again what the server has).
+    Infer is idempotent by its request id. What moves an upload on is not retried here: `upload` asks again where the
+    server stands.
     """
 
     def __init__(self, channel: grpc.Channel, address: str, *, timeout_seconds: float) -> None:
@@ -68,8 +68,13 @@ class Transport:
         return convert.cost_estimate_from_proto(reply)
 
     def create_upload(self, offer: UploadOffer) -> UploadInfo | KeySetInfo:
-        reply = self._call("offer the keys", self._keys.CreateUpload, convert.upload_offer_to_proto(offer))
+        reply = self._call("offer the keys", self._keys.CreateUpload, convert.upload_offer_to_proto(offer), attempts=1)
         return convert.offer_reply_from_proto(reply)
+
+    def get_upload(self, upload_id: str) -> UploadInfo:
+        request = keys_pb2.GetUploadRequest(upload_id=upload_id)
+        reply = self._call("resume the upload", self._keys.GetUpload, request)
+        return convert.upload_from_proto(reply.upload)
 
     def upload_chunks(self, requests: Iterator[keys_pb2.UploadChunkRequest]) -> int:
         """Send chunks of one upload; the offset that the server committed. Not retried: a stream is sent once."""

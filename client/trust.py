@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from he_runtime.client_spec import ClientSpec, TensorSpec
@@ -19,7 +20,7 @@ from he_runtime.wire import key_set_byte_size
 from .errors import ServerUntrusted
 from .limits import Limits
 
-__all__ = ["check_spec", "parse_spec"]
+__all__ = ["check_spec", "parse_spec", "require_printable"]
 
 _MAX_DIMENSIONS = 8
 
@@ -125,11 +126,17 @@ def _check_texts(spec: ClientSpec, limits: Limits) -> None:
         raise ServerUntrusted(
             f"cannot use the server's spec: got {len(spec.labels)} labels, need at most {limits.max_labels}"
         )
-    texts = (spec.model, spec.version, spec.plan_digest, spec.input.name, spec.output.name, *spec.labels)
+    require_printable(
+        (spec.model, spec.version, spec.plan_digest, spec.input.name, spec.output.name, *spec.labels), limits
+    )
+
+
+def require_printable(texts: Iterable[str], limits: Limits) -> None:
+    """Raise ServerUntrusted for a text of the server that is too long, or would do something to a terminal."""
     for text in texts:
         if len(text) > limits.max_text_chars or not text.isprintable():
             raise ServerUntrusted(
-                f"cannot use the server's spec: a name or label of {len(text)} characters is too long or not "
+                f"cannot use what the server says: a name or label of {len(text)} characters is too long or not "
                 f"printable, need printable ones of at most {limits.max_text_chars} characters"
             )
 

@@ -1,43 +1,30 @@
-"""Key sets from the secret to the server: spooled to a file one key at a time, then sent in resumable chunks.
+"""Key sets to the server in resumable chunks.
 
-The spool lies beside the secret until the server has committed it. An upload that breaks goes on from the offset that
-the server committed, whether the connection, the server or this program was restarted in between: CreateUpload with
-the same digest finds it again.
+An upload that breaks goes on from the offset that the server committed, whether the connection, the server or this
+program was restarted in between: the spool remembers the upload.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from he_runtime.errors import Reason
-from he_runtime.params import CkksParams
-from he_runtime.ring import KeySetSpec
-from he_runtime.wire import KeySetWriter
 from protos.gen.secateur.v1 import keys_pb2
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
 
-from ._files import write_atomic
 from .errors import ServerError, ServerUntrusted
-from .keystore import KeyEntry, key_list_digest
+from .spool import Spool
 from .transport import Transport
 
-if TYPE_CHECKING:
-    from he_runtime.backends.tenseal_secret import SecretKey
-
-__all__ = ["Progress", "Spool", "Uploader", "spool_keys"]
+__all__ = ["Progress", "Uploader"]
 
 Progress = Callable[[int, int], None]  # bytes committed or in flight, total bytes
 
 _READ_BYTES = 1 << 20
 _MIN_CHUNK_BYTES = 1 << 10
-_SEGMENT_BYTES = 32 << 20  # one stream; what is committed after it bounds what a break costs
+_SEGMENT_BYTES = 8 << 20  # one stream with one deadline
 _BREAKS = 6  # without any progress in between
 _BACKOFF_SECONDS = 0.1
 _RESUMABLE = frozenset(
@@ -45,7 +32,6 @@ _RESUMABLE = frozenset(
         Reason.SERVER_UNREACHABLE,
         Reason.WORKER_LOST,
         Reason.CANCELLED,
-        Reason.DEADLINE_EXCEEDED,
         Reason.UPLOAD_UNKNOWN,
         Reason.UPLOAD_INCOMPLETE,
         Reason.UPLOAD_OFFSET_WRONG,
@@ -53,57 +39,8 @@ _RESUMABLE = frozenset(
     }
 )
 
-
-@dataclass(frozen=True)
-class Spool:
-    """A key set as one file, ready to be sent."""
-
-    path: Path
-    total_bytes: int
-    sha256: str
-
-
-def spool_keys(entry: KeyEntry, secret: SecretKey, keys: KeySetSpec) -> Spool:
-    """The key set of `keys` on disk: an intact earlier one if an upload was cut, or freshly made, one key in memory."""
-    path, note = entry.path / "pending.keys", entry.path / "pending.json"
-    wanted = key_list_digest(entry.params, keys)
-    spool = _intact(path, note, wanted)
-    if spool is not None:
-        return spool
-    note.unlink(missing_ok=True)
-    _write(path, entry.params, secret, keys)
-    spool = Spool(path, path.stat().st_size, _sha256(path))
-    write_atomic(note, json.dumps({"key_list": wanted, "sha256": spool.sha256}).encode())
-    return spool
-
-
-def drop_spool(entry: KeyEntry) -> None:
-    for name in ("pending.json", "pending.keys"):
-        (entry.path / name).unlink(missing_ok=True)
-
-
-def _intact(path: Path, note: Path, wanted: str) -> Spool | None:
-    try:
-        record = json.loads(note.read_bytes())
-        if record["key_list"] != wanted or record["sha256"] != _sha256(path):
-            return None
-        return Spool(path, path.stat().st_size, record["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(path: Path, params: CkksParams, secret: SecretKey, keys: KeySetSpec) -> None:
-    with path.open("wb") as file:
-        path.chmod(0o600)
-        writer = KeySetWriter(file, params, keys)
-        for record in secret.make_keys(keys):
-            writer.write(record)
-        writer.close()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+# The same bytes may be accepted later; any other refusal is of these keys, and the next attempt makes new ones.
+_WORTH_KEEPING = _RESUMABLE | {Reason.LIMIT_EXCEEDED, Reason.SERVER_BUSY, Reason.DEADLINE_EXCEEDED, Reason.INTERNAL}
 
 
 class Uploader:
@@ -115,15 +52,16 @@ class Uploader:
         self._progress = progress or (lambda done, total: None)
 
     def upload(self, spool: Spool, params_digest: str, client_spec_digest: str) -> KeySetInfo:
-        """Create, send, commit; resumes after every break until nothing moves any more.
+        """Send what the server does not have yet, then commit; resumes after every break until nothing moves any more.
 
-        Raises ServerError when the server refuses or stays away, ServerUntrusted when its answers make no sense.
+        The spool is dropped once the server has committed it, or has refused it for good. Raises ServerError when the
+        server refuses or stays away, ServerUntrusted when its answers make no sense.
         """
         offer = UploadOffer(params_digest, client_spec_digest, spool.total_bytes, spool.sha256)
         furthest, breaks = -1, 0
         while True:
             try:
-                found = self._transport.create_upload(offer)
+                found = self._locate(spool, offer)
                 if isinstance(found, UploadInfo):
                     offset = _checked_offset(found.committed_offset, 0, spool.total_bytes)
                     furthest, breaks = (offset, 0) if offset > furthest else (furthest, breaks)
@@ -134,8 +72,23 @@ class Uploader:
             except ServerError as error:
                 breaks += 1
                 if error.reason not in _RESUMABLE or breaks > _BREAKS:
+                    if error.reason not in _WORTH_KEEPING:
+                        spool.drop()
                     raise
                 time.sleep(_BACKOFF_SECONDS * 2 ** (breaks - 1) * random.uniform(0.5, 1.5))
+
+    def _locate(self, spool: Spool, offer: UploadOffer) -> UploadInfo | KeySetInfo:
+        """The upload that this spool is part of, begun if need be, or the key set if the server has it already."""
+        upload_id = spool.upload_id()
+        if upload_id is not None:
+            try:
+                return self._transport.get_upload(upload_id)
+            except ServerError as error:
+                if error.reason is not Reason.UPLOAD_UNKNOWN:
+                    raise
+        found = self._transport.create_upload(offer)
+        spool.remember_upload(found.upload_id if isinstance(found, UploadInfo) else None)
+        return found
 
     def _send(self, spool: Spool, upload_id: str, offset: int) -> None:
         while offset < spool.total_bytes:

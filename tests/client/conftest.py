@@ -97,6 +97,7 @@ class FakeServer(
         self.bend_reply: Callable[[InferenceReply], InferenceReply] = lambda reply: reply
         self.bend_key_set: Callable[[KeySetInfo], KeySetInfo] = lambda info: info
         self.failures: list[Failure] = []  # thrown by the next Infer calls
+        self.commit_failures: list[Failure] = []  # thrown by the next CommitUpload calls
         self.cut_at: list[int] = []  # offsets at which an upload breaks
         self.stuck_at: int | None = None  # offset beyond which no upload gets
         self.restart_at: int | None = None  # offset at which the whole server goes away and comes back
@@ -171,12 +172,15 @@ class FakeServer(
         for info in self.key_sets.values():
             if info.sha256 == offer.sha256:
                 return convert.offer_reply_to_proto(info)
-        for upload_id, known in self.offers.items():
-            if known == offer:
-                return convert.offer_reply_to_proto(self._upload(upload_id))
         upload_id = uuid.uuid4().hex
         self.offers[upload_id], self.stored[upload_id] = offer, bytearray()
         return convert.offer_reply_to_proto(self._upload(upload_id))
+
+    def GetUpload(self, request: Any, context: grpc.ServicerContext) -> Any:
+        self.calls.append("GetUpload")
+        if request.upload_id not in self.offers:
+            self.fail(context, Failure("UPLOAD_UNKNOWN", "no such upload", subject="upload_id"))
+        return keys_pb2.GetUploadResponse(upload=convert.upload_to_proto(self._upload(request.upload_id)))
 
     def _upload(self, upload_id: str) -> UploadInfo:
         return UploadInfo(upload_id, self.offers[upload_id].total_bytes, len(self.stored[upload_id]))
@@ -203,6 +207,11 @@ class FakeServer(
 
     def CommitUpload(self, request: Any, context: grpc.ServicerContext) -> Any:
         self.calls.append("CommitUpload")
+        if self.commit_failures:
+            failure = self.commit_failures.pop(0)
+            if failure.reason == "DIGEST_MISMATCH":
+                del self.offers[request.upload_id]
+            self.fail(context, failure)
         offer = self.offers.pop(request.upload_id)
         info = KeySetInfo(
             uuid.uuid4().hex, offer.sha256, offer.total_bytes, offer.params_digest, offer.client_spec_digest

@@ -110,12 +110,13 @@ def test_keys_are_uploaded_again_only_once_per_call(client: Client, server: Any,
     assert server.calls.count("Infer") == 2
 
 
+@pytest.mark.parametrize("reason", ["MODEL_UNKNOWN", "VERSION_UNKNOWN"])
 def test_a_replaced_default_version_is_fetched_again(
-    client: Client, server: Any, sample: np.ndarray, changed: Any
+    client: Client, server: Any, sample: np.ndarray, changed: Any, reason: str
 ) -> None:
     client.predict("echo", sample)
     server.specs["echo"] = changed(version="2", post_processing="none")
-    server.failures = [Failure("MODEL_UNKNOWN", "no version 1")]
+    server.failures = [Failure(reason, "no version 1")]
     answer = client.predict("echo", sample)
     assert answer.index is None
     assert [r.version for r in server.requests] == ["1", "1", "2"]

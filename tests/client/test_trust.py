@@ -229,3 +229,23 @@ def test_a_spec_that_is_not_the_stated_digest_is_refused(
     monkeypatch.setattr(convert, "served_model_to_proto", swap)
     with pytest.raises(ServerUntrusted, match="digest"):
         client.spec("echo")
+
+
+def test_names_of_the_listing_and_the_estimate_are_printable(client: Client, server: Any, spec: ClientSpec) -> None:
+    server.specs["bad\x1b[2J"] = spec
+    with pytest.raises(ServerUntrusted, match="printable"):
+        client.models()
+    with pytest.raises(ServerUntrusted, match="printable"):
+        client.estimate("bad\x1b[2J")
+
+
+@pytest.mark.parametrize(
+    "name", ["thousands of keys", "thousands of ciphertexts", "a hundred dimensions", "label bomb"]
+)
+def test_counts_are_bounded_before_the_parser_allocates(
+    spec: ClientSpec, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"labels": ["x"] * 200_000} if name == "label bomb" else BAD_FIELDS[name](spec)
+    monkeypatch.setattr(ClientSpec, "parse", lambda data: pytest.fail("parsed"))
+    with pytest.raises(ServerUntrusted, match="need at most"):
+        parse_spec(_bytes(spec, **fields), LIMITS)

@@ -15,6 +15,7 @@ from he_runtime.client_spec import ClientSpec
 from he_runtime.errors import Reason
 from he_runtime.wire import key_set_byte_size, read_key_set
 from protos.native import UploadInfo
+from protos.status import Failure
 
 CHUNK = 32 << 10
 
@@ -55,7 +56,7 @@ def test_progress_counts_bytes_up_to_the_total(client: Client, server: Any) -> N
 def test_a_cut_connection_resumes_where_the_server_stands(client: Client, server: Any, sample: np.ndarray) -> None:
     server.cut_at = [3 * CHUNK, 5 * CHUNK]
     assert client.predict("echo", sample).index == 5
-    assert server.calls.count("CreateUpload") == 3
+    assert (server.calls.count("CreateUpload"), server.calls.count("GetUpload")) == (1, 2)
     assert server.chunk_offsets == sorted(set(server.chunk_offsets)), "no chunk was sent twice"
 
 
@@ -109,6 +110,37 @@ def test_a_lost_commit_reply_finds_the_key_set(client: Client, server: Any, monk
     ready = client.prepare("echo")
     assert ready.key_set_id in server.key_sets
     assert server.calls.count("CommitUpload") == 1
+
+
+def test_an_upload_that_the_server_forgot_begins_again(client: Client, server: Any, sample: np.ndarray) -> None:
+    server.cut_at = [3 * CHUNK]
+    locate = client._transport.get_upload
+
+    def forgotten(upload_id: str) -> UploadInfo:
+        server.offers.clear()
+        return locate(upload_id)
+
+    client._transport.get_upload = forgotten  # type: ignore[method-assign]
+    assert client.predict("echo", sample).index == 5
+    assert server.calls.count("CreateUpload") == 2
+    assert len(server.stored) == 2
+
+
+def test_bytes_damaged_on_the_way_are_sent_again(client: Client, server: Any, sample: np.ndarray) -> None:
+    server.commit_failures = [Failure("DIGEST_MISMATCH", "the bytes are not those announced")]
+    assert client.predict("echo", sample).index == 5
+    first, second = server.stored.values()
+    assert first == second
+
+
+def test_refused_keys_are_not_offered_again(client: Client, server: Any, sample: np.ndarray, tmp_path: Path) -> None:
+    server.commit_failures = [Failure("RESIDUE_OUT_OF_RANGE", "bad key")]
+    with pytest.raises(ServerError, match="bad key"):
+        client.predict("echo", sample)
+    assert not list(tmp_path.rglob("pending.*"))
+    assert client.predict("echo", sample).index == 5
+    first, second = server.stored.values()
+    assert first != second, "the same secret made new keys"
 
 
 def test_a_refusal_is_not_retried(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,186 @@
+"""Putting the server together, running it, and stopping it gently."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from protos.gen.secateur.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
+    keys_pb2,
+    keys_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
+from protos.native import ServerInfo
+
+from . import logs
+from .config import ServerConfig
+from .engine import Engine
+from .errors import ConfigError
+from .inference_service import InferenceServicer
+from .interceptors import Boundary
+from .key_service import KeyServicer
+from .keystore import KeyStore
+from .model_service import ModelServicer
+from .repository import Repository
+from .runtime import Runtime, load_runtime
+from .tls import server_credentials
+from .window import RequestWindow
+
+__all__ = ["App", "run"]
+
+SERVICES = (
+    model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name,
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+)
+_PARTING_SECONDS = 1.0  # for answers of the last calls to leave
+
+
+def build_version() -> str:
+    try:
+        return version("secateur")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+@dataclass
+class App:
+    """A server that serves: `await App.start(config)`, then `await app.stop()`."""
+
+    config: ServerConfig
+    address: str
+    engine: Engine
+    _server: grpc.aio.Server
+    _store: KeyStore
+    _health: Any
+
+    @classmethod
+    async def start(cls, config: ServerConfig) -> App:
+        """Verify the models, start the workers, open the port; ConfigError for what keeps it from serving."""
+        runtime = load_runtime(config.engine.runtime)
+        repository = await asyncio.to_thread(Repository.scan, config.models, runtime)
+        store = await asyncio.to_thread(_open_store, config)
+        engine = Engine(config.engine, config.limits, config.log_level)
+        try:
+            await engine.start(repository.defaults() if config.engine.preload else [])
+            server = _make_server(config)
+            checker: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
+            health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+            _add_services(server, config, runtime, repository, store, engine)
+            address = _open_port(server, config)
+            await server.start()
+        except BaseException:
+            await engine.stop()
+            store.close()
+            raise
+        for service in SERVICES:
+            await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
+        logs.event("serving", address=address, tls=config.tls.enabled, models=[m.name for m in repository.summaries()])
+        return cls(config, address, engine, server, store, checker)
+
+    async def stop(self) -> None:
+        """Report not serving, take no new calls, let those under way finish within the drain time, then end."""
+        logs.event("draining", seconds=self.config.drain_seconds)
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self.config.drain_seconds)
+        await self.engine.stop(_PARTING_SECONDS)
+        await asyncio.to_thread(self._store.close)
+        logs.event("stopped")
+
+
+def _open_store(config: ServerConfig) -> KeyStore:
+    try:
+        return KeyStore(config.state / "keys", config.keys)
+    except OSError as error:
+        raise ConfigError(f"cannot use state = {config.state}: {error.strerror or error}") from error
+
+
+def _make_server(config: ServerConfig) -> grpc.aio.Server:
+    limits = config.limits
+    return grpc.aio.server(
+        interceptors=[Boundary()],
+        maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
+        options=[
+            ("grpc.max_receive_message_length", limits.max_message_bytes),
+            ("grpc.max_send_message_length", -1),  # replies are bounded where they are read from a worker
+            ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a load balancer
+            ("grpc.keepalive_time_ms", 60_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+        ],
+    )
+
+
+def _add_services(
+    server: grpc.aio.Server,
+    config: ServerConfig,
+    runtime: Runtime,
+    repository: Repository,
+    store: KeyStore,
+    engine: Engine,
+) -> None:
+    limits = config.limits
+    info = ServerInfo(
+        build=build_version(),
+        wire_version=runtime.wire_version(),
+        max_message_bytes=limits.max_message_bytes,
+        max_upload_bytes=limits.max_upload_bytes,
+        max_chunk_bytes=limits.max_chunk_bytes,
+    )
+    models = ModelServicer(repository, runtime, info, config.engine.backend, config.engine.cost_table)
+    keys = KeyServicer(store, repository, engine, limits, config.keys.validate_on_commit)
+    inference = InferenceServicer(repository, store, engine, RequestWindow(limits), info)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
+    keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+    if config.reflection:
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+
+
+def _open_port(server: grpc.aio.Server, config: ServerConfig) -> str:
+    """Bind; returns the address with the port that was chosen."""
+    address = config.address
+    try:
+        if config.tls.enabled:
+            port = server.add_secure_port(address, server_credentials(config.tls))
+        else:
+            port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot listen on address = {address}: it is in use or not allowed; try another port"
+        ) from error
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+async def _serve_until_told(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    app = await App.start(config)
+    try:
+        on_ready(app.address)
+        await told.wait()
+    finally:
+        await app.stop()
+
+
+def run(config: ServerConfig, on_ready: Callable[[str], None] = lambda address: None) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. `on_ready` gets the address once calls are taken.
+
+    Raises ConfigError for what keeps the configuration from serving.
+    """
+    logs.set_up(config.log_level)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_serve_until_told(config, on_ready))

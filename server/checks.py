@@ -1,0 +1,100 @@
+"""`serve --check`: find every problem of a configuration without serving."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+from he_runtime.errors import SecateurError
+
+from .config import ServerConfig
+from .errors import ConfigError
+from .repository import Repository
+from .runtime import load_runtime
+
+__all__ = ["find_problems"]
+
+
+def find_problems(config: ServerConfig) -> list[str]:
+    """One sentence per problem: models, state directory, TLS, address, limits that contradict each other."""
+    problems: list[str] = []
+    for probe in (_check_models, _check_state, _check_tls, _check_address, _check_limits, _check_cost_table):
+        try:
+            problems += probe(config)
+        except SecateurError as error:
+            problems.append(error.message)
+    return problems
+
+
+def _check_models(config: ServerConfig) -> list[str]:
+    repository = Repository.scan(config.models, load_runtime(config.engine.runtime))
+    problems = [f"{b.name} version {b.version}: {b.error.message}" for b in repository.broken]
+    if not repository.summaries():
+        problems.append(f"models = {config.models}: no model can be served from here; try `secateur compress`")
+    return problems
+
+
+def _check_state(config: ServerConfig) -> list[str]:
+    place = config.state
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return []
+    except OSError as error:
+        raise ConfigError(f"cannot use state = {config.state}: {error.strerror or error}") from error
+
+
+def _check_tls(config: ServerConfig) -> list[str]:
+    if not config.tls.enabled:
+        if config.tls.certificate or config.tls.private_key:
+            return ["tls.enabled is false although a certificate is configured; need true, or no certificate"]
+        return []
+    if importlib.util.find_spec("cryptography") is None:
+        raise ConfigError("cannot use TLS: cryptography is not installed; try pip install 'secateur[server]'")
+    from .tls import read_pair
+
+    read_pair(config.tls)
+    return []
+
+
+def _check_address(config: ServerConfig) -> list[str]:
+    if config.address.startswith("unix:"):
+        parent = Path(config.address.removeprefix("unix:")).absolute().parent
+        return [] if os.access(parent, os.W_OK) else [f"address = {config.address}: cannot write to {parent}"]
+    host, _, port = config.address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family, kind, proto, _, where = socket.getaddrinfo(
+            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot use address = {config.address}: {error.strerror or error}; try another port"
+        ) from error
+    return []
+
+
+def _check_limits(config: ServerConfig) -> list[str]:
+    problems = []
+    limits, keys = config.limits, config.keys
+    if limits.max_chunk_bytes >= limits.max_message_bytes:
+        problems.append(
+            "limits.max_chunk_bytes must be below limits.max_message_bytes, which holds a chunk and its frame"
+        )
+    if limits.max_upload_bytes > min(keys.budget_bytes, keys.upload_budget_bytes):
+        problems.append("limits.max_upload_bytes must not exceed keys.budget_bytes or keys.upload_budget_bytes")
+    return problems
+
+
+def _check_cost_table(config: ServerConfig) -> list[str]:
+    table = config.engine.cost_table
+    if table is not None and not table.is_file():
+        return [f"engine.cost_table = {table}: no such file; try `secateur calibrate`"]
+    return []

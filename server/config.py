@@ -1,0 +1,239 @@
+"""One TOML file plus environment overrides, typed and strict.
+
+Every field is `SECATEUR_SERVER_<KEY>` or `SECATEUR_SERVER_<SECTION>_<KEY>` in the environment, which wins over the file. An
+unknown key, a wrong type or a value out of bounds is a ConfigError that names the key. Relative paths in a file
+are relative to that file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .errors import ConfigError
+
+__all__ = [
+    "EngineConfig",
+    "KeysConfig",
+    "LimitsConfig",
+    "ServerConfig",
+    "TlsConfig",
+    "check",
+    "from_mapping",
+    "load_config",
+]
+
+ENVIRONMENT_PREFIX = "SECATEUR_SERVER_"
+_MIB = 1 << 20
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class TlsConfig:
+    """PEM files. Without TLS anyone on the way can read which model is asked and swap evaluation keys."""
+
+    enabled: bool = False
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+
+@dataclass(frozen=True)
+class LimitsConfig:
+    """What one request may ask for."""
+
+    max_message_bytes: int = 64 * _MIB  # one gRPC message, so also the input ciphertexts of one request
+    max_chunk_bytes: int = 2 * _MIB  # data of one UploadChunkRequest
+    max_upload_bytes: int = 2 * _GIB  # one key set
+    max_concurrent_rpcs: int = 256
+    max_queue: int = 32  # requests that wait for a worker
+    max_evaluate_seconds: float = 600.0  # also the deadline of a caller who states none
+    request_window_seconds: float = 120.0  # how long a request_id is remembered
+    request_window_bytes: int = 64 * _MIB  # replies kept for it
+
+
+@dataclass(frozen=True)
+class KeysConfig:
+    """The key store on disk."""
+
+    budget_bytes: int = 16 * _GIB  # committed key sets; the least recently used are evicted
+    upload_budget_bytes: int = 4 * _GIB  # reserved by uploads under way
+    max_uploads: int = 64
+    upload_idle_seconds: float = 60.0  # an idle upload gives way to a new one after this
+    upload_ttl_seconds: float = 86400.0  # and is forgotten after this
+    validate_on_commit: bool = True  # a worker parses the keys before they become visible
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The worker processes."""
+
+    workers: int = 1
+    threads: int = 1  # per worker, for libraries with a thread pool of their own
+    backend: str = "tenseal"
+    runtime: str = "server.he_model"  # module with describe, estimate and build: see server.runtime
+    cost_table: Path | None = None  # measured table; none: the one that ships
+    key_cache_bytes: int = 2 * _GIB  # loaded keys per worker
+    models_per_worker: int = 8
+    preload: bool = True  # load default versions before serving
+    cancel_grace_seconds: float = 10.0  # a worker that ignores a cancellation for this long is replaced
+    start_seconds: float = 60.0  # a worker that is not up by then has failed
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Everything the server can be told. `models` holds <name>/<version>/, `state` the key store."""
+
+    address: str = "127.0.0.1:50051"  # port 0: any free one
+    models: Path = Path("models")
+    state: Path = Path("state")
+    drain_seconds: float = 30.0
+    log_level: str = "info"
+    reflection: bool = True
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    keys: KeysConfig = field(default_factory=KeysConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        for name, value in _leaves(self):
+            _check_bounds(name, value)
+
+    def with_(self, **changes: Any) -> ServerConfig:
+        return replace(self, **changes)
+
+
+_MAY_BE_ZERO = frozenset({"drain_seconds", "limits.max_queue", "limits.request_window_seconds"})
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value
+
+
+def _check_bounds(name: str, value: Any) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        low_ok = value >= 0 if name in _MAY_BE_ZERO else value > 0
+        if not low_ok or not value < 1 << 62:
+            raise ConfigError(
+                f"cannot use {name} = {value}: need a {'non-negative' if name in _MAY_BE_ZERO else 'positive'} number"
+            )
+    if name == "log_level" and value not in _LOG_LEVELS:
+        raise ConfigError(f"cannot use log_level = {value!r}: need one of {', '.join(_LOG_LEVELS)}")
+    if name == "address" and not (value.startswith("unix:") or _is_host_port(value)):
+        raise ConfigError(f"cannot use address = {value!r}: need host:port such as 127.0.0.1:50051, or unix:path")
+
+
+def _is_host_port(address: str) -> bool:
+    host, colon, port = address.rpartition(":")
+    return bool(host and colon) and port.isascii() and port.isdigit() and int(port) < 65536
+
+
+def load_config(path: Path | str | None = None, environment: Mapping[str, str] | None = None) -> ServerConfig:
+    """The configuration from a file (none: the defaults) and the environment (none: this process's).
+
+    Raises ConfigError naming the file, the key, what was got and what is needed.
+    """
+    record: dict[str, Any] = {}
+    base = Path()
+    if path is not None:
+        try:
+            record = tomllib.loads(Path(path).read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error}; need a TOML file") from error
+        base = Path(path).resolve().parent
+    overrides = _from_environment(os.environ if environment is None else environment)
+    from_file = from_mapping(ServerConfig, record, base=base, source=str(path))
+    return _merge(from_file, overrides)
+
+
+def from_mapping(kind: type[Any], record: Mapping[str, Any], *, base: Path, source: str, prefix: str = "") -> Any:
+    """Build the configuration dataclass `kind` from a parsed TOML table, refusing unknown keys and wrong types."""
+    hints = get_type_hints(kind)
+    unknown = sorted(set(record) - set(hints))
+    if unknown:
+        raise ConfigError(
+            f"cannot use {source}: unknown key {prefix}{unknown[0]}; need one of {', '.join(sorted(hints))}"
+        )
+    values: dict[str, Any] = {}
+    for key, value in record.items():
+        if is_dataclass(hints[key]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"cannot use {source}: {prefix}{key} is {value!r}, need a table [{prefix}{key}]")
+            values[key] = from_mapping(hints[key], value, base=base, source=source, prefix=f"{prefix}{key}.")
+        else:
+            values[key] = _typed(hints[key], value, f"{prefix}{key}", base, source)
+    return kind(**values)
+
+
+def _typed(hint: Any, value: Any, name: str, base: Path, source: str) -> Any:
+    wanted = Path if hint in (Path, Path | None) else hint
+    if wanted is Path and isinstance(value, str) and value:
+        return base / Path(value).expanduser()
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if wanted is not Path and type(value) is wanted:
+        return value
+    need = {Path: "a path", float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[wanted]
+    raise ConfigError(f"cannot use {source}: {name} is {value!r}, need {need}")
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Overrides by dotted name. Texts are read as the field's type says."""
+    names = {ENVIRONMENT_PREFIX + name.replace(".", "_").upper(): name for name, _ in _leaves(ServerConfig())}
+    overrides: dict[str, Any] = {}
+    for variable, text in sorted(environment.items()):
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if variable not in names:
+            raise ConfigError(
+                f"cannot use the environment variable {variable}: no such setting; need one of {', '.join(sorted(names))}"
+            )
+        name = names[variable]
+        overrides[name] = _typed(
+            _hint(name), _read_text(_hint(name), text), name, Path(), f"the environment ({variable})"
+        )
+    return overrides
+
+
+def _hint(name: str) -> Any:
+    section, _, key = name.rpartition(".")
+    kind = get_type_hints(ServerConfig)[section] if section else ServerConfig
+    return get_type_hints(kind)[key]
+
+
+def _read_text(hint: Any, text: str) -> Any:
+    """A number or truth value out of a text; the text itself where it is none, for _typed to refuse."""
+    if hint is bool:
+        return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            return text
+    return text
+
+
+def _merge(config: ServerConfig, overrides: Mapping[str, Any]) -> ServerConfig:
+    for name, value in overrides.items():
+        section, _, key = name.rpartition(".")
+        if section:
+            config = replace(config, **{section: replace(getattr(config, section), **{key: value})})
+        else:
+            config = replace(config, **{key: value})
+    return config
+
+
+def check(config: ServerConfig) -> list[str]:
+    """Everything that would keep this configuration from serving, for `serve --check`; empty when it is fine."""
+    from .checks import find_problems
+
+    return find_problems(config)

@@ -1,0 +1,49 @@
+"""File operations that survive a power cut: after each returns, what it did is on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+__all__ = ["hash_file", "make_directory", "move", "remove", "sync_directory"]
+
+_BLOCK_BYTES = 1 << 20
+
+
+def sync_directory(path: Path) -> None:
+    """A rename or an unlink is durable only once its directory is."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> None:
+    """Make one directory (0700) below an existing one, unless it is there."""
+    if not path.is_dir():
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_directory(path.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Atomic rename within one file system; the file's content must have been synced by its writer."""
+    os.replace(source, target)
+    sync_directory(target.parent)
+    if source.parent != target.parent:
+        sync_directory(source.parent)
+
+
+def remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def hash_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            hasher.update(block)
+    return hasher.hexdigest()

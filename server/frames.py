@@ -1,0 +1,101 @@
+"""What the front door and a worker say to each other: a JSON header and a payload, each one length-prefixed frame.
+
+JSON and not pickle, because a worker parses strangers' bytes: should one ever be taken over, its replies must not be able to run
+code in the front door.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from he_runtime.errors import Reason
+
+__all__ = ["CancelFlag", "Job", "Outcome", "receive_job", "receive_outcome", "send_job", "send_outcome"]
+
+_MAX_HEADER_BYTES = 1 << 20
+JobKind = Literal["infer", "check_keys", "load"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of work. `deadline` is time.monotonic() of this machine, which all its processes share.
+
+    infer: evaluate the payload under the keys. check_keys: parse the keys against the plan. load: load the model.
+    """
+
+    number: int
+    kind: JobKind
+    directory: str
+    deadline: float
+    key_path: str = ""
+    key_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job. `reason` is empty for success; `resident` are digests of the keys the worker now holds."""
+
+    number: int
+    reason: str = ""
+    message: str = ""
+    load_ms: float = 0.0
+    evaluate_ms: float = 0.0
+    counts: dict[str, int] = field(default_factory=dict)
+    resident: list[str] = field(default_factory=list)
+
+
+class CancelFlag:
+    """Eight shared bytes: the number of the job that is to stop. One writer (front door), one reader (worker)."""
+
+    SIZE = 8
+
+    def __init__(self, memory: Any) -> None:
+        self._view = memoryview(memory).cast("Q")
+
+    def request(self, number: int) -> None:
+        self._view[0] = number
+
+    def is_requested(self, number: int) -> bool:
+        return self._view[0] == number
+
+    def close(self) -> None:
+        self._view.release()
+
+
+def send_job(connection: Connection, job: Job, payload: bytes) -> None:
+    connection.send_bytes(json.dumps(asdict(job)).encode())
+    connection.send_bytes(payload)
+
+
+def receive_job(connection: Connection) -> tuple[Job, bytes]:
+    """The next job; EOFError once the front door is gone or done."""
+    header = json.loads(connection.recv_bytes())
+    return Job(**header), connection.recv_bytes()
+
+
+def send_outcome(connection: Connection, outcome: Outcome, payload: bytes = b"") -> None:
+    connection.send_bytes(json.dumps(asdict(outcome)).encode())
+    connection.send_bytes(payload)
+
+
+def receive_outcome(connection: Connection, max_payload_bytes: int) -> tuple[Outcome, bytes]:
+    """The worker's answer, distrusted: OSError for an oversized frame, ValueError for a malformed one."""
+    record = json.loads(connection.recv_bytes(_MAX_HEADER_BYTES))
+    payload = connection.recv_bytes(max_payload_bytes)
+    if not isinstance(record, dict) or set(record) != set(Outcome.__dataclass_fields__):
+        raise ValueError("the worker's outcome has other fields than this build knows")
+    if record["reason"]:
+        Reason(record["reason"])
+    outcome = Outcome(
+        number=int(record["number"]),
+        reason=str(record["reason"]),
+        message=str(record["message"]),
+        load_ms=float(record["load_ms"]),
+        evaluate_ms=float(record["evaluate_ms"]),
+        counts={str(k): int(v) for k, v in record["counts"].items()},
+        resident=[str(s) for s in record["resident"]],
+    )
+    return outcome, payload

@@ -1,0 +1,91 @@
+"""What surrounds every call: errors become statuses, and each call becomes one line in the log.
+
+An error of the tree crosses the network with its reason and message. Anything else is INTERNAL with an incident id, under
+which the log has the traceback; no text of a library leaves the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, cast
+
+import grpc
+
+from he_runtime.errors import Reason, SecateurError
+from protos import status
+from protos.status import Failure
+
+from .errors import ServiceError
+from .logs import event
+
+__all__ = ["Boundary", "failure_of"]
+
+_OURS = "/secateur.v1."
+_MAX_MESSAGE = 1000  # statuses travel in HTTP/2 headers, which are limited to some 8 KiB
+Handler = Callable[[Any, Any], Awaitable[Any]]
+
+
+def failure_of(error: BaseException) -> tuple[Failure, str]:
+    """(what the caller is told, incident id or "")."""
+    if isinstance(error, SecateurError) and error.reason is not Reason.INTERNAL:
+        subject, retry, metadata = "", None, {}
+        if isinstance(error, ServiceError):
+            subject, retry, metadata = error.subject, error.retry_after_seconds, error.metadata
+        return Failure(error.reason.value, error.message[:_MAX_MESSAGE], subject, retry, metadata), ""
+    incident = secrets.token_hex(6)
+    message = f"cannot finish: an internal error; try again, and report incident {incident} to the server's operator"
+    return Failure(Reason.INTERNAL.value, message, metadata={"incident": incident}), incident
+
+
+class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps the handlers of the project's own services; health and reflection pass."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or not method.startswith(_OURS):
+            return cast("grpc.RpcMethodHandler[Any, Any]", handler)
+        make = (
+            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+        )
+        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        wrapped: Any = _wrap(inner, method.removeprefix(_OURS))
+        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+
+
+def _wrap(inner: Handler, method: str) -> Handler:
+    async def handle(request: Any | AsyncIterator[Any], context: Any) -> Any:
+        started = time.monotonic()
+        try:
+            reply = await inner(request, context)
+        except asyncio.CancelledError:
+            _log(method, started, "CANCELLED")
+            raise
+        except Exception as error:
+            await _abort(error, context, method, started)
+        _log(method, started, "")
+        return reply
+
+    return handle
+
+
+async def _abort(error: Exception, context: Any, method: str, started: float) -> NoReturn:
+    failure, incident = failure_of(error)
+    if incident:
+        event("incident", level=logging.ERROR, error=error, incident=incident, method=method)
+    _log(method, started, failure.reason)
+    trailing = status.to_trailing_metadata(status.encode(failure))
+    await context.abort(failure.code, failure.message, trailing)
+    raise AssertionError("abort returned")
+
+
+def _log(method: str, started: float, reason: str) -> None:
+    event("call", method=method, ms=round((time.monotonic() - started) * 1e3, 1), reason=reason)

@@ -1,0 +1,89 @@
+"""What the server needs of a runtime: the module named by `engine.runtime` has these three functions.
+
+`describe` and `estimate` run in the front door and touch only the operator's own files; `build` runs in a worker and
+returns the object that parses strangers' bytes. `server.he_model` is the real one; tests bring a fake without an HE library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from .errors import ConfigError
+
+__all__ = ["Cost", "LoadedKeys", "ModelDescription", "Runtime", "WorkerModel", "load_runtime"]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model version as the front door knows it. `max_key_bytes` bounds an upload of its keys."""
+
+    name: str
+    version: str
+    directory: Path
+    client_spec: bytes = field(repr=False)
+    client_spec_digest: str
+    params_digest: str
+    model_digest: str
+    plan_digest: str
+    max_key_bytes: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted evaluation time and its bounds, sizes of one request, and counts of the plan and of the dense network."""
+
+    predicted_ms: float
+    low_ms: float
+    high_ms: float
+    confidence: str
+    up_bytes: int
+    down_bytes: int
+    key_bytes: int
+    counts: Mapping[str, int]
+    dense_counts: Mapping[str, int]
+    table_name: str
+
+
+class LoadedKeys(Protocol):
+    """Keys in a worker's memory, opaque but for their size."""
+
+    @property
+    def byte_size(self) -> int: ...
+
+
+class WorkerModel(Protocol):
+    """A model version in a worker. Every method raises errors of he_runtime's tree for bad bytes."""
+
+    def load_keys(self, path: Path) -> LoadedKeys:
+        """Parse and check a key-set file against the plan."""
+
+    def run(self, ciphertexts: bytes, keys: Any, check: Callable[[], None]) -> tuple[bytes, Mapping[str, int]]:
+        """(reply bytes, operations executed). `check` is called between any two HE operations and may raise."""
+
+
+class Runtime(Protocol):
+    """The module behind `engine.runtime`."""
+
+    def describe(self, directory: Path, name: str, version: str) -> ModelDescription: ...
+
+    def estimate(self, model: ModelDescription, backend: str, cost_table: Path | None) -> Cost: ...
+
+    def build(self, directory: Path, backend: str) -> WorkerModel: ...
+
+    def wire_version(self) -> int: ...
+
+
+def load_runtime(name: str) -> Runtime:
+    """Import the module `name`; ConfigError when it is absent or lacks a function."""
+    try:
+        module = import_module(name)
+    except ImportError as error:
+        raise ConfigError(f"cannot use engine.runtime = {name!r}: {error}; need an importable module") from error
+    missing = [f for f in ("describe", "estimate", "build", "wire_version") if not callable(getattr(module, f, None))]
+    if missing:
+        raise ConfigError(f"cannot use engine.runtime = {name!r}: it lacks {', '.join(missing)}")
+    return cast(Runtime, module)

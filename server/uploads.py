@@ -1,0 +1,211 @@
+"""Uploads under way: part files that grow at their end, with a durable offset in the database.
+
+Bytes count as committed once the part file is synced *and* the offset is recorded. After a crash the part is cut
+back to the recorded offset, so what a client is told to have sent is really there. Two connections may write one upload (a
+client that reconnects before its first connection is noticed dead): whoever sends the next offset first goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from he_runtime.errors import Reason
+
+from . import durable
+from .config import KeysConfig
+from .errors import ServiceError
+from .keydb import KeyDb, UploadRow
+
+__all__ = ["Uploads", "unknown_upload"]
+
+_SYNC_BYTES = 8 << 20  # at most this much is sent again after a power cut
+_RETRY_SECONDS = 10.0
+
+
+@dataclass
+class _Part:
+    """An open part file: `size` bytes written, the first `durable` of them recorded."""
+
+    row: UploadRow
+    descriptor: int
+    size: int
+    durable: int
+    touched: float
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
+
+
+def unknown_upload() -> ServiceError:
+    """One answer for an upload that never was, was dropped, was committed, or is somebody else's."""
+    return ServiceError(
+        "cannot find the upload: got an unknown or expired upload id; try creating the upload again",
+        Reason.UPLOAD_UNKNOWN,
+        subject="upload_id",
+    )
+
+
+class Uploads:
+    """The part files in `directory`. Methods block on the disk; call them from a thread."""
+
+    def __init__(self, directory: Path, db: KeyDb, config: KeysConfig, on_step: Callable[[str], None]) -> None:
+        self._directory = directory
+        self._db = db
+        self._config = config
+        self._on_step = on_step
+        self._lock = threading.Lock()
+        self._parts: dict[str, _Part] = {}
+
+    def path(self, id_hash: str) -> Path:
+        return self._directory / id_hash
+
+    def begin(self, row: UploadRow) -> None:
+        """Reserve room for an upload and record it; LIMIT_EXCEEDED when others hold all the room."""
+        with self._lock:
+            for victim in self._victims(row.total_bytes):
+                self._drop(victim.id_hash)
+            self.path(row.id_hash).touch(mode=0o600)
+            durable.sync_directory(self._directory)
+            self._on_step("part-made")
+            self._db.add_upload(row)
+
+    def _victims(self, incoming: int) -> list[UploadRow]:
+        """Uploads to drop so that one of `incoming` bytes fits: the expired, then the longest idle."""
+        now, rows, victims = time.time(), self._db.uploads(), []
+        count, total = len(rows) + 1, sum(r.total_bytes for r in rows) + incoming
+        for row in sorted(rows, key=self._touched):
+            idle = now - self._touched(row)
+            over = count > self._config.max_uploads or total > self._config.upload_budget_bytes
+            if idle > self._config.upload_ttl_seconds or (over and idle > self._config.upload_idle_seconds):
+                victims.append(row)
+                count, total = count - 1, total - row.total_bytes
+        if count > self._config.max_uploads or total > self._config.upload_budget_bytes:
+            raise ServiceError(
+                f"cannot start the upload: {count - 1} uploads under way leave no room for {incoming} bytes; try again later",
+                Reason.LIMIT_EXCEEDED,
+                subject="uploads",
+                retry_after_seconds=_RETRY_SECONDS,
+            )
+        return victims
+
+    def _touched(self, row: UploadRow) -> float:
+        part = self._parts.get(row.id_hash)
+        return row.touched if part is None else part.touched
+
+    def _open(self, id_hash: str) -> _Part:
+        with self._lock:
+            part = self._parts.get(id_hash)
+            if part is None:
+                row = self._db.upload(id_hash)
+                if row is None:
+                    raise unknown_upload()
+                descriptor = os.open(self.path(id_hash), os.O_WRONLY)
+                os.ftruncate(descriptor, row.offset)
+                part = _Part(row, descriptor, row.offset, row.offset, row.touched)
+                self._parts[id_hash] = part
+            return part
+
+    def append(self, id_hash: str, offset: int, data: bytes) -> None:
+        """Write `data` at `offset`, which must be the end of what was received; UPLOAD_OFFSET_WRONG names that end."""
+        part = self._open(id_hash)
+        with part.lock:
+            if part.closed:
+                raise unknown_upload()
+            if offset != part.size:
+                raise ServiceError(
+                    f"cannot take a chunk at offset {offset}: need offset {part.size}; try resuming from there",
+                    Reason.UPLOAD_OFFSET_WRONG,
+                    subject="offset",
+                    metadata={"committed_offset": str(part.size)},
+                )
+            if offset + len(data) > part.row.total_bytes:
+                raise ServiceError(
+                    f"cannot take {len(data)} bytes at offset {offset}: the upload was announced as "
+                    f"{part.row.total_bytes} bytes; try creating an upload of the right size",
+                    Reason.SIZE_MISMATCH,
+                    subject="data",
+                )
+            self._write(part, data)
+            if part.size - part.durable >= _SYNC_BYTES:
+                self._sync(part)
+
+    def _write(self, part: _Part, data: bytes) -> None:
+        view, at = memoryview(data), part.size
+        try:
+            while view:
+                written = os.pwrite(part.descriptor, view, at)
+                view, at = view[written:], at + written
+        except OSError as error:
+            raise ServiceError(
+                f"cannot store the chunk: {error.strerror}; try again later",
+                Reason.LIMIT_EXCEEDED,
+                subject="disk",
+                retry_after_seconds=_RETRY_SECONDS,
+            ) from error
+        part.size, part.touched = at, time.time()
+
+    def _sync(self, part: _Part) -> None:
+        if part.durable == part.size:
+            return
+        self._on_step("before-part-sync")
+        os.fsync(part.descriptor)
+        self._on_step("part-synced")
+        self._db.set_offset(part.row.id_hash, part.size, part.touched)
+        part.durable = part.size
+
+    def sync(self, id_hash: str) -> tuple[UploadRow, int]:
+        """Make everything received durable; returns the upload and its committed offset."""
+        part = self._open(id_hash)
+        with part.lock:
+            if part.closed:
+                raise unknown_upload()
+            self._sync(part)
+            return part.row, part.durable
+
+    def drop(self, id_hash: str) -> None:
+        """Forget an upload and its bytes."""
+        with self._lock:
+            self._drop(id_hash)
+
+    def _drop(self, id_hash: str) -> None:
+        self._close(id_hash)
+        self._db.drop_upload(id_hash)
+        durable.remove(self.path(id_hash))
+
+    def release(self, id_hash: str) -> None:
+        """Close the part file, which now belongs to the caller; a late chunk is refused."""
+        with self._lock:
+            self._close(id_hash)
+
+    def _close(self, id_hash: str) -> None:
+        part = self._parts.pop(id_hash, None)
+        if part is not None:
+            with part.lock:
+                part.closed = True
+                os.close(part.descriptor)
+
+    def close(self) -> None:
+        """Make everything received durable and close all files."""
+        with self._lock:
+            for id_hash, part in list(self._parts.items()):
+                with part.lock:
+                    self._sync(part)
+                self._close(id_hash)
+
+    def sweep(self) -> None:
+        """At start: drop expired uploads and parts that do not hold what is recorded, and files nobody records."""
+        now, known = time.time(), set()
+        for row in self._db.uploads():
+            path = self.path(row.id_hash)
+            whole = path.is_file() and path.stat().st_size >= row.offset
+            if whole and now - row.touched <= self._config.upload_ttl_seconds:
+                known.add(row.id_hash)
+            else:
+                self._drop(row.id_hash)
+        for path in self._directory.iterdir():
+            if path.name not in known:
+                durable.remove(path)

@@ -1,0 +1,85 @@
+"""At most one evaluation per request id: equal requests within a window share it, also after a lost reply.
+
+The id is bound to the caller's key set and to the content, so an id used twice for different inputs is two
+requests. An evaluation goes on while at least one caller waits for it, and is cancelled with the last. Only
+successes are remembered, within a budget of bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from protos.native import InferenceReply
+
+from .config import LimitsConfig
+
+__all__ = ["RequestKey", "RequestWindow"]
+
+
+@dataclass(frozen=True)
+class RequestKey:
+    """What makes two requests the same one."""
+
+    request_id: str
+    keys_sha256: str
+    plan_digest: str
+    content_sha256: str
+
+
+@dataclass
+class _Running:
+    task: asyncio.Task[InferenceReply]
+    callers: int = 0
+
+
+class RequestWindow:
+    """Evaluations under way and recent replies. Belongs to one event loop."""
+
+    def __init__(self, limits: LimitsConfig) -> None:
+        self._limits = limits
+        self._running: dict[RequestKey, _Running] = {}
+        self._done: OrderedDict[RequestKey, tuple[float, InferenceReply]] = OrderedDict()
+        self._bytes = 0
+
+    async def share(self, key: RequestKey, evaluate: Callable[[], Awaitable[InferenceReply]]) -> InferenceReply:
+        """The remembered reply for `key`, the one under way, or else that of a new evaluation."""
+        self._forget_old()
+        if key in self._done:
+            return self._done[key][1]
+        running = self._running.get(key)
+        if running is None:
+            running = _Running(asyncio.ensure_future(_as_coroutine(evaluate)))
+            self._running[key] = running
+        running.callers += 1
+        try:
+            reply = await asyncio.shield(running.task)
+        finally:
+            running.callers -= 1
+            if running.callers == 0:
+                self._running.pop(key, None)
+                running.task.cancel()  # of no effect on a finished task
+        self._remember(key, reply)
+        return reply
+
+    def _remember(self, key: RequestKey, reply: InferenceReply) -> None:
+        if key not in self._done and len(reply.ciphertexts) <= self._limits.request_window_bytes:
+            self._done[key] = (time.monotonic(), reply)
+            self._bytes += len(reply.ciphertexts)
+            self._forget_old()
+
+    def _forget_old(self) -> None:
+        oldest_kept = time.monotonic() - self._limits.request_window_seconds
+        while self._done:
+            created, reply = next(iter(self._done.values()))
+            if created > oldest_kept and self._bytes <= self._limits.request_window_bytes:
+                return
+            self._done.popitem(last=False)
+            self._bytes -= len(reply.ciphertexts)
+
+
+async def _as_coroutine(evaluate: Callable[[], Awaitable[InferenceReply]]) -> InferenceReply:
+    return await evaluate()

@@ -1,0 +1,138 @@
+"""A worker process: `python -m server.worker`, started by server.worker_process and by nobody else.
+
+It holds models and keys, parses the bytes of strangers, evaluates, and answers. It never imports gRPC, opens no socket
+of its own, and ends when the front door does. One job at a time; a crash here costs one request.
+"""
+
+from __future__ import annotations
+
+import logging
+import mmap
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from he_runtime.errors import Cancelled, Reason, SecateurError
+
+from .errors import ServiceError
+from .frames import CancelFlag, Job, Outcome, receive_job, send_outcome
+from .logs import event, set_up
+from .lru import CostLru
+from .runtime import LoadedKeys, Runtime, WorkerModel, load_runtime
+
+__all__ = ["Worker", "main"]
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Milliseconds of the two phases of a job."""
+
+    load_ms: float
+    evaluate_ms: float
+
+
+class Worker:
+    """Models and keys in memory, and the jobs on them."""
+
+    def __init__(self, runtime: Runtime, backend: str, key_cache_bytes: int, max_models: int) -> None:
+        self._runtime = runtime
+        self._backend = backend
+        self._models: CostLru[str, WorkerModel] = CostLru(max_models, lambda model: 1)
+        # Keys belong to a model: a loaded set is checked against one plan and may be cut down to it.
+        self._keys: CostLru[tuple[str, str], LoadedKeys] = CostLru(key_cache_bytes, lambda keys: keys.byte_size)
+
+    def resident(self) -> list[str]:
+        return [sha256 for _, sha256 in self._keys.keys()]  # noqa: SIM118 - not a dict
+
+    def do(self, job: Job, payload: bytes, check: Callable[[], None]) -> tuple[bytes, dict[str, int], _Timed]:
+        """Carry out one job; raises errors of the tree."""
+        started = time.monotonic()
+        check()
+        model = self._model(job.directory)
+        keys = None if job.kind == "load" else self._load_keys(model, job)
+        loaded = time.monotonic()
+        reply, counts = b"", {}
+        if job.kind == "infer":
+            reply, executed = model.run(payload, keys, check)
+            counts = {str(k): int(v) for k, v in executed.items()}
+        ended = time.monotonic()
+        return reply, counts, _Timed((loaded - started) * 1e3, (ended - loaded) * 1e3)
+
+    def _model(self, directory: str) -> WorkerModel:
+        model = self._models.get(directory)
+        if model is None:
+            model = self._runtime.build(Path(directory), self._backend)
+            self._models.put(directory, model)
+        return model
+
+    def _load_keys(self, model: WorkerModel, job: Job) -> Any:
+        at = (job.directory, job.key_sha256)
+        keys = self._keys.get(at)
+        if keys is None:
+            try:
+                keys = model.load_keys(Path(job.key_path))
+            except FileNotFoundError:  # evicted between look-up and load
+                message = "cannot find the key set: it was evicted; try uploading the keys again"
+                raise ServiceError(message, Reason.KEY_SET_UNKNOWN) from None
+            self._keys.put(at, keys)
+        return keys
+
+
+def _guard(job: Job, flag: CancelFlag, parent: int) -> Callable[[], None]:
+    """The function that evaluation calls between any two HE operations."""
+
+    def check() -> None:
+        if flag.is_requested(job.number):
+            raise Cancelled("cannot finish: the caller cancelled")
+        if time.monotonic() > job.deadline:
+            raise Cancelled("cannot finish: the deadline has passed; try a later deadline", Reason.DEADLINE_EXCEEDED)
+        if os.getppid() != parent:
+            raise SystemExit(0)
+
+    return check
+
+
+def _answer(worker: Worker, job: Job, payload: bytes, check: Callable[[], None]) -> tuple[Outcome, bytes]:
+    """The job's outcome. Errors outside the tree are logged here and leave without their text, which may be a library's."""
+    reason, message = Reason.INTERNAL, ""
+    try:
+        reply, counts, timed = worker.do(job, payload, check)
+        done = Outcome(job.number, "", "", timed.load_ms, timed.evaluate_ms, counts, worker.resident())
+        return done, reply
+    except SecateurError as error:
+        reason, message = error.reason, error.message
+    except MemoryError:
+        reason, message = Reason.LIMIT_EXCEEDED, "cannot evaluate: the worker ran out of memory; try again later"
+    except Exception as error:
+        event("job failed", level=logging.ERROR, error=error, kind=job.kind, directory=job.directory)
+    return Outcome(job.number, reason, message, resident=worker.resident()), b""
+
+
+def main(arguments: list[str]) -> int:
+    """Arguments: connection fd, flag fd, parent pid, runtime, backend, key cache bytes, models, log level."""
+    connection_fd, flag_fd, parent, runtime, backend, key_cache_bytes, max_models, log_level = arguments
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front door decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    set_up(log_level)
+    connection = Connection(int(connection_fd))
+    flag = CancelFlag(mmap.mmap(int(flag_fd), CancelFlag.SIZE))
+    os.close(int(flag_fd))
+    worker = Worker(load_runtime(runtime), backend, int(key_cache_bytes), int(max_models))
+    send_outcome(connection, Outcome(0))  # number 0: up and waiting
+    try:
+        while True:
+            job, payload = receive_job(connection)
+            outcome, reply = _answer(worker, job, payload, _guard(job, flag, int(parent)))
+            send_outcome(connection, outcome, reply)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -23,7 +23,7 @@ from ..errors import ParameterError
 from ..params import CkksParams
 from ..plan import Kind, Op, Plaintext, Plan, Port, ValueType, verify
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
-from .measure import ProbeGate, timed
+from .measure import Clock, ProbeGate, timed
 from .table import CostEntry, CostTable, Key
 
 __all__ = ["calibrate"]
@@ -49,12 +49,15 @@ def calibrate(
     progress: Progress | None = None,
     *,
     only: Collection[tuple[str, int]] | None = None,
+    clock: Clock = time.thread_time,
 ) -> CostTable:
     """Medians over interleaved rounds of single operations, at `levels` (default: all of `params`).
 
     `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts`; "upload" and "download" are
     always measured. `progress` receives a phase and the fraction of `seconds` used. Key generation is inside the
-    budget; a first round is always completed, however long it takes. Raises BackendUnavailable, or ParameterError
+    budget; a first round is always completed, however long it takes. `clock` is this thread's processor time, which
+    equals the wall clock on a free core and ignores the other processes of a busy one; a backend with threads of its
+    own needs time.perf_counter. Raises BackendUnavailable, or ParameterError
     for levels that the parameters do not have.
     """
     deadline = time.perf_counter() + seconds
@@ -66,8 +69,12 @@ def calibrate(
     report = progress or (lambda phase, share: None)
     report("keys", 0.0)
     bench = _Bench(backend, params, wanted, seconds)
-    tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in ("upload", "download") or (key[0], key[2]) in only}
-    samples = _rounds(tasks, bench.probe, deadline, lambda left: report("measure", min(1.0, 1 - left / seconds)))
+    tasks = {
+        key: task
+        for key, task in bench.tasks()
+        if only is None or key[0] in ("upload", "download") or (key[0], key[2]) in only
+    }
+    samples = _rounds(tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds)))
     return CostTable(
         backend=backend,
         threads=1,
@@ -80,13 +87,17 @@ def calibrate(
 
 
 def _rounds(
-    tasks: dict[Key, Callable[[], int]], probe: Callable[[], None], deadline: float, report: Callable[[float], None]
+    tasks: dict[Key, Callable[[], int]],
+    probe: Callable[[], None],
+    deadline: float,
+    clock: Clock,
+    report: Callable[[float], None],
 ) -> dict[Key, list[float]]:
     """Seconds per call of every task, over rounds with a steady probe; of all rounds when too few were steady."""
     for task in tasks.values():
         if time.perf_counter() < deadline:
             task()
-    gate = ProbeGate(probe)
+    gate = ProbeGate(probe, clock=clock)
     steady: list[dict[Key, float]] = []
     every: list[dict[Key, float]] = []
     while not every or time.perf_counter() < deadline:
@@ -95,9 +106,9 @@ def _rounds(
         for key, task in tasks.items():
             if every and time.perf_counter() >= deadline:
                 break
-            start = time.perf_counter()
+            start = clock()
             calls = task()
-            samples[key] = (time.perf_counter() - start) / calls
+            samples[key] = (clock() - start) / calls
         every.append(samples)
         if gate.check() and before:
             steady.append(samples)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from ..errors import ParameterError
 
-__all__ = ["Measurement", "ProbeGate", "measure_latency"]
+__all__ = ["Clock", "Measurement", "ProbeGate", "measure_latency"]
 
 TOLERANCE = 0.10
 _WINDOW = 15
+Clock = Callable[[], float]
 
 
 class ProbeGate:
@@ -22,15 +23,15 @@ class ProbeGate:
     The probe only ever discards a round; no time is scaled by it.
     """
 
-    def __init__(self, probe: Callable[[], None], warm_up: int = 5) -> None:
-        self._probe = probe
+    def __init__(self, probe: Callable[[], None], warm_up: int = 5, clock: Clock = time.perf_counter) -> None:
+        self._probe, self._clock = probe, clock
         self._history: deque[float] = deque(maxlen=_WINDOW)
         for _ in range(warm_up):
-            self._history.append(timed(probe))
+            self._history.append(timed(probe, clock))
 
     def check(self) -> bool:
         """Run the probe once; True when it did not move."""
-        seconds = timed(self._probe)
+        seconds = timed(self._probe, self._clock)
         usual = statistics.median(self._history) if self._history else seconds
         self._history.append(seconds)
         return abs(seconds - usual) <= TOLERANCE * usual
@@ -51,23 +52,28 @@ class Measurement:
 
 
 def measure_latency(
-    run: Callable[[], None], probe: Callable[[], None], runs: int = 7, max_repeats: int | None = None
+    run: Callable[[], None],
+    probe: Callable[[], None],
+    runs: int = 7,
+    max_repeats: int | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Measurement:
     """Median of `runs` timed calls of `run`, each between two probes; a round whose probe moved is repeated.
 
     At most `max_repeats` rounds (default four per run) are repeated, so that this ends on any machine.
+    `clock` is the time a user waits; time.thread_time tells a single-threaded run's processor time instead.
     ParameterError for fewer than one run.
     """
     if runs < 1:
         raise ParameterError(f"cannot measure a latency over {runs} runs: need at least 1")
     left = 4 * runs if max_repeats is None else max_repeats
-    gate = ProbeGate(probe)
+    gate = ProbeGate(probe, clock=clock)
     run()  # the first run pays for page faults and caches
     kept: list[float] = []
     discarded = disturbed = 0
     while len(kept) < runs:
         before = gate.check()
-        seconds = timed(run)
+        seconds = timed(run, clock)
         steady = gate.check() and before
         if not steady and discarded < left:
             discarded += 1
@@ -77,8 +83,8 @@ def measure_latency(
     return Measurement(statistics.median(kept) * 1e3, len(kept), discarded, disturbed)
 
 
-def timed(function: Callable[[], None]) -> float:
+def timed(function: Callable[[], None], clock: Clock = time.perf_counter) -> float:
     """Seconds of one call."""
-    start = time.perf_counter()
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start

@@ -108,7 +108,9 @@ class CostTable:
     def parse(cls, data: bytes) -> CostTable:
         """Strictly parse; WireError for anything malformed, altered, of another version or out of range."""
         if len(data) > _MAX_BYTES:
-            raise WireError(f"cannot read a cost table of {len(data)} bytes: need at most {_MAX_BYTES}", Reason.LIMIT_EXCEEDED)
+            raise WireError(
+                f"cannot read a cost table of {len(data)} bytes: need at most {_MAX_BYTES}", Reason.LIMIT_EXCEEDED
+            )
         try:
             return _parse(json.loads(data, parse_constant=_refuse_constant))
         except WireError:

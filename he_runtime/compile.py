@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from .model import CompressedModel
 from .noise import quietest, slot_variance
 from .params import MAX_LOG2_QP, CkksParams, find_primes
 from .plan import Plan, Port, verify
+from .reference import forward_all
 
 __all__ = ["DEGREES", "compile"]
 
@@ -38,6 +39,9 @@ class _Problem:
     degree: int
     depth: int
     magnitudes: dict[str, float]
+
+
+_Candidate = tuple[Plan, dict[str, tuple[int, ...]]]  # a plan, and the values of each tensor in it
 
 
 def compile(
@@ -108,7 +112,7 @@ def _stage_cost(rotations: int, products: int, level: int) -> float:
 def _best_scales(problem: _Problem) -> Plan:
     """Coarse grid over (Delta, last scale), then a finer one around the best; the rest of the chain follows."""
     grid = [(float(d), float(s)) for d in range(22, 46, 3) for s in range(8, 33, 4)]
-    tried: dict[tuple[float, float], Plan | None] = {}
+    tried: dict[tuple[float, float], _Candidate | None] = {}
     best = _search(problem, grid, tried)
     if best is None:
         raise DoesNotFit(
@@ -118,20 +122,20 @@ def _best_scales(problem: _Problem) -> Plan:
     fine = [(d + i, s + j) for i in (-2, -1, 0, 1, 2) for j in (-3, -2, -1, 0, 1, 2, 3)]
     final = tried[_search(problem, [best, *fine], tried) or best]
     assert final is not None
-    return final
+    return _predicted(problem, *final)
 
 
 def _search(
-    problem: _Problem, grid: list[tuple[float, float]], tried: dict[tuple[float, float], Plan | None]
+    problem: _Problem, grid: list[tuple[float, float]], tried: dict[tuple[float, float], _Candidate | None]
 ) -> tuple[float, float] | None:
     for point in grid:
         if point not in tried:
             tried[point] = _try(problem, *point)
-    sound = {point: tried[point] for point in grid if tried[point] is not None}
-    return min(sound, key=lambda p: sound[p].sigma) if sound else None  # type: ignore[union-attr]
+    sound = {point: candidate for point in grid if (candidate := tried[point]) is not None}
+    return min(sound, key=lambda p: sound[p][0].sigma) if sound else None
 
 
-def _try(problem: _Problem, delta_bits: float, last_bits: float) -> Plan | None:
+def _try(problem: _Problem, delta_bits: float, last_bits: float) -> _Candidate | None:
     output = problem.magnitudes.get(problem.model.output.node, 1.0)
     first = delta_bits + last_bits + math.log2(max(2 * output, 1.0)) + _HEADROOM_BITS
     cap = MAX_LOG2_QP[problem.degree]
@@ -152,7 +156,7 @@ def _try(problem: _Problem, delta_bits: float, last_bits: float) -> Plan | None:
         return None
 
 
-def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> Plan:
+def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> _Candidate:
     model, packing = problem.model, problem.packing
     source, target = model.input.name, model.output.node
     e, tensors, layers = emit(problem.stages, packing, params, scales, source, problem.magnitudes)
@@ -176,21 +180,41 @@ def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> Plan:
             "post_processing": model.output.post_processing,
         },
     )
-    return quietest(plan, slot_variance(plan, _known_mean_squares(problem, tensors)))
+    known = _per_slot(problem, tensors, _mean_squares(problem))
+    return quietest(plan, slot_variance(plan, known)), tensors
 
 
-def _known_mean_squares(
-    problem: _Problem, tensors: Mapping[str, tuple[int, ...]]
-) -> dict[int, npt.NDArray[np.float64]]:
-    """Mean squares per slot of every tensor that calibration measured, by value."""
-    known: dict[int, npt.NDArray[np.float64]] = {}
-    for name, values in tensors.items():
+def _predicted(problem: _Problem, plan: Plan, tensors: Mapping[str, tuple[int, ...]]) -> Plan:
+    """The plan with the error predicted along single calibration samples, where the model kept any."""
+    samples = problem.model.mean_square("samples")
+    if samples is None:
+        return plan
+    squares = {name: values**2 for name, values in forward_all(problem.model, samples).items()}
+    whole = replace(plan.outputs[0], slot_map=problem.packing.layouts[problem.model.output.node].slot_map)
+    plan = replace(plan, outputs=(whole,))
+    return quietest(plan, slot_variance(plan, _per_slot(problem, tensors, squares)))
+
+
+def _mean_squares(problem: _Problem) -> dict[str, npt.NDArray[np.float64]]:
+    """Calibrated mean squares per tensor, (1, *shape); a third of the squared magnitude where there are none."""
+    found = {}
+    for name in (problem.model.input.name, *(s.name for s in problem.stages)):
         stats = problem.model.mean_square(name)
         if stats is None:
-            magnitude = problem.magnitudes.get(name, 1.0)
-            stats = np.full(math.prod(problem.model.shape_of(name)), magnitude**2 / 3)
+            stats = np.full(problem.model.shape_of(name), problem.magnitudes.get(name, 1.0) ** 2 / 3)
+        found[name] = stats[None]
+    return found
+
+
+def _per_slot(
+    problem: _Problem, tensors: Mapping[str, tuple[int, ...]], squares: Mapping[str, npt.NDArray[np.float64]]
+) -> dict[int, npt.NDArray[np.float64]]:
+    """Squares per element (samples, *shape) -> per slot (samples, slots), by value of the plan."""
+    known: dict[int, npt.NDArray[np.float64]] = {}
+    for name, values in tensors.items():
         is_input = name == problem.model.input.name
         slot_map = (problem.packing.input_layout if is_input else problem.packing.layouts[name]).slot_map
-        spread = np.append(stats.ravel(), 0.0)[slot_map]
-        known.update(zip(values, spread, strict=True))
+        flat = squares[name].reshape(len(squares[name]), -1)
+        padded = np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)
+        known.update({value: padded[:, part] for value, part in zip(values, slot_map, strict=True)})
     return known

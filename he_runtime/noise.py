@@ -110,15 +110,18 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square, x.variance, x.level - 1, x.scale)
 
     def rotate(self, x: NoiseValue, step: int) -> NoiseValue:
-        variance = np.roll(x.variance, -step) + self._switching(x)
-        return NoiseValue(np.roll(x.mean_square, -step), variance, x.level, x.scale)
+        variance = np.roll(x.variance, -step, axis=-1) + self._switching(x)
+        return NoiseValue(np.roll(x.mean_square, -step, axis=-1), variance, x.level, x.scale)
 
     def conjugate(self, x: NoiseValue) -> NoiseValue:
         return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
 
 
 def slot_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
-    """Predicted error variance of the first output port, (ciphertexts, slots). `known`: mean squares by value."""
+    """Predicted error variance of the first output port, (ciphertexts, slots).
+
+    `known` gives the mean square of some values per slot, (slots,) or, to follow single samples, (samples, slots).
+    """
     evaluator = NoiseEvaluator(plan, known)
     inputs = []
     for port in plan.inputs:
@@ -127,7 +130,7 @@ def slot_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
             fresh = np.full(plan.params.slots, fresh_variance(plan.params, kind.scale))
             inputs.append(NoiseValue(known[value], fresh, kind.level, kind.scale))
     results = walk(plan, evaluator, inputs)
-    return np.stack([r.variance for r in results])
+    return np.stack([np.atleast_2d(r.variance).mean(axis=0) for r in results])
 
 
 def quietest(plan: Plan, variance: Slots) -> Plan:

@@ -17,6 +17,8 @@ from .model import CompressedModel, InputSpec, Node
 __all__ = ["calibrate", "forward", "forward_all", "normalize"]
 
 Batch = npt.NDArray[np.float64]
+SAMPLES = "stats.samples"
+_KEPT_SAMPLES = 32
 
 
 def normalize(spec: InputSpec, x: npt.ArrayLike) -> Batch:
@@ -50,10 +52,15 @@ def forward_all(model: CompressedModel, x: Batch) -> dict[str, Batch]:
 
 
 def calibrate(model: CompressedModel, x: Batch, margin: float = 1.1) -> CompressedModel:
-    """Add ranges (widened by `margin`) and per-element mean squares measured on normalized inputs `x` (B, *shape)."""
+    """Add ranges (widened by `margin`) and per-element mean squares measured on normalized inputs `x` (B, *shape).
+
+    The first inputs are kept in the artifact as "stats.samples": the error prediction follows them through the
+    network, because errors grow with the values they ride on. They stay with the operator; no plan contains them.
+    """
     values = forward_all(model, x)
     ranges = {name: (float(v.min()) * margin, float(v.max()) * margin) for name, v in values.items()}
     stats = {f"stats.{name}": np.mean(v**2, axis=0).astype(np.float32) for name, v in values.items()}
+    stats[SAMPLES] = np.asarray(x[:_KEPT_SAMPLES], dtype=np.float32)
     arrays = {k: v for k, v in model.arrays.items() if not k.startswith("stats.")}
     logits = values[model.output.node].reshape(len(x), -1)
     metadata = dict(model.metadata)

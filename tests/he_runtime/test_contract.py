@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.he_runtime.networks import NETWORKS
 
 from he_runtime import Executor, Plan, compile, run_clear
 from he_runtime.backends import BACKENDS
@@ -19,6 +18,7 @@ from he_runtime.errors import CiphertextMismatch, KeyMismatch
 from he_runtime.plan import LEAVES
 from he_runtime.reference import forward
 from he_runtime.ring import EvaluationKeys
+from tests.he_runtime.networks import NETWORKS
 
 LIBRARIES = {"tenseal": "tenseal", "pyfhel": "Pyfhel"}
 

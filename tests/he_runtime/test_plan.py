@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.he_runtime.networks import Builder, cnn, mlp
 
 from he_runtime import Plan, compile, run_clear
 from he_runtime.client_spec import ClientSpec
 from he_runtime.errors import DoesNotFit, PlanError, Reason
 from he_runtime.model import CompressedModel, InputSpec, OutputSpec
 from he_runtime.plan import Kind, verify
+from tests.he_runtime.networks import Builder, cnn, mlp
 
 
 @pytest.fixture(scope="module")

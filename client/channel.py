@@ -26,27 +26,36 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", r
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server's host and port, e.g. from "localhost:50051" or "[::1]:50051"."""
+    """A server's host and port, e.g. from "localhost:50051" or "[::1]:50051"; or "unix:<path>" and port 0."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, address: str) -> Endpoint:
+        if address.startswith("unix:") and len(address) > len("unix:"):
+            return cls(address, 0)
         host, colon, port = address.strip().removeprefix("dns:///").rpartition(":")
         host = host.removeprefix("[").removesuffix("]").lower()
         if not colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ServerError(
-                f"cannot connect to {address!r}: need host:port; try localhost:50051", Reason.SERVER_UNREACHABLE
+                f"cannot connect to {address!r}: need host:port or unix:<path>; try localhost:50051",
+                Reason.SERVER_UNREACHABLE,
             )
         return cls(host, int(port))
 
+    @property
+    def is_socket(self) -> bool:
+        return self.host.startswith("unix:")
+
     def __str__(self) -> str:
+        if self.is_socket:
+            return self.host
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
-        if self.host == "localhost":
+        if self.host == "localhost" or self.is_socket:
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -116,6 +125,8 @@ def _fingerprint(pem: bytes) -> str:
 
 def _presented_by(endpoint: Endpoint, timeout_seconds: float) -> bytes:
     """The certificate that the server shows, unverified: the caller compares it with a pin before trusting it."""
+    if endpoint.is_socket:
+        raise ServerUntrusted(f"cannot pin a certificate of {endpoint}: need host:port; try without certificate=")
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

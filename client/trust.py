@@ -23,6 +23,7 @@ from .limits import Limits
 __all__ = ["check_spec", "parse_spec", "require_printable"]
 
 _MAX_DIMENSIONS = 8
+_LARGEST = 1e30  # of numbers in a spec; their quotients still fit a double
 
 
 def parse_spec(data: bytes, limits: Limits) -> ClientSpec:
@@ -158,9 +159,9 @@ def _check_tensor(role: str, tensor: TensorSpec, params: CkksParams, limits: Lim
 
 def _check_numbers(spec: ClientSpec) -> None:
     numbers = (*spec.mean, *spec.std, spec.low, spec.high, spec.error_bound)
-    usable = all(math.isfinite(v) for v in numbers) and 0 not in spec.std
+    usable = all(abs(v) <= _LARGEST for v in numbers) and all(abs(v) >= 1 / _LARGEST for v in spec.std)
     if not usable or spec.low > spec.high or spec.error_bound < 0:
         raise ServerUntrusted(
-            "cannot use the server's spec: its normalization, calibrated range or error bound is not finite, zero or "
-            "inverted, need low <= high, a non-zero std and a bound of at least 0"
+            "cannot use the server's spec: its normalization, calibrated range or error bound is absurd, need finite "
+            f"numbers, low <= high, a std of at least {1 / _LARGEST:g} and a bound of at least 0"
         )

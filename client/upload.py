@@ -22,7 +22,7 @@ __all__ = ["Progress", "Uploader"]
 
 Progress = Callable[[int, int], None]  # bytes committed or in flight, total bytes
 
-_READ_BYTES = 1 << 20
+_MAX_CHUNK_BYTES = 256 << 10  # what a break costs at most; larger ones are hardly faster
 _MIN_CHUNK_BYTES = 1 << 10
 _SEGMENT_BYTES = 8 << 20  # one stream with one deadline
 _BREAKS = 6  # without any progress in between
@@ -108,7 +108,7 @@ class Uploader:
 
 def chunk_size(stated: int) -> int:
     """Bytes per message for a server that states this limit (0: none stated), within what is sensible."""
-    return min(max(stated, _MIN_CHUNK_BYTES), _READ_BYTES) if stated > 0 else _READ_BYTES
+    return min(max(stated, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES) if stated > 0 else _MAX_CHUNK_BYTES
 
 
 def _checked_offset(offset: int, least: int, most: int) -> int:

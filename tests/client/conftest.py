@@ -88,7 +88,7 @@ class FakeServer(
 ):
     """Serves `specs`; everything that a test may bend is an attribute."""
 
-    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None, socket: str = "") -> None:
         self.specs: dict[str, ClientSpec] = {"echo": SPEC}
         self.spec_bytes: bytes | None = None  # instead of the spec's own JSON
         self.answer: Callable[[ClientSpec, InferenceCall], bytes] = lambda spec, call: encode_ciphertexts(
@@ -109,6 +109,7 @@ class FakeServer(
         self.key_sets: dict[str, KeySetInfo] = {}
         self.info = ServerInfo("fake", 1, 64 << 20, 1 << 30, CHUNK_BYTES)
         self._credentials = credentials
+        self._socket = socket  # also listened on, as unix:<path>
         self.port = self._start(0)
 
     def _start(self, port: int) -> int:
@@ -122,6 +123,8 @@ class FakeServer(
             if self._credentials is None
             else self._server.add_secure_port(address, self._credentials)
         )
+        if self._socket:
+            self._server.add_insecure_port(self._socket)
         self._server.start()
         return int(bound)
 

@@ -127,7 +127,7 @@ def _secure(monkeypatch: pytest.MonkeyPatch, address: str, allow: bool) -> bool:
     return made == ["secure"]
 
 
-@pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1"])
+@pytest.mark.parametrize("address", ["localhost:1", "127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "unix:/run/x.sock"])
 def test_loopback_may_be_in_the_clear(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     assert not _secure(monkeypatch, address, allow=False)
 
@@ -141,7 +141,7 @@ def test_any_other_host_needs_tls_unless_allowed(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "address", ["", "localhost", ":1", "localhost:", "localhost:x", "localhost:0", "localhost:70000"]
+    "address", ["", "unix:", "localhost", ":1", "localhost:", "localhost:x", "localhost:0", "localhost:70000"]
 )
 def test_an_address_needs_host_and_port(address: str) -> None:
     with pytest.raises(ServerError, match="need host:port"):
@@ -151,3 +151,15 @@ def test_an_address_needs_host_and_port(address: str) -> None:
 def test_an_address_has_one_spelling() -> None:
     assert str(Endpoint.parse("dns:///LocalHost:5")) == "localhost:5"
     assert str(Endpoint.parse("[::1]:5")) == "[::1]:5"
+
+
+def test_a_unix_socket_is_reached_but_cannot_be_pinned(server: Any, tmp_path: Path) -> None:
+    socket = f"unix:{tmp_path}/s"
+    listening = type(server)(socket=socket)
+    try:
+        with Client.connect(socket, home=tmp_path / "home") as client:
+            assert [m.name for m in client.models()] == ["echo"]
+    finally:
+        listening.stop()
+    with pytest.raises(ServerUntrusted, match="need host:port"):
+        Client.connect(socket, certificate="sha256:" + "0" * 64)

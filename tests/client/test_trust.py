@@ -148,6 +148,7 @@ BAD_FIELDS: dict[str, Callable[[ClientSpec], dict[str, Any]]] = {
     "an escape sequence in a label": lambda s: {"labels": ["\x1b[2J", *"abcdefg"]},
     "an escape sequence in a name": lambda s: {"input": {**_record(s)["input"], "name": "x\r\nERROR"}},
     "infinite normalization": lambda s: {"mean": [1e999]},
+    "a tiny std": lambda s: {"std": [1e-300]},
     "zero std": lambda s: {"std": [0.0]},
     "an inverted range": lambda s: {"low": 1.0, "high": -1.0},
     "a negative error bound": lambda s: {"error_bound": -1.0},

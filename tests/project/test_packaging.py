@@ -20,7 +20,7 @@ PACKAGES = ("model_prep", "he_runtime", "client", "server", "protos", "secateur"
 MACHINE_PATH = re.compile(
     r"(?<![\w./$}])/(?:" + "|".join(("work", "root", "home/[a-z]", "tmp", "opt")) + r")(?![\w-])/?"
 )
-REGISTRY_HOST = re.compile("|".join(("pypi", "pythonhosted", "test\\.pypi", "anaconda")) + r"\.org|index-url", re.I)
+REGISTRY_HOST = re.compile(r"\b(?:" + "|".join(("pypi", "pythonhosted", "anaconda")) + r")\.org|index-" + "url", re.I)
 
 
 @pytest.fixture(scope="module")

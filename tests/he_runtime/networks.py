@@ -106,18 +106,17 @@ def pooled() -> Builder:
 
 
 def residual() -> Builder:
-    b = Builder((16,))
-    b.dense(16, 16)
-    b.arrays[f"{b.last}.weight"] *= 0.5
-    kept = b.square((16,))
-    b.dense(16, 16)
+    b = Builder((64,))
+    b.dense(64, 64)
+    kept = b.square((64,))
+    b.dense(64, 64)
     # Squares of sums of squares have tails that no multiple of a standard deviation bounds; a trained residual branch is
     # small beside its trunk, and so is this one.
     b.arrays[f"{b.last}.weight"] *= 0.25
     inner = b.last
-    b.add("add", (16,), inputs=(inner, kept))
-    b.square((16,))
-    b.dense(16, 4)
+    b.add("add", (64,), inputs=(inner, kept))
+    b.square((64,))
+    b.dense(64, 10)
     return b
 
 

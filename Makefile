@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 EXTRAS := prep,client,server,plot,dev
 SETUP := $(VENV)/.setup-done
 PYFHEL := $(VENV)/.pyfhel-done
-PYTEST_FLAGS ?=
+PYTEST_FLAGS ?= -n 2
 
 # The first of these that runs and is 3.11 or newer; 3.11 first because constraints.txt was resolved for it.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \

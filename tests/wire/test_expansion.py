@@ -10,7 +10,7 @@ import pytest
 
 from he_runtime.errors import WireError
 from he_runtime.params import find_primes
-from he_runtime.wire import expand_seed
+from he_runtime.wire import expand_seed, expansion
 from tests.wire.arrays import seed
 
 
@@ -48,3 +48,16 @@ def test_uniform() -> None:
 def test_the_number_of_primes_must_be_the_seeds() -> None:
     with pytest.raises(WireError, match="2 primes, need 3"):
         expand_seed(seed(3, 0), find_primes(1024, [30, 31]), 1024)
+
+
+def test_the_largest_word_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threshold itself is rejected, the word below it is kept."""
+    (q,) = find_primes(1024, [30])
+    threshold = (1 << 64) - 2 - ((1 << 64) - 1) % q
+
+    def stream(_: bytes, first: int, count: int) -> np.ndarray:
+        return np.full(512 * count, 42, np.uint64) if first else np.array([threshold, threshold - 1] * 512, np.uint64)
+
+    monkeypatch.setitem(expansion._STREAMS, "blake2xb", stream)
+    rows = expand_seed(seed(1, 0), [q], 1024)
+    assert set(rows[0, ::2].tolist()) == {42} and set(rows[0, 1::2].tolist()) == {(threshold - 1) % q}

@@ -207,7 +207,11 @@ class Engine:
         except WorkerLost as error:
             slot.running = 0
             event("worker lost", level=logging.ERROR, worker=slot.process.pid, cause=str(error), job=ticket.job.kind)
-            if not ticket.future.done():
+            if error.before_start and not ticket.future.done():
+                ticket.slot = None
+                self._waiting.appendleft(ticket)
+                self._dispatch()
+            elif not ticket.future.done():
                 ticket.future.set_exception(_lost())
             await self._replace(slot)
         else:

@@ -68,8 +68,8 @@ def _general_name(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def read_pair(tls: TlsConfig) -> tuple[bytes, bytes]:
-    """(certificate chain, private key) as PEM, checked to belong together and to be in date.
+def read_pair(tls: TlsConfig, at: datetime.datetime | None = None) -> tuple[bytes, bytes]:
+    """(certificate chain, private key) as PEM, checked to belong together and to be valid at a time (none: now).
 
     Raises ConfigError naming the key of the configuration that is wrong.
     """
@@ -91,11 +91,11 @@ def read_pair(tls: TlsConfig) -> tuple[bytes, bytes]:
     spki = (serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     if certificate.public_key().public_bytes(*spki) != key.public_key().public_bytes(*spki):
         raise ConfigError("cannot use tls.private_key: it does not belong to tls.certificate; need a matching pair")
-    now = datetime.datetime.now(datetime.UTC)
+    now = at or datetime.datetime.now(datetime.UTC)
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
         raise ConfigError(
             f"cannot use tls.certificate: valid from {certificate.not_valid_before_utc} to "
-            f"{certificate.not_valid_after_utc}, need one valid now; try renewing it"
+            f"{certificate.not_valid_after_utc}, need one valid at {now}; try renewing it"
         )
     return chain, secret
 

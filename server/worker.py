@@ -40,7 +40,10 @@ class _Timed:
 class Worker:
     """Models and keys in memory, and the jobs on them."""
 
-    def __init__(self, runtime: Runtime, backend: str, key_cache_bytes: int, max_models: int) -> None:
+    def __init__(
+        self, runtime: Runtime, backend: str, key_cache_bytes: int, max_models: int, max_reply_bytes: int
+    ) -> None:
+        self._max_reply_bytes = max_reply_bytes
         self._runtime = runtime
         self._backend = backend
         self._models: CostLru[str, WorkerModel] = CostLru(max_models, lambda model: 1)
@@ -61,8 +64,14 @@ class Worker:
         if job.kind == "infer":
             reply, executed = model.run(payload, keys, check)
             counts = {str(k): int(v) for k, v in executed.items()}
+            self._check_reply(reply)
         ended = time.monotonic()
         return reply, counts, _Timed((loaded - started) * 1e3, (ended - loaded) * 1e3)
+
+    def _check_reply(self, reply: bytes) -> None:
+        if len(reply) > self._max_reply_bytes:
+            message = f"cannot reply with {len(reply)} bytes: this server sends at most {self._max_reply_bytes}"
+            raise ServiceError(message, Reason.LIMIT_EXCEEDED)
 
     def _model(self, directory: str) -> WorkerModel:
         model = self._models.get(directory)
@@ -115,15 +124,17 @@ def _answer(worker: Worker, job: Job, payload: bytes, check: Callable[[], None])
 
 
 def main(arguments: list[str]) -> int:
-    """Arguments: connection fd, flag fd, parent pid, runtime, backend, key cache bytes, models, log level."""
-    connection_fd, flag_fd, parent, runtime, backend, key_cache_bytes, max_models, log_level = arguments
+    """Arguments: connection fd, flag fd, parent pid, runtime, backend, key cache bytes, models, reply bytes, log level."""
+    connection_fd, flag_fd, parent, runtime, backend, key_cache_bytes, max_models, max_reply_bytes, log_level = (
+        arguments
+    )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front door decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     set_up(log_level)
     connection = Connection(int(connection_fd))
     flag = CancelFlag(mmap.mmap(int(flag_fd), CancelFlag.SIZE))
     os.close(int(flag_fd))
-    worker = Worker(load_runtime(runtime), backend, int(key_cache_bytes), int(max_models))
+    worker = Worker(load_runtime(runtime), backend, int(key_cache_bytes), int(max_models), int(max_reply_bytes))
     send_outcome(connection, Outcome(0))  # number 0: up and waiting
     try:
         while True:

@@ -24,7 +24,14 @@ __all__ = ["WorkerLost", "WorkerProcess", "WorkerSettings"]
 
 
 class WorkerLost(Exception):
-    """The process died, or answered something that is no outcome; it is of no further use."""
+    """The process died, or answered something that is no outcome; it is of no further use.
+
+    `before_start` says that it was dead before it got the job, which may then go to another worker.
+    """
+
+    def __init__(self, message: str, before_start: bool = False) -> None:
+        super().__init__(message)
+        self.before_start = before_start
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ class WorkerProcess:
 
     def call(self, job: Job, payload: bytes) -> tuple[Outcome, bytes]:
         """Do one job; WorkerLost when the process dies on it."""
+        if self._process.poll() is not None:
+            raise WorkerLost("the process had ended", before_start=True)
         try:
             send_job(self._connection, job, payload)
         except OSError as error:
@@ -117,6 +126,7 @@ def _command(settings: WorkerSettings, descriptors: tuple[int, int]) -> list[str
         engine.backend,
         str(engine.key_cache_bytes),
         str(engine.models_per_worker),
+        str(settings.max_reply_bytes),
         settings.log_level,
     ]
 

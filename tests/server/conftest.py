@@ -22,7 +22,11 @@ Serve = Callable[..., tuple[RunningServer, Caller]]
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningServer, Caller]]:
     """One server with two workers and default limits, for tests that leave it as they found it."""
-    config = make_config(tmp_path_factory.mktemp("shared"), engine={"workers": 2}, limits={"max_message_bytes": 1 << 20, "max_chunk_bytes": 1 << 18})
+    config = make_config(
+        tmp_path_factory.mktemp("shared"),
+        engine={"workers": 2},
+        limits={"max_message_bytes": 1 << 20, "max_chunk_bytes": 1 << 18},
+    )
     with start(config) as server, grpc.insecure_channel(server.address) as channel:
         yield server, Caller(channel)
 

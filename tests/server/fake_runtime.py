@@ -29,7 +29,9 @@ def wire_version() -> int:
 def describe(directory: Path, name: str, version: str) -> ModelDescription:
     record = json.loads((directory / "model.json").read_text())
     if record.get("broken"):
-        raise PlanError("cannot read plan format 99: this build reads 1; try planning again", Reason.PLAN_VERSION_UNKNOWN)
+        raise PlanError(
+            "cannot read plan format 99: this build reads 1; try planning again", Reason.PLAN_VERSION_UNKNOWN
+        )
     spec = f"spec of {name} {version}".encode()
     return ModelDescription(
         name=name,

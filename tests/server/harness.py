@@ -88,7 +88,9 @@ class Caller:
 
     def offer(self, data: bytes = KEYS, **changes: Any) -> keys_pb2.CreateUploadResponse:
         offer = replace(UploadOffer(PARAMS, spec_digest(), len(data), sha256(data)), **changes)
-        reply: keys_pb2.CreateUploadResponse = self.keys.CreateUpload(convert.upload_offer_to_proto(offer), timeout=self.timeout)
+        reply: keys_pb2.CreateUploadResponse = self.keys.CreateUpload(
+            convert.upload_offer_to_proto(offer), timeout=self.timeout
+        )
         return reply
 
     def begin(self, data: bytes = KEYS, **changes: Any) -> str:
@@ -122,9 +124,13 @@ class Caller:
         return reply
 
     def request(self, key_set_id: str, payload: bytes, **changes: Any) -> inference_pb2.InferRequest:
-        return inference_pb2.InferRequest(**{"model": "digits", "key_set_id": key_set_id, "ciphertexts": payload, **changes})
+        return inference_pb2.InferRequest(
+            **{"model": "digits", "key_set_id": key_set_id, "ciphertexts": payload, **changes}
+        )
 
-    def infer(self, key_set_id: str, payload: bytes, timeout: float | None = None, **changes: Any) -> inference_pb2.InferResponse:
+    def infer(
+        self, key_set_id: str, payload: bytes, timeout: float | None = None, **changes: Any
+    ) -> inference_pb2.InferResponse:
         request = self.request(key_set_id, payload, **changes)
         reply: inference_pb2.InferResponse = self.inference.Infer(request, timeout=timeout or self.timeout)
         return reply

@@ -108,7 +108,9 @@ def test_an_offer_is_refused_before_a_byte_moves(caller: Caller, changes: dict[s
     assert failure(lambda: caller.offer(unique("refused"), **changes)).reason == reason
 
 
-@pytest.mark.parametrize(("content", "reason"), [(b"JUNKjunkjunk", "BYTES_MALFORMED"), (b"KEYS FEW ....", "KEY_MISSING")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"JUNKjunkjunk", "BYTES_MALFORMED"), (b"KEYS FEW ....", "KEY_MISSING")]
+)
 def test_bad_keys_are_refused_at_commit_and_forgotten(caller: Caller, content: bytes, reason: str) -> None:
     upload_id = caller.begin(content)
     caller.send(upload_id, content)
@@ -121,7 +123,9 @@ def test_unknown_uploads_get_one_answer(caller: Caller, upload_id: str) -> None:
     answers = [
         failure(lambda: caller.offset(upload_id)),
         failure(lambda: caller.commit(upload_id)),
-        failure(lambda: caller.keys.UploadChunk(keys_pb2.UploadChunkRequest(upload_id=upload_id, data=b"x"), timeout=5)),
+        failure(
+            lambda: caller.keys.UploadChunk(keys_pb2.UploadChunkRequest(upload_id=upload_id, data=b"x"), timeout=5)
+        ),
     ]
     assert {(a.reason, a.message) for a in answers} == {("UPLOAD_UNKNOWN", answers[0].message)}
 
@@ -171,7 +175,10 @@ def test_a_set_over_the_budget_is_refused_and_old_sets_are_evicted(serve: object
     assert caller.infer(sets[0].key_set_id, b"echo:x").ciphertexts  # the second is now the older one
     third = caller.upload(unique("3"))
     assert failure(lambda: caller.infer(sets[1].key_set_id, b"echo:x")).reason == "KEY_SET_UNKNOWN"
-    assert caller.infer(sets[0].key_set_id, b"echo:x").ciphertexts and caller.infer(third.key_set_id, b"echo:x").ciphertexts
+    assert (
+        caller.infer(sets[0].key_set_id, b"echo:x").ciphertexts
+        and caller.infer(third.key_set_id, b"echo:x").ciphertexts
+    )
     again = caller.upload(unique("2"))  # what a client does by itself when told KEY_SET_UNKNOWN
     assert caller.infer(again.key_set_id, b"echo:x").ciphertexts
 
@@ -181,7 +188,9 @@ def test_another_version_of_the_spec_may_name_the_same_bytes(caller: Caller) -> 
     caller.upload(data, client_spec_digest=spec_digest("10"))
     reply = caller.offer(data, client_spec_digest=spec_digest("2"))
     assert reply.WhichOneof("result") == "key_set"
-    refused = failure(lambda: caller.offer(data, client_spec_digest=spec_digest("1", "other"), params_digest=OTHER_PARAMS))
+    refused = failure(
+        lambda: caller.offer(data, client_spec_digest=spec_digest("1", "other"), params_digest=OTHER_PARAMS)
+    )
     assert refused.reason == "KEY_PARAMETERS_DIFFER"
 
 

@@ -1,0 +1,133 @@
+"""Configuration: typed, strict, and every error names the key. `check` finds problems without serving."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from harness import make_config
+
+from server.config import ServerConfig, check, load_config
+from server.errors import ConfigError
+from server.running import start
+
+
+def load(tmp_path: Path, text: str, **environment: str) -> ServerConfig:
+    path = tmp_path / "server.toml"
+    path.write_text(text)
+    return load_config(path, environment)
+
+
+def test_a_file_sets_fields_and_paths_are_relative_to_it(tmp_path: Path) -> None:
+    text = 'address = "0.0.0.0:7"\nmodels = "m"\n[engine]\nworkers = 3\n[limits]\nmax_evaluate_seconds = 5\n[tls]\ncertificate = "/c.pem"\n'
+    config = load(tmp_path, text)
+    assert (config.address, config.models, config.engine.workers) == ("0.0.0.0:7", tmp_path / "m", 3)
+    assert config.limits.max_evaluate_seconds == 5.0 and config.tls.certificate == Path("/c.pem")
+    assert config.keys == ServerConfig().keys
+
+
+def test_the_environment_wins(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        "[engine]\nworkers = 3\n",
+        SECATEUR_SERVER_ENGINE_WORKERS="5",
+        SECATEUR_SERVER_TLS_ENABLED="true",
+        SECATEUR_SERVER_DRAIN_SECONDS="1.5",
+        SECATEUR_SERVER_MODELS="/models",
+        UNRELATED="x",
+    )
+    assert (config.engine.workers, config.tls.enabled, config.drain_seconds, config.models) == (
+        5,
+        True,
+        1.5,
+        Path("/models"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("worker = 1", "unknown key worker"),
+        ("[engine]\nworkerz = 1", "unknown key engine.workerz"),
+        ('[engine]\nworkers = "two"', "engine.workers is 'two', need a whole number"),
+        ("[engine]\nworkers = true", "engine.workers is True"),
+        ("[engine]\nworkers = 1.5", "engine.workers is 1.5"),
+        ("[engine]\nworkers = 0", "workers = 0: need a positive"),
+        ("[limits]\nmax_queue = -1", "max_queue = -1: need a non-negative"),
+        ("[limits]\nmax_evaluate_seconds = nan", "max_evaluate_seconds = nan"),
+        ("engine = 3", r"need a table \[engine\]"),
+        ("models = 3", "models is 3, need a path"),
+        ("[tls]\nenabled = 1", "tls.enabled is 1, need true or false"),
+        ('address = "nowhere"', "address = 'nowhere': need host:port"),
+        ('address = "h:99999"', "address = 'h:99999'"),
+        ('log_level = "loud"', "log_level = 'loud': need one of"),
+        ("= 1", "need a TOML file"),
+    ],
+)
+def test_a_bad_file_is_named_by_key(tmp_path: Path, text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("SECATEUR_SERVER_ENGINE_WORKERZ", "1", "SECATEUR_SERVER_ENGINE_WORKERZ: no such setting"),
+        ("SECATEUR_SERVER_ENGINE_WORKERS", "two", r"\(SECATEUR_SERVER_ENGINE_WORKERS\): engine.workers is 'two'"),
+        ("SECATEUR_SERVER_TLS_ENABLED", "maybe", "need true or false"),
+    ],
+)
+def test_a_bad_environment_is_named_by_variable(tmp_path: Path, variable: str, value: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        load(tmp_path, "", **{variable: value})
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.toml"):
+        load_config(tmp_path / "absent.toml", {})
+
+
+def test_check_accepts_what_serves_and_names_a_broken_version(tmp_path: Path) -> None:
+    assert [p.split(":")[0] for p in check(make_config(tmp_path))] == ["digits version 11"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"models": Path("/absent")}, "models = /absent"),
+        ({"state": Path("/proc/1/state")}, "state = /proc/1/state"),
+        ({"address": "203.0.113.1:1"}, "address = 203.0.113.1:1"),
+    ],
+)
+def test_check_names_every_problem(tmp_path: Path, changes: dict[str, object], named: str) -> None:
+    assert any(named in p for p in check(make_config(tmp_path).with_(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"engine": {"runtime": "no.such.module"}}, "engine.runtime = 'no.such.module'"),
+        ({"engine": {"runtime": "json"}}, "it lacks describe, estimate, build, wire_version"),
+        ({"engine": {"cost_table": Path("/absent.json")}}, "engine.cost_table = /absent.json"),
+        ({"tls": {"enabled": True}}, "tls.certificate is not set"),
+        ({"tls": {"certificate": Path("/c.pem")}}, "tls.enabled is false"),
+        ({"limits": {"max_chunk_bytes": 1 << 30}}, "limits.max_chunk_bytes"),
+        ({"keys": {"budget_bytes": 1 << 20}}, "limits.max_upload_bytes"),
+    ],
+)
+def test_check_names_problems_of_sections(tmp_path: Path, sections: dict[str, dict[str, object]], named: str) -> None:
+    assert any(named in p for p in check(make_config(tmp_path, **sections)))
+
+
+def test_a_port_in_use_is_a_config_error_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = make_config(tmp_path).with_(address=f"127.0.0.1:{taken.getsockname()[1]}")
+        assert any("address" in p for p in check(config))
+        with pytest.raises(ConfigError, match="cannot listen on address"):
+            start(config)
+
+
+def test_a_runtime_that_a_worker_cannot_run_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="absent"):
+        start(make_config(tmp_path).with_(models=tmp_path / "absent"))

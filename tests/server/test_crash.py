@@ -1,0 +1,153 @@
+"""kill -9 at every durable step: nothing half-committed, orphans swept, the upload resumed where it stood."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+from crasher import KEYS, OFFER, PARAMS, SHA256
+from harness import Caller, failure, make_models
+
+from protos.native import KeySetInfo, UploadInfo
+from server.config import KeysConfig
+from server.keydb import UploadRow
+from server.keystore import KeyStore
+from server.running import RunningServer, start_subprocess
+
+HERE = Path(__file__).parent
+# The step, how many bytes must have survived, and whether the key set must be visible afterwards.
+STEPS = [
+    ("part-made", None, False),
+    ("before-part-sync", 0, False),
+    ("part-synced", 0, False),
+    ("before-move", len(KEYS), False),
+    ("moved", len(KEYS), False),
+    ("recorded", None, True),
+    ("deleted", None, False),
+]
+
+
+@pytest.fixture(scope="module")
+def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One directory per step, each left behind by a process that was killed there."""
+    root = tmp_path_factory.mktemp("crashed")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+    command = [sys.executable, str(HERE / "crasher.py"), str(root), *(step for step, _, _ in STEPS)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(str(p.relative_to(directory)) for kind in ("blobs", "parts") for p in (directory / kind).iterdir())
+
+
+@pytest.mark.parametrize(("step", "offset", "visible"), STEPS, ids=[s[0] for s in STEPS])
+def test_kill_at_every_step(crashed: Path, step: str, offset: int | None, visible: bool) -> None:
+    directory = crashed / step
+    store = KeyStore(directory, KeysConfig())
+    assert store.db.integrity() == "ok"
+    blobs = [f"blobs/{SHA256}"] if visible else []
+    assert [f for f in files(directory) if f.startswith("blobs")] == blobs
+    upload_id = (directory / "upload_id").read_text() if offset is not None else ""
+    if offset is not None:
+        assert store.progress(upload_id).committed_offset == offset
+        store.append(upload_id, offset, KEYS[offset:])
+        keys = store.commit(store.complete(upload_id))
+    else:
+        again = store.create(OFFER)
+        assert isinstance(again, KeySetInfo) == visible
+        if isinstance(again, UploadInfo):
+            store.append(again.upload_id, 0, KEYS)
+            again = store.commit(store.complete(again.upload_id))
+        keys = again
+    assert store.find(keys.key_set_id).path.read_bytes() == KEYS
+    assert files(directory) == [f"blobs/{SHA256}"], "no part is left"
+    store.close()
+
+
+def test_strangers_in_the_directories_are_swept(tmp_path: Path) -> None:
+    KeyStore(tmp_path, KeysConfig()).close()
+    (tmp_path / "blobs" / "orphan").write_bytes(b"x")
+    (tmp_path / "parts" / "orphan").write_bytes(b"x")
+    KeyStore(tmp_path, KeysConfig()).close()
+    assert files(tmp_path) == []
+
+
+def test_a_part_shorter_than_recorded_is_dropped(tmp_path: Path) -> None:
+    """What a power cut may leave on a disk that lies about syncing."""
+    store = KeyStore(tmp_path, KeysConfig())
+    store.db.add_upload(UploadRow("a" * 64, "b" * 64, 100, PARAMS, "spec", 50, 4e9))
+    (tmp_path / "parts" / ("a" * 64)).write_bytes(b"x" * 49)
+    store.close()
+    store = KeyStore(tmp_path, KeysConfig())
+    assert store.db.uploads() == [] and files(tmp_path) == []
+    store.close()
+
+
+def test_a_lost_blob_is_forgotten(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path, KeysConfig())
+    upload = store.create(OFFER)
+    assert isinstance(upload, UploadInfo)
+    store.append(upload.upload_id, 0, KEYS)
+    keys = store.commit(store.complete(upload.upload_id))
+    path = store.find(keys.key_set_id).path
+    store.close()
+    path.unlink()
+    store = KeyStore(tmp_path, KeysConfig())
+    assert isinstance(store.create(OFFER), UploadInfo)
+    store.close()
+
+
+def test_ids_are_stored_hashed(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path, KeysConfig())
+    upload = store.create(OFFER)
+    assert isinstance(upload, UploadInfo)
+    store.append(upload.upload_id, 0, KEYS)
+    keys = store.commit(store.complete(upload.upload_id))
+    store.close()
+    content = b"".join(p.read_bytes() for p in tmp_path.glob("keys.sqlite3*"))
+    assert hashlib.sha256(keys.key_set_id.encode()).hexdigest().encode() in content
+    assert keys.key_set_id.encode() not in content and upload.upload_id.encode() not in content
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    make_models(tmp_path / "models")
+    path = tmp_path / "server.toml"
+    engine = 'backend = "fake"\nruntime = "fake_runtime"'
+    path.write_text(
+        f'address = "127.0.0.1:0"\nlog_level = "error"\nmodels = "models"\nstate = "state"\n[engine]\n{engine}\n'
+    )
+    return path
+
+
+def test_a_killed_server_resumes_the_upload(config_file: Path) -> None:
+    first = start_subprocess(config_file)
+    with grpc.insecure_channel(first.address) as channel:
+        caller = Caller(channel)
+        upload_id = caller.begin(KEYS)
+        assert caller.send(upload_id, KEYS[:50_000]) == 50_000
+        _kill(first)
+        assert failure(lambda: caller.offset(upload_id)).reason == "SERVER_UNREACHABLE"
+    with start_subprocess(config_file) as second, grpc.insecure_channel(second.address) as channel:
+        caller = Caller(channel)
+        at = caller.offset(upload_id)
+        assert at == 50_000
+        caller.send(upload_id, KEYS[at:], at)
+        assert caller.infer(caller.commit(upload_id).key_set_id, b"echo:x").ciphertexts.endswith(b"|x")
+        assert second.process is not None
+        second.process.send_signal(signal.SIGTERM)
+        assert second.process.wait(20) == 0, "SIGTERM ends it gently"
+
+
+def _kill(server: RunningServer) -> None:
+    assert server.process is not None
+    server.process.kill()
+    server.stop()

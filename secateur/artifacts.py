@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from he_runtime import CompressedModel, Plan
 
-__all__ = ["cache_directory", "find_recipe", "load_model", "load_or_compile", "save_version"]
+__all__ = [
+    "cache_directory",
+    "dense_counts",
+    "dense_twin",
+    "find_recipe",
+    "load_model",
+    "load_or_compile",
+    "save_version",
+]
 
 _PLAN = "plan"
 
@@ -59,9 +68,32 @@ def load_or_compile(directory: Path) -> Plan:
     return compile(load_model(directory))
 
 
+def dense_counts(model: CompressedModel) -> dict[str, int]:
+    """Operation counts of the same network with nothing pruned, planned alike."""
+    from he_runtime import compile
+    from he_runtime.plan.counts import leaf_totals
+
+    return leaf_totals(compile(dense_twin(model)).counts)
+
+
+def dense_twin(model: CompressedModel) -> CompressedModel:
+    """`model` with every zero weight replaced by the smallest magnitude in its array: the same shapes, no sparsity."""
+    import numpy as np
+
+    arrays = dict(model.arrays)
+    for node in model.nodes:
+        key = node.arrays.get("weight")
+        if key is not None:
+            weight = model.arrays[key]
+            present = np.abs(weight[weight != 0])
+            arrays[key] = np.where(weight == 0, present.min() if present.size else 1, weight).astype(weight.dtype)
+    return model.with_(arrays=arrays)
+
+
 def save_version(model: CompressedModel, plan: Plan, root: Path, version: str) -> Path:
-    """Write `root`/<name>/<version>/ as a server reads it: the model, and the plan below it."""
+    """Write `root`/<name>/<version>/ as a server reads it: the model, the plan below it, and the dense counts there."""
     directory = root / model.name / version
     model.save(directory)
     plan.save(directory / _PLAN)
+    (directory / _PLAN / "dense_counts.json").write_text(json.dumps(dense_counts(model)))
     return directory

@@ -10,15 +10,18 @@ import typer
 from .output import Json, emit, facts_table, say
 
 if TYPE_CHECKING:
-    from he_runtime import CompressedModel
     from rich.console import Console
+
+    from he_runtime import CompressedModel
 
 __all__ = ["compress", "run_recipe"]
 
 
 def compress(
     recipe: Annotated[str, typer.Argument(help="A recipe that ships with the project, by name, or a TOML file.")],
-    out: Annotated[Path, typer.Option(help="The directory of models to write <name>/<version>/ into.")] = Path("models"),
+    out: Annotated[Path, typer.Option(help="The directory of models to write <name>/<version>/ into.")] = Path(
+        "models"
+    ),
     version: Annotated[str, typer.Option(help="The version to write.")] = "1",
     module: Annotated[str | None, typer.Option(help="Your own network, as package.module:factory.")] = None,
     data: Annotated[Path | None, typer.Option(help="Where data sets lie; SECATEUR_DATA otherwise.")] = None,

@@ -105,6 +105,7 @@ def _round_trip() -> _Check:
     name = "encryption"
     try:
         import numpy as np
+
         from he_runtime.backends.tenseal_secret import SecretKey
         from he_runtime.params import CkksParams, find_primes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import compress, doctor, plan, predict, serve
+from . import calibrate, compress, demo, doctor, plan, predict, serve
 from .output import OneLineErrors
 
 __all__ = ["app"]
@@ -18,9 +18,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo")(demo.demo)
 app.command("compress")(compress.compress)
 app.command("plan")(plan.plan)
 app.command("estimate")(plan.estimate)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
+app.command("calibrate")(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)

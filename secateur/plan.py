@@ -11,10 +11,12 @@ import typer
 from .output import Json, counts_table, emit, facts_table, say
 
 if TYPE_CHECKING:
-    from he_runtime import Plan
     from rich.console import Console
 
-__all__ = ["estimate", "plan", "plan_record", "sizes"]
+    from he_runtime import Plan
+    from he_runtime.cost import CostReport
+
+__all__ = ["estimate", "plan", "plan_record"]
 
 Model = Annotated[Path, typer.Argument(help="A model directory (manifest.json ...), or a plan directory.")]
 
@@ -65,47 +67,45 @@ def plan_record(planned: Plan) -> dict[str, Any]:
         "sigma": planned.sigma,
         "error_bound": planned.error_bound,
         "layers": [{"name": x.name, "kind": x.kind, "layout": x.layout} for x in planned.layers],
-        **sizes(planned),
-    }
-
-
-def sizes(planned: Plan) -> dict[str, int]:
-    """Bytes on the wire: one request, one reply, and the evaluation keys that a client uploads once."""
-    from he_runtime.wire import ciphertexts_byte_size, key_set_byte_size
-
-    params, spec = planned.params, planned.client_spec()
-    return {
-        "up_bytes": ciphertexts_byte_size(spec.input.ciphertexts, spec.input.level, params, seeded=True),
-        "down_bytes": ciphertexts_byte_size(spec.output.ciphertexts, spec.output.level, params),
-        "key_bytes": key_set_byte_size(planned.keys, params, seeded=True),
     }
 
 
 def estimate(
     model: Model,
-    table: Annotated[Path | None, typer.Option(help="A cost table written by `secateur calibrate`.")] = None,
-    backend: Annotated[str, typer.Option(help="The backend to price for.")] = "tenseal",
+    table: Annotated[
+        Path | None, typer.Option(help="A cost table from `secateur calibrate`; else a shipped one.")
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="The back end to price for, by the table that ships for it.")
+    ] = "tenseal",
     as_json: Json = False,
 ) -> None:
     """Price a plan from a cost table: milliseconds, operation counts and bytes, before anything runs."""
+    from he_runtime.cost import CostTable, load_default, price
+
     from .artifacts import load_or_compile
-    from .costs import load_cost_table, price_record
 
     planned = load_or_compile(model)
-    record = price_record(planned, load_cost_table(table, backend)) | sizes(planned)
+    report = price(planned, load_default(backend) if table is None else CostTable.load(table))
 
     def render(console: Console) -> None:
-        console.print(facts_table(f"estimate for {planned.model_name}", _facts(record)))
+        console.print(facts_table(f"estimate for {planned.model_name}", _facts(report)))
         console.print()
-        console.print(counts_table("operations", {"planned": record["counts"]}))
+        console.print(counts_table("operations", {"planned": report.counts}))
 
-    emit({"model": planned.model_name, "backend": backend, **record}, as_json, render)
+    emit({"model": planned.model_name, "plan_digest": planned.digest, **report.to_json()}, as_json, render)
 
 
-def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(report: CostReport) -> list[tuple[str, str]]:
     return [
-        ("latency", f"{record['latency_ms']:.0f} ms ({record['claim']}; table {record['table']})"),
-        ("input up", f"{record['up_bytes']:,} bytes"),
-        ("answer down", f"{record['down_bytes']:,} bytes"),
-        ("keys, once", f"{record['key_bytes']:,} bytes"),
+        (
+            "latency",
+            f"{report.latency_ms:.0f} ms, {report.low_ms:.0f} to {report.high_ms:.0f} ms ({report.confidence})",
+        ),
+        ("cost table", report.table),
+        ("input up", f"{report.upload_bytes:,} bytes"),
+        ("answer down", f"{report.download_bytes:,} bytes"),
+        ("keys, once", f"{report.key_bytes:,} bytes"),
+        ("memory", f"{report.peak_bytes:,} bytes at the peak, {report.plaintext_bytes:,} of it plaintexts"),
+        ("error bound", f"{6 * report.sigma:.3g} per output (6 sigma)"),
     ]

@@ -12,8 +12,9 @@ from .output import Json, emit, facts_table, progress_bytes, warnings_as_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from client import Prediction
     from rich.console import Console
+
+    from client import Prediction
 
 __all__ = ["predict", "read_input"]
 
@@ -43,6 +44,7 @@ def predict(
 def read_input(path: Path) -> npt.NDArray[Any]:
     """The array in a .npy or .json file; InputError for anything else. Nothing in it is executed."""
     import numpy as np
+
     from he_runtime.errors import InputError
 
     if path.suffix not in (".npy", ".json"):

@@ -12,13 +12,16 @@ from .output import Json, emit, say
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from server import ServerConfig
 
 __all__ = ["serve"]
 
 
 def serve(
-    config: Annotated[Path | None, typer.Option(help="A TOML configuration file; SECATEUR_SERVER_* override it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML configuration file; SECATEUR_SERVER_* override it.")
+    ] = None,
     models: Annotated[Path | None, typer.Option(help="Directory of models, <name>/<version>/.")] = None,
     state: Annotated[Path | None, typer.Option(help="Directory of the clients' evaluation keys.")] = None,
     address: Annotated[str | None, typer.Option(help="host:port to listen on; port 0 takes a free one.")] = None,
@@ -26,7 +29,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM certificate chain; switches TLS on.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only validate the configuration; exit 1 on a problem.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only validate the configuration; exit 1 on a problem.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Serve compressed models over gRPC. Stops on Ctrl-C after the requests under way."""
@@ -37,7 +42,9 @@ def serve(
     engine = {k: v for k, v in {"backend": backend, "workers": workers}.items() if v is not None}
     settings = replace(settings, engine=replace(settings.engine, **engine))  # type: ignore[arg-type]
     if certificate is not None or private_key is not None:
-        settings = replace(settings, tls=replace(settings.tls, enabled=True, certificate=certificate, private_key=private_key))
+        settings = replace(
+            settings, tls=replace(settings.tls, enabled=True, certificate=certificate, private_key=private_key)
+        )
     problems = server.check(settings)
     if check:
         _report(settings, problems, as_json)

@@ -70,6 +70,9 @@ class App:
     async def start(cls, config: ServerConfig) -> App:
         """Verify the models, start the workers, open the port; ConfigError for what keeps it from serving."""
         runtime = load_runtime(config.engine.runtime)
+        table = config.engine.cost_table
+        if table is not None and not table.is_file():
+            raise ConfigError(f"cannot use engine.cost_table = {table}: no such file; try `secateur calibrate`")
         repository = await asyncio.to_thread(Repository.scan, config.models, runtime)
         store = await asyncio.to_thread(_open_store, config)
         engine = Engine(config.engine, config.limits, config.log_level)

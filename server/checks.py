@@ -96,5 +96,5 @@ def _check_limits(config: ServerConfig) -> list[str]:
 def _check_cost_table(config: ServerConfig) -> list[str]:
     table = config.engine.cost_table
     if table is not None and not table.is_file():
-        return [f"engine.cost_table = {table}: no such file; try `secateur calibrate`"]
+        return [f"cannot use engine.cost_table = {table}: no such file; try `secateur calibrate`"]
     return []

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 from pathlib import Path
 
-__all__ = ["hash_file", "make_directory", "move", "remove", "sync_directory"]
+from .errors import ConfigError
+
+__all__ = ["hash_file", "make_directory", "move", "own", "remove", "sync_directory"]
 
 _BLOCK_BYTES = 1 << 20
 
@@ -18,6 +21,19 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def own(path: Path) -> int:
+    """Lock `path` for this process until the returned descriptor is closed; ConfigError when somebody else has it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"cannot use {path.parent}: another server uses it; need a state directory of its own"
+        ) from error
+    return descriptor
 
 
 def make_directory(path: Path) -> None:

@@ -89,14 +89,17 @@ class Engine:
     async def start(self, preload: list[ModelDescription]) -> None:
         """Start all workers and load `preload` in each; ConfigError when a worker does not come up."""
         try:
-            processes = await asyncio.gather(*(self._spawn() for _ in range(self._engine.workers)))
+            await asyncio.gather(*(self._start_slot(preload) for _ in range(self._engine.workers)))
         except WorkerLost as error:
             await self.stop()
             raise ConfigError(f"cannot start a worker: {error}; see its messages above") from error
-        self._slots = [_Slot(process) for process in processes]
-        await asyncio.gather(*(self._preload(slot, preload) for slot in self._slots))
         self._idle = list(self._slots)
         self._dispatch()
+
+    async def _start_slot(self, preload: list[ModelDescription]) -> None:
+        slot = _Slot(await self._spawn())
+        self._slots.append(slot)
+        await self._preload(slot, preload)
 
     async def _spawn(self) -> WorkerProcess:
         loop = asyncio.get_running_loop()

@@ -52,7 +52,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             return convert.inference_reply_to_proto(await self._evaluate(call, model, keys, seconds))
         content = await asyncio.to_thread(lambda: hashlib.sha256(call.ciphertexts).hexdigest())
         key = RequestKey(call.request_id, keys.sha256, model.plan_digest, content)
-        reply = await self._window.share(key, lambda: self._evaluate(call, model, keys, seconds))
+        reply = await self._window.share(key, seconds, lambda: self._evaluate(call, model, keys, None))
         return convert.inference_reply_to_proto(reply)
 
     async def _evaluate(

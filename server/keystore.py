@@ -9,6 +9,7 @@ login yet: whoever holds a key-set id may use and delete that set, and nobody el
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import threading
 import time
@@ -69,6 +70,7 @@ class KeyStore:
 
     def __init__(self, directory: Path, config: KeysConfig, on_step: Callable[[str], None] = lambda step: None) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._owner = durable.own(directory / "lock")  # another server's sweep would remove our files
         self._blobs = directory / "blobs"
         durable.make_directory(self._blobs)
         durable.make_directory(directory / "parts")
@@ -99,6 +101,7 @@ class KeyStore:
         self._uploads.close()
         self._flush()
         self.db.close()
+        os.close(self._owner)
 
     def _blob_path(self, sha256: str) -> Path:
         return self._blobs / sha256
@@ -190,16 +193,16 @@ class KeyStore:
             stored = self.db.blob(row.sha256)
             if stored is not None:
                 _require_same_parameters(stored.params_digest, row.params_digest)
-            self._uploads.release(row.id_hash)
             evicted = self._evictions(0 if stored else row.total_bytes)
-            self._on_step("before-move")
-            try:
-                durable.move(part, self._blob_path(row.sha256))
-            except FileNotFoundError:
-                raise unknown_upload() from None
-            self._on_step("moved")
-            self.db.commit_upload(row, _hash(token), evicted, time.time())
-            self._on_step("recorded")
+            with self._uploads.released(row.id_hash):
+                self._on_step("before-move")
+                try:
+                    durable.move(part, self._blob_path(row.sha256))
+                except FileNotFoundError:
+                    raise unknown_upload() from None
+                self._on_step("moved")
+                self.db.commit_upload(row, _hash(token), evicted, time.time())
+                self._on_step("recorded")
             self._remove_blobs(evicted)
         return KeySetInfo(token, row.sha256, row.total_bytes, row.params_digest, row.client_spec_digest)
 

@@ -81,14 +81,20 @@ class Repository:
         return [list(versions.values())[-1] for versions in self._models.values()]
 
     def get(self, name: str, version: str = "") -> ModelDescription:
-        """A version (empty: the default); MODEL_UNKNOWN naming what there is, or the error of a broken version."""
+        """A version (empty: the default); MODEL_UNKNOWN naming what there is, or the reason of a broken version."""
         versions = self._models.get(name, {})
         wanted = version or next(reversed(versions), "")
         if wanted in versions:
             return versions[wanted]
         for broken in self.broken:
             if broken.name == name and version in ("", broken.version):
-                raise broken.error
+                # A fresh error without the verifier's text, which may name the operator's directories.
+                raise ServiceError(
+                    f"cannot serve model {name!r} version {broken.version!r}: it does not verify on this server; "
+                    "try another version, or the server's operator",
+                    broken.error.reason,
+                    subject=name,
+                )
         known = (
             f"version {', '.join(versions)}"
             if versions

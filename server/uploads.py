@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Uploads:
         self._on_step = on_step
         self._lock = threading.Lock()
         self._parts: dict[str, _Part] = {}
+        self._released: set[str] = set()
 
     def path(self, id_hash: str) -> Path:
         return self._directory / id_hash
@@ -100,10 +102,13 @@ class Uploads:
         with self._lock:
             part = self._parts.get(id_hash)
             if part is None:
-                row = self._db.upload(id_hash)
+                row = None if id_hash in self._released else self._db.upload(id_hash)
                 if row is None:
                     raise unknown_upload()
-                descriptor = os.open(self.path(id_hash), os.O_WRONLY)
+                try:
+                    descriptor = os.open(self.path(id_hash), os.O_WRONLY)
+                except FileNotFoundError:
+                    raise unknown_upload() from None
                 os.ftruncate(descriptor, row.offset)
                 part = _Part(row, descriptor, row.offset, row.offset, row.touched)
                 self._parts[id_hash] = part
@@ -176,10 +181,17 @@ class Uploads:
         self._db.drop_upload(id_hash)
         durable.remove(self.path(id_hash))
 
-    def release(self, id_hash: str) -> None:
-        """Close the part file, which now belongs to the caller; a late chunk is refused."""
+    @contextmanager
+    def released(self, id_hash: str) -> Iterator[None]:
+        """Close the part file, which belongs to the caller inside this context: nobody else can open it."""
         with self._lock:
             self._close(id_hash)
+            self._released.add(id_hash)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._released.discard(id_hash)
 
     def _close(self, id_hash: str) -> None:
         part = self._parts.pop(id_hash, None)

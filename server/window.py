@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from he_runtime.errors import Cancelled, Reason
 from protos.native import InferenceReply
 
 from .config import LimitsConfig
@@ -45,8 +46,13 @@ class RequestWindow:
         self._done: OrderedDict[RequestKey, tuple[float, InferenceReply]] = OrderedDict()
         self._bytes = 0
 
-    async def share(self, key: RequestKey, evaluate: Callable[[], Awaitable[InferenceReply]]) -> InferenceReply:
-        """The remembered reply for `key`, the one under way, or else that of a new evaluation."""
+    async def share(
+        self, key: RequestKey, seconds: float | None, evaluate: Callable[[], Awaitable[InferenceReply]]
+    ) -> InferenceReply:
+        """The remembered reply for `key`, the one under way, or else that of a new evaluation.
+
+        Each caller waits for its own `seconds` (none: without limit); DEADLINE_EXCEEDED after that.
+        """
         self._forget_old()
         if key in self._done:
             return self._done[key][1]
@@ -56,7 +62,13 @@ class RequestWindow:
             self._running[key] = running
         running.callers += 1
         try:
-            reply = await asyncio.shield(running.task)
+            async with asyncio.timeout(seconds):
+                reply = await asyncio.shield(running.task)
+        except TimeoutError:
+            raise Cancelled(
+                f"cannot finish within {seconds:.1f} s: the deadline has passed; try a later deadline",
+                Reason.DEADLINE_EXCEEDED,
+            ) from None
         finally:
             running.callers -= 1
             if running.callers == 0:

@@ -16,6 +16,7 @@ from harness import Caller, failure, make_models
 
 from protos.native import KeySetInfo, UploadInfo
 from server.config import KeysConfig
+from server.errors import ConfigError
 from server.keydb import UploadRow
 from server.keystore import KeyStore
 from server.running import RunningServer, start_subprocess
@@ -89,6 +90,14 @@ def test_a_part_shorter_than_recorded_is_dropped(tmp_path: Path) -> None:
     store = KeyStore(tmp_path, KeysConfig())
     assert store.db.uploads() == [] and files(tmp_path) == []
     store.close()
+
+
+def test_two_servers_do_not_share_a_directory(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path, KeysConfig())
+    with pytest.raises(ConfigError, match="another server uses it"):
+        KeyStore(tmp_path, KeysConfig())
+    store.close()
+    KeyStore(tmp_path, KeysConfig()).close()
 
 
 def test_a_lost_blob_is_forgotten(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_a_reply_over_the_limit_is_an_error_and_not_a_crash(caller: Caller, key_
 def test_a_full_queue_turns_callers_away_at_once(serve: object) -> None:
     _, caller = serve(limits={"max_queue": 1})  # type: ignore[operator]
     keys = caller.upload().key_set_id
-    held = [caller.inference.Infer.future(caller.request(keys, b"sleep:1.5"), timeout=20) for _ in range(2)]
+    held = [caller.inference.Infer.future(caller.request(keys, b"sleep:0.8"), timeout=20) for _ in range(2)]
     time.sleep(0.3)
     started = time.monotonic()
     busy = failure(lambda: caller.infer(keys, b"echo:x"))
@@ -202,3 +202,21 @@ def test_parameters_of_other_models_stay_apart(caller: Caller) -> None:
     keys = caller.upload(data, params_digest=OTHER_PARAMS, client_spec_digest=spec_digest("1", "other"))
     assert caller.infer(keys.key_set_id, b"echo:x", model="other").ciphertexts.endswith(b"|x")
     assert failure(lambda: caller.infer(keys.key_set_id, b"echo:x")).reason == "KEY_PARAMETERS_DIFFER"
+
+
+def test_a_call_without_a_deadline_and_one_that_shares_but_runs_out_of_time(caller: Caller, key_set: str) -> None:
+    assert caller.inference.Infer(caller.request(key_set, b"echo:x")).ciphertexts.endswith(b"|x")
+    with ThreadPoolExecutor(1) as pool:
+        patient = pool.submit(caller.infer, key_set, b"sleep:1.0", request_id="shared")
+        time.sleep(0.2)
+        hasty = failure(lambda: caller.infer(key_set, b"sleep:1.0", timeout=0.2, request_id="shared"))
+        assert hasty.reason == "DEADLINE_EXCEEDED"
+        assert patient.result().ciphertexts == b"slept", "the other caller is not harmed"
+
+
+def test_a_shared_request_is_cancelled_with_its_last_caller(caller: Caller, key_set: str) -> None:
+    for _ in range(2):
+        call = caller.inference.Infer.future(caller.request(key_set, b"sleep:30", request_id=f"r{_}"), timeout=60)
+        time.sleep(0.2)
+        call.cancel()
+    _both_workers_are_free(caller, key_set)

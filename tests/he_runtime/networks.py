@@ -70,7 +70,7 @@ class Builder:
         return calibrate(model, self.inputs(64))
 
     def inputs(self, count: int, seed: int = 1) -> Any:
-        return np.random.default_rng(seed).normal(size=(count, *self.shape)) * 0.5
+        return np.random.default_rng(seed).uniform(-1, 1, size=(count, *self.shape))  # bounded, as images are
 
 
 def mlp() -> Builder:

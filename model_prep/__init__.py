@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .pipeline import compress as compress
     from .exporter import export as export
+    from .pipeline import compress as compress
     from .recipe import Recipe as Recipe
 
 __all__ = ["Recipe", "compress", "export"]

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import fx, nn
+
 from he_runtime.errors import ModelError, Reason
 from he_runtime.model import Node
-from torch import fx, nn
 
 from .graph import Array, Graph
 
@@ -233,7 +234,9 @@ def _constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:
 def _user_input(program: torch.export.ExportedProgram) -> fx.Node:
     users = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
     if len(users) != 1:
-        raise ModelError(f"cannot export: forward takes {len(users)} tensors, need exactly one", Reason.MODEL_UNSUPPORTED)
+        raise ModelError(
+            f"cannot export: forward takes {len(users)} tensors, need exactly one", Reason.MODEL_UNSUPPORTED
+        )
     found: fx.Node = users[0]
     return found
 
@@ -246,7 +249,9 @@ def _single_output(node: fx.Node, values: Mapping[fx.Node, Any]) -> Poly:
     outputs = node.args[0]
     found = values.get(outputs[0]) if isinstance(outputs, (tuple, list)) and len(outputs) == 1 else None  # type: ignore[arg-type]
     if not isinstance(found, Poly):
-        raise ModelError("cannot export: forward must return one tensor that depends on the input", Reason.MODEL_UNSUPPORTED)
+        raise ModelError(
+            "cannot export: forward must return one tensor that depends on the input", Reason.MODEL_UNSUPPORTED
+        )
     return found
 
 
@@ -324,7 +329,7 @@ def _node_name(node: fx.Node) -> str:
 
 
 def _source_line(node: fx.Node) -> str:
-    """"file.py:12 `code`" of the innermost frame outside torch."""
+    """ "file.py:12 `code`" of the innermost frame outside torch."""
     found = "an unknown line"
     lines = (node.meta.get("stack_trace") or "").splitlines()
     for index, line in enumerate(lines):

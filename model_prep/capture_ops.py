@@ -26,6 +26,7 @@ SUPPORTED = (
 
 def fold_constant(node: fx.Node, bound: Mapping[str, Any]) -> Any:
     """Evaluate an operation none of whose arguments depends on the input."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, Constant):
             return value.value
@@ -47,7 +48,9 @@ def fold_constant(node: fx.Node, bound: Mapping[str, Any]) -> Any:
 
 def _vector(poly: Poly, layer: str) -> Poly:
     if len(poly.shape) != 1:
-        raise Unsupported(f"{layer} of a tensor of shape {poly.shape} per sample", "a vector: try x.flatten(1) before it")
+        raise Unsupported(
+            f"{layer} of a tensor of shape {poly.shape} per sample", "a vector: try x.flatten(1) before it"
+        )
     return poly
 
 
@@ -201,7 +204,9 @@ def _coefficient(value: Any, x: Poly) -> Floats:
         array = array[0]
     array = array.reshape((1,) * (len(x.shape) - array.ndim) + array.shape)
     if any(size not in (1, own) for size, own in zip(array.shape, x.shape, strict=True)):
-        raise Unsupported(f"a constant of shape {array.shape} would enlarge a tensor of shape {x.shape}", "equal shapes")
+        raise Unsupported(
+            f"a constant of shape {array.shape} would enlarge a tensor of shape {x.shape}", "equal shapes"
+        )
     flat = array.reshape(array.shape[0], -1)
     if not (flat == flat[:, :1]).all():
         raise Unsupported("the constant differs between the positions of a channel", "one constant per channel")
@@ -247,9 +252,7 @@ def _product(call: Call, left: Poly, right: Poly) -> Poly:
         )
     if left.base != right.base or left.shape != right.shape:
         raise Unsupported("it is a product of two different tensors that depend on the input", "x*x or x**2")
-    return Poly(
-        left.base, left.shape, left.b * right.b, left.b * right.c + left.c * right.b, left.c * right.c
-    )
+    return Poly(left.base, left.shape, left.b * right.b, left.b * right.c + left.c * right.b, left.c * right.c)
 
 
 def _div(call: Call) -> Poly:
@@ -280,7 +283,9 @@ def _activation(function: str, *options: str) -> Callable[[Call], Poly]:
     def handle(call: Call) -> Poly:
         x = call.poly("self" if call["self"] is not None else "input")
         if not call.builder.allow_activations:
-            raise Unsupported(f"{function} is not a polynomial", "x**2 or a*x**2+b*x+c, or `compress`, which replaces it")
+            raise Unsupported(
+                f"{function} is not a polynomial", "x**2 or a*x**2+b*x+c, or `compress`, which replaces it"
+            )
         attrs = {key: call[key] for key in options if call[key] is not None}
         return call.emit(ACTIVATION, x, attrs={"function": function, **attrs})
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from he_runtime.errors import InputError, Reason
 from he_runtime.model import InputSpec
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from he_runtime.model import Node
 
-from .graph import Graph
 from .masks import Bools, Mask
 
-__all__ = ["Positions", "contiguous_positions", "diagonal_classes", "diagonal_mask"]
+__all__ = ["Ints", "Positions", "contiguous_positions", "diagonal_classes", "diagonal_mask", "set_ids"]
 
 Ints = npt.NDArray[np.int64]
 Positions = tuple[Ints, Ints]  # slots of the output elements and of the input elements, in the tensors' shapes
@@ -28,8 +28,8 @@ def contiguous_positions(output_shape: tuple[int, ...], input_shape: tuple[int, 
     return tuple(np.arange(int(np.prod(s))).reshape(s) for s in (output_shape, input_shape))  # type: ignore[return-value]
 
 
-def diagonal_classes(node: Node, weight: npt.NDArray[Any], positions: Positions, modulus: int | None = None) -> Ints:
-    """The class of each weight, in the weight's shape: weights of one class lie on the same set of diagonals.
+def diagonal_classes(node: Node, shape: tuple[int, ...], positions: Positions, modulus: int | None = None) -> Ints:
+    """The class of each weight, in the weight's `shape`: weights of one class lie on the same set of diagonals.
 
     `positions` holds the slot of every output element and of every input element. A convolution's weight occurs once
     per output position; where these fall on one diagonal the class is that diagonal, otherwise it is their set.
@@ -38,7 +38,7 @@ def diagonal_classes(node: Node, weight: npt.NDArray[Any], positions: Positions,
     modulus = modulus or min(_padded(rows), _padded(columns))
     if node.op == "dense":
         return np.asarray((columns.ravel()[None, :] - rows.ravel()[:, None]) % modulus, dtype=np.int64)
-    return _conv_classes(node, weight.shape, rows, columns, modulus)
+    return _conv_classes(node, shape, rows, columns, modulus)
 
 
 def _conv_classes(node: Node, shape: tuple[int, ...], rows: Ints, columns: Ints, modulus: int) -> Ints:
@@ -58,11 +58,11 @@ def _conv_classes(node: Node, shape: tuple[int, ...], rows: Ints, columns: Ints,
                 source = columns[:, iy[inside], ix[inside]][channel]  # (out, in/groups, occurrences)
                 diagonal = (source - rows[:, None, y[inside], x[inside]]) % modulus
                 occurrences[:, :, dy, dx, : inside.sum()] = diagonal
-    return _set_ids(occurrences.reshape(-1, y.size)).reshape(shape)
+    return set_ids(occurrences.reshape(-1, y.size)).reshape(shape)
 
 
-def _set_ids(occurrences: Ints) -> Ints:
-    """(weights, positions) -> one number per distinct set of values in a row; -1 fills the places that do not exist."""
+def set_ids(occurrences: Ints) -> Ints:
+    """(weights, positions) -> one number per distinct set of values in a row; -1 fills places that do not exist."""
     ordered = np.sort(occurrences, axis=1)
     ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
     _, ids = np.unique(np.sort(ordered, axis=1), axis=0, return_inverse=True)
@@ -74,30 +74,25 @@ def _padded(positions: Ints) -> int:
 
 
 def diagonal_mask(
-    graph: Graph,
     weights: Mapping[str, npt.NDArray[Any]],
+    classes: Mapping[str, Ints],
     density: Mapping[str, float],
-    positions: Mapping[str, Positions] | None = None,
     importance: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> Mask:
     """Keep the share `density[array]` of each layer's classes (at least one), those with the largest saliency.
 
+    `classes[array]` numbers each weight's diagonal (`packing.packed_classes`, or `diagonal_classes` for given slots).
     The saliency of a class is the sum of its squared weights, each times `importance` (a Fisher diagonal in the
-    weight's shape) where given. `positions` maps node names to slots; contiguous ones are assumed otherwise. An array
-    that several nodes share is pruned for the first.
+    weight's shape) where given. Ties fall to the lower class number.
     """
     keep: dict[str, Bools] = {}
     for key, weight in weights.items():
-        node = graph.users_of_array(key)[0]
-        slots = (positions or {}).get(node.name) or contiguous_positions(node.shape, graph.shape_of(node.inputs[0]))
-        classes = diagonal_classes(node, weight, slots)
         saliency = weight**2 * (1.0 if importance is None else importance[key])
-        keep[key] = _strongest_classes(classes, saliency, density[key])
+        keep[key] = _strongest_classes(classes[key], saliency, density[key])
     return Mask(keep, "diagonal", {"method": "diagonal classes", "density": dict(density)})
 
 
 def _strongest_classes(classes: Ints, saliency: npt.NDArray[Any], density: float) -> Bools:
-    """Ties fall to the lower class number."""
     labels, inverse = np.unique(classes.ravel(), return_inverse=True)
     sums = np.bincount(inverse, weights=saliency.ravel(), minlength=len(labels))
     count = max(1, round(density * len(labels)))

@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
+
 from he_runtime.model import CompressedModel, InputSpec
 from he_runtime.reference import calibrate, normalize
-from torch import nn
 
 from .capture import capture
 from .folding import fold

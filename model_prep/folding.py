@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+
 from he_runtime.model import CompressedModel, Node
 
 from .graph import LINEAR_OPS, Graph
@@ -206,7 +207,9 @@ def _pull_quadratic(graph: Graph, node: Node, scale: Floats, shift: Floats) -> G
 def _pull_reshape(graph: Graph, node: Node, scale: Floats, shift: Floats) -> Graph | None:
     source = node.inputs[0]
     shape = graph.shape_of(source)
-    return pull(graph, source, scale.reshape(shape), shift.reshape(shape)) if _only_reader(graph, source, node) else None
+    return (
+        pull(graph, source, scale.reshape(shape), shift.reshape(shape)) if _only_reader(graph, source, node) else None
+    )
 
 
 def _pull_avg_pool2d(graph: Graph, node: Node, scale: Floats, shift: Floats) -> Graph | None:
@@ -214,7 +217,9 @@ def _pull_avg_pool2d(graph: Graph, node: Node, scale: Floats, shift: Floats) -> 
     if factor is None or offset is None or (offset.any() and any(node.attrs["padding"])):
         return None
     shape = graph.shape_of(source)
-    return pull(graph, source, _full(factor, shape), _full(offset, shape)) if _only_reader(graph, source, node) else None
+    return (
+        pull(graph, source, _full(factor, shape), _full(offset, shape)) if _only_reader(graph, source, node) else None
+    )
 
 
 def _pull_add(graph: Graph, node: Node, scale: Floats, shift: Floats) -> Graph | None:
@@ -249,7 +254,9 @@ _PULL: dict[str, _Pull] = {
 
 
 def _only_reader(graph: Graph, name: str, node: Node) -> bool:
-    return graph.output != name and [n.name for n in graph.consumers(name)] == [node.name] and node.inputs.count(name) == 1
+    return (
+        graph.output != name and [n.name for n in graph.consumers(name)] == [node.name] and node.inputs.count(name) == 1
+    )
 
 
 def _full(values: Floats, shape: tuple[int, ...]) -> Floats:
@@ -266,4 +273,6 @@ def _per_channel(values: Floats) -> Floats | None:
 
 def _compact(values: Floats) -> Floats:
     """Shape () where all channels agree."""
-    return values.reshape(-1)[0].reshape(()) if values.ndim and bool((values == values.reshape(-1)[0]).all()) else values
+    return (
+        values.reshape(-1)[0].reshape(()) if values.ndim and bool((values == values.reshape(-1)[0]).all()) else values
+    )

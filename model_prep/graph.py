@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 

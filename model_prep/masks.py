@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from he_runtime.errors import ModelError
 
 __all__ = ["Bools", "Mask", "magnitude_mask", "scheduled_density"]

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from he_runtime.errors import ModelError, Reason
 from torch import Tensor, nn
+
+from he_runtime.errors import ModelError, Reason
 
 __all__ = ["NETWORKS", "NetworkSpec", "build"]
 

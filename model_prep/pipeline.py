@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
+
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.reference import calibrate, forward
-from torch import nn
 
 from .capture import capture
 from .data import Dataset, load
-from .diagonals import Positions, diagonal_mask
+from .diagonals import Ints, diagonal_mask
 from .folding import fold, fold_affine
 from .graph import Graph
 from .masks import Mask, magnitude_mask, scheduled_density
 from .networks import build
+from .packing import packed_classes
 from .polynomial import constrain, range_penalty, replace_activations
 from .quantize import quantize_model
 from .recipe import Recipe
@@ -59,28 +62,39 @@ def compress(
     recipe: Recipe,
     data: Dataset | None = None,
     *,
-    positions: Mapping[str, Positions] | None = None,
+    classes: Mapping[str, Ints] | None = None,
     quiet: bool = False,
     data_directory: Path | str | None = None,
 ) -> CompressedModel:
     """Train (if the recipe says so), replace activations, prune, fold, quantize and calibrate a module.
 
-    `model` None builds the recipe's reference network; `data` None loads the recipe's data set. `positions` gives the
-    packing's slots per layer for diagonal pruning. The result's metadata reports every stage's accuracy on the test
+    `model` None builds the recipe's reference network; `data` None loads the recipe's data set. `classes` overrides,
+    per weight array, the diagonal classes that the planner's packing gives. The result's metadata reports every stage's accuracy on the test
     set and how far each step moved the logits. A module given by the caller is trained in place.
 
     Raises ModelError where the module cannot be captured or the recipe cannot be met.
     """
     started = time.monotonic()
-    run = _prepare(recipe, data, data_directory, quiet)
-    teacher = _train_teacher(run, model if model is not None else _reference_network(recipe))
-    captured = fold_affine(capture(teacher, run.x[:2], input_name=run.data.input_spec.name))
-    student = _polynomialize(run, captured)
-    mask = _prune(run, student, TrainableGraph(captured), positions)
-    folded = fold(student.to_graph())
-    quantized = _quantize(run, folded, mask)
-    calibrated = _calibrate(run, quantized)
-    return _describe(run, calibrated, mask, time.monotonic() - started)
+    with _threads(recipe.threads):
+        run = _prepare(recipe, data, data_directory, quiet)
+        teacher = _train_teacher(run, model if model is not None else _reference_network(recipe))
+        captured = fold_affine(capture(teacher, run.x[:2], input_name=run.data.input_spec.name))
+        student = _polynomialize(run, captured)
+        mask = _prune(run, student, TrainableGraph(captured), classes)
+        folded = fold(student.to_graph())
+        quantized = _quantize(run, folded, mask)
+        calibrated = _calibrate(run, quantized)
+        return _describe(run, calibrated, mask, time.monotonic() - started)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _prepare(recipe: Recipe, data: Dataset | None, directory: Path | str | None, quiet: bool) -> _Run:
@@ -124,19 +138,19 @@ def _polynomialize(run: _Run, captured: Graph) -> TrainableGraph:
     return net
 
 
-def _prune(
-    run: _Run, net: TrainableGraph, teacher: TrainableGraph, positions: Mapping[str, Positions] | None
-) -> Mask | None:
+def _prune(run: _Run, net: TrainableGraph, teacher: TrainableGraph, classes: Mapping[str, Ints] | None) -> Mask | None:
     """Raise sparsity over the ramp, ranking dense shadow weights each epoch; then freeze the mask and retrain."""
     settings = run.recipe.pruning
     if settings is None:
         return None
     final: list[Mask] = []
+    if settings.structure == "diagonal":
+        classes = {**packed_classes(net.graph, settings.degree), **(classes or {})}
 
     def choose(progress: float) -> None:
         if final:
             return
-        mask = _choose_mask(run, net, positions, lambda d: scheduled_density(d, progress, settings.ramp))
+        mask = _choose_mask(run, net, classes, lambda d: scheduled_density(d, progress, settings.ramp))
         net.masks = {key: torch.from_numpy(keep) for key, keep in mask.keep.items()}
         if progress >= settings.ramp:
             final.append(mask)
@@ -157,7 +171,7 @@ def _prune(
     return final[0]
 
 
-def _choose_mask(run: _Run, net: TrainableGraph, positions: Mapping[str, Positions] | None, schedule: Any) -> Mask:
+def _choose_mask(run: _Run, net: TrainableGraph, classes: Mapping[str, Ints] | None, schedule: Any) -> Mask:
     settings = run.recipe.pruning
     assert settings is not None
     weights = {key: net.parameter(key).detach().double().numpy() for key in net.weight_keys()}
@@ -168,7 +182,8 @@ def _choose_mask(run: _Run, net: TrainableGraph, positions: Mapping[str, Positio
     if unknown:
         raise ModelError(f"cannot prune layers {unknown}: need some of {sorted(names.values())}")
     density = {key: schedule(settings.layers.get(name, settings.density)) for key, name in names.items()}
-    return diagonal_mask(net.graph, weights, density, positions)
+    assert classes is not None
+    return diagonal_mask(weights, classes, density)
 
 
 def _refuse_collapse(mask: Mask) -> None:

@@ -88,5 +88,9 @@ def constrain(net: TrainableGraph) -> None:
 
 def range_penalty(net: TrainableGraph, exponent: int) -> torch.Tensor:
     """mean(|x / r|^exponent) over the inputs of every site, r its radius (after PILLAR); needs `net.recording`."""
-    terms = [((x / net.sites[name].radius) ** exponent).mean() for name, x in net.pre_activations.items() if name in net.sites]
+    terms = [
+        ((x / net.sites[name].radius) ** exponent).mean()
+        for name, x in net.pre_activations.items()
+        if name in net.sites
+    ]
     return torch.stack(terms).sum() if terms else torch.zeros(())

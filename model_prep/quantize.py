@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from he_runtime.model import CompressedModel
 
 __all__ = ["quantize_array", "quantize_model"]

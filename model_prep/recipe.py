@@ -67,6 +67,7 @@ class Pruning:
     layers: Mapping[str, float] = field(default_factory=dict)
     ramp: float = 0.5
     minimum: float = 0.0005
+    degree: int = 8192  # ring degree whose packing defines the diagonals
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -107,6 +108,7 @@ class Recipe:
     dataset: str = "digits"
     seed: int = 0
     train_limit: int = 0  # 0: all training samples
+    threads: int = 1  # small networks lose more to thread hand-over than they gain, and results depend on the number
     teacher: Training = field(default_factory=Training)
     polynomial: Polynomial = field(default_factory=Polynomial)
     pruning: Pruning | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+
 from he_runtime.model import CompressedModel
 from he_runtime.reference import calibrate
 

@@ -142,7 +142,9 @@ def _shifted(images: Tensor, shift: int) -> Tensor:
     dy, dx = torch.randint(0, 2 * shift + 1, (2, b))
     rows = (torch.arange(h)[None, :] + dy[:, None])[:, None, :, None]
     columns = (torch.arange(w)[None, :] + dx[:, None])[:, None, None, :]
-    return padded[torch.arange(b)[:, None, None, None], torch.arange(images.shape[1])[None, :, None, None], rows, columns]
+    return padded[
+        torch.arange(b)[:, None, None, None], torch.arange(images.shape[1])[None, :, None, None], rows, columns
+    ]
 
 
 @contextmanager

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from he_runtime.model import Node
 from torch import Tensor, nn
+
+from he_runtime.model import Node
 
 from .activations import ACTIVATIONS
 from .graph import ACTIVATION, LINEAR_OPS, Graph

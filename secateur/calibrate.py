@@ -11,8 +11,9 @@ import typer
 from .output import Json, emit, facts_table, say
 
 if TYPE_CHECKING:
-    from he_runtime.cost import CostTable
     from rich.console import Console
+
+    from he_runtime.cost import CostTable
 
 __all__ = ["calibrate"]
 

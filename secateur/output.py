@@ -14,7 +14,6 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    import click
     from rich.console import Console
     from rich.table import Table
 
@@ -22,6 +21,7 @@ __all__ = ["Json", "OneLineErrors", "counts_table", "emit", "facts_table", "prog
 
 TRACEBACK_VARIABLE = "SECATEUR_TRACEBACK"  # set it to see where an unexpected error came from
 WIDTH = 80
+_FRAMEWORK = (typer.Exit, typer.Abort, typer.BadParameter.__mro__[2])  # the last is the base of all usage errors
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
 
@@ -29,7 +29,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON objec
 class OneLineErrors(TyperGroup):
     """A group of commands that ends with one line on standard error and exit code 1 instead of a traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -42,9 +42,7 @@ class OneLineErrors(TyperGroup):
 
 def _one_line(error: Exception) -> str | None:
     """The message of an error for a person; None for what the framework itself reports or needs."""
-    import click
-
-    if isinstance(error, click.exceptions.ClickException | click.exceptions.Exit | click.exceptions.Abort):
+    if isinstance(error, _FRAMEWORK):
         return None
     from he_runtime.errors import SecateurError
 

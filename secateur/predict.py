@@ -35,9 +35,12 @@ def predict(
     from client import Client
 
     values = read_input(input_file)
-    with warnings_as_lines(), Client.connect(server, certificate=certificate, home=home) as client:
-        with progress_bytes("uploading keys") as progress:
-            answer = client.predict(model, values, version=version, strict=strict, progress=progress)
+    with (
+        warnings_as_lines(),
+        Client.connect(server, certificate=certificate, home=home) as client,
+        progress_bytes("uploading keys") as progress,
+    ):
+        answer = client.predict(model, values, version=version, strict=strict, progress=progress)
     emit(_record(model, answer), as_json, lambda console: _render(console, answer))
 
 

@@ -216,6 +216,8 @@ class FakeServer(
                 del self.offers[request.upload_id]
             self.fail(context, failure)
         offer = self.offers.pop(request.upload_id)
+        if hashlib.sha256(self.stored[request.upload_id]).hexdigest() != offer.sha256:
+            self.fail(context, Failure("DIGEST_MISMATCH", "the bytes are not those announced"))
         info = KeySetInfo(
             uuid.uuid4().hex, offer.sha256, offer.total_bytes, offer.params_digest, offer.client_spec_digest
         )

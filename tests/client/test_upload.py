@@ -13,6 +13,7 @@ from client import Client, ServerError, ServerUntrusted
 from client import upload as upload_module
 from he_runtime.client_spec import ClientSpec
 from he_runtime.errors import Reason
+from he_runtime.ring import KeySetSpec
 from he_runtime.wire import key_set_byte_size, read_key_set
 from protos.native import UploadInfo
 from protos.status import Failure
@@ -96,6 +97,20 @@ def test_a_damaged_spool_is_made_again(server: Any, sample: np.ndarray, tmp_path
     with Client.connect(server.address, home=tmp_path) as second:
         assert second.predict("echo", sample).index == 5
     assert len(server.stored) == 2
+
+
+def test_a_spool_for_another_key_list_is_not_sent(
+    server: Any, spec: ClientSpec, sample: np.ndarray, tmp_path: Path, changed: Any
+) -> None:
+    server.stuck_at = 2 * CHUNK
+    with Client.connect(server.address, home=tmp_path) as first, pytest.raises(ServerError):
+        first.prepare("echo")
+    server.stuck_at = None
+    server.specs["echo"] = changed(keys=KeySetSpec(spec.keys.requests[:1]))
+    with Client.connect(server.address, home=tmp_path) as second:
+        assert second.predict("echo", sample).index == 5
+        (info,) = server.key_sets.values()
+        assert info.total_bytes == second.prepare("echo").key_bytes
 
 
 def test_a_lost_commit_reply_finds_the_key_set(client: Client, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from .lower.levels import stage_levels
 from .lower.packing import Packing, choose_packing
 from .lower.stages import Stage, build_stages
 from .model import CompressedModel
-from .noise import quietest, slot_variance
+from .noise import encoding_error, quietest, slot_variance
 from .params import MAX_LOG2_QP, CkksParams, find_primes
 from .plan import Plan, Port, verify
 from .reference import forward_all
@@ -192,7 +192,11 @@ def _predicted(problem: _Problem, plan: Plan, tensors: Mapping[str, tuple[int, .
     squares = {name: values**2 for name, values in forward_all(problem.model, samples).items()}
     whole = replace(plan.outputs[0], slot_map=problem.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
-    return quietest(plan, slot_variance(plan, _per_slot(problem, tensors, squares)))
+    random = slot_variance(plan, _per_slot(problem, tensors, squares), encoding=False)
+    inputs = _per_slot(
+        problem, {problem.model.input.name: tensors[problem.model.input.name]}, {problem.model.input.name: samples}
+    )
+    return quietest(plan, random + encoding_error(plan, list(inputs.values())))
 
 
 def _mean_squares(problem: _Problem) -> dict[str, npt.NDArray[np.float64]]:

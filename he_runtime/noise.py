@@ -17,17 +17,19 @@ term is derived from SEAL's digit decomposition.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .backends.base import Evaluator, walk
+from .backends.clear import ClearEvaluator
+from .encoding import rounded
 from .params import CkksParams
 from .plan import Plan
 
-__all__ = ["NoiseValue", "fresh_variance", "quietest", "slot_variance"]
+__all__ = ["NoiseValue", "encoding_error", "fresh_variance", "quietest", "slot_variance"]
 
 Slots = npt.NDArray[np.float64]
 ERROR_VARIANCE = 3.2**2
@@ -51,10 +53,14 @@ def fresh_variance(params: CkksParams, scale: float) -> float:
 
 
 class NoiseEvaluator(Evaluator[NoiseValue]):
-    """Carries (mean square, error variance) per slot. `known` gives exact mean squares of some values."""
+    """Carries (mean square, error variance) per slot. `known` gives exact mean squares of some values.
 
-    def __init__(self, plan: Plan, known: Mapping[int, Slots]) -> None:
+    With `encoding` false the operands count as exact, for when their rounding is evaluated instead of estimated.
+    """
+
+    def __init__(self, plan: Plan, known: Mapping[int, Slots], encoding: bool = True) -> None:
         super().__init__(plan)
+        self._encoding = encoding
         params = plan.params
         self._known = known
         self._rounding = params.degree * (1 + 2 * params.degree / 3) / 24
@@ -69,7 +75,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     def _operand(self, plaintext: int) -> tuple[Slots, float, float]:
         plain = self.plan.plaintexts[plaintext]
         vector = self.plan.vectors[plain.vector]
-        rounding = len(vector) / 6 if len(vector) > 1 else 1 / 12
+        rounding = (len(vector) / 6 if len(vector) > 1 else 1 / 12) if self._encoding else 0.0
         return np.resize(vector, self.plan.params.slots), rounding / plain.scale**2, plain.scale
 
     def _switching(self, x: NoiseValue) -> Slots:
@@ -117,12 +123,12 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
 
 
-def slot_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
+def slot_variance(plan: Plan, known: Mapping[int, Slots], encoding: bool = True) -> Slots:
     """Predicted error variance of the first output port, (ciphertexts, slots).
 
     `known` gives the mean square of some values per slot, (slots,) or, to follow single samples, (samples, slots).
     """
-    evaluator = NoiseEvaluator(plan, known)
+    evaluator = NoiseEvaluator(plan, known, encoding)
     inputs = []
     for port in plan.inputs:
         for value in port.values:
@@ -131,6 +137,33 @@ def slot_variance(plan: Plan, known: Mapping[int, Slots]) -> Slots:
             inputs.append(NoiseValue(known[value], fresh, kind.level, kind.scale))
     results = walk(plan, evaluator, inputs)
     return np.stack([np.atleast_2d(r.variance).mean(axis=0) for r in results])
+
+
+def encoding_error(plan: Plan, inputs: Sequence[Slots]) -> Slots:
+    """Mean square error of the first output port, (ciphertexts, slots), from rounding the operands alone.
+
+    Rounding is known at compile time, so it is evaluated, not estimated. `inputs` are slot vectors (samples, slots),
+    one per input ciphertext.
+    """
+    exact, coarse = ClearEvaluator(plan), ClearEvaluator(plan, rounded_operands(plan))
+    levels = [plan.values[v].level for port in plan.inputs for v in port.values]
+    runs = [
+        walk(plan, e, [e.upload(slots, level) for slots, level in zip(inputs, levels, strict=True)])
+        for e in (exact, coarse)
+    ]
+    return np.stack([((a.slots - b.slots) ** 2).mean(axis=0) for a, b in zip(*runs, strict=True)])
+
+
+def rounded_operands(plan: Plan) -> list[Slots]:
+    """The vector of every plaintext as encoding leaves it, in plan order."""
+    groups: dict[tuple[int, float], list[int]] = {}
+    for index, plain in enumerate(plan.plaintexts):
+        groups.setdefault((len(plan.vectors[plain.vector]), plain.scale), []).append(index)
+    found: dict[int, Slots] = {}
+    for (_, scale), indices in groups.items():
+        stacked = np.stack([plan.vectors[plan.plaintexts[i].vector] for i in indices])
+        found.update(zip(indices, rounded(stacked, scale), strict=True))
+    return [found[i] for i in range(len(plan.plaintexts))]
 
 
 def quietest(plan: Plan, variance: Slots) -> Plan:

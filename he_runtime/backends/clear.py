@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,11 +26,11 @@ class ClearValue:
 
 
 class ClearEvaluator(Evaluator[ClearValue]):
-    """Evaluates a plan on plain numbers, a whole batch of inputs at once."""
+    """Evaluates a plan on plain numbers, a whole batch of inputs at once; `operands` may replace the plaintexts."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, operands: Sequence[Slots] | None = None) -> None:
         super().__init__(plan)
-        self._vectors = [plan.vectors[p.vector] for p in plan.plaintexts]
+        self._vectors = operands or [plan.vectors[p.vector] for p in plan.plaintexts]
 
     def upload(self, slots: Slots, level: int) -> ClearValue:
         """(batch, slots) at a level."""

@@ -1,0 +1,32 @@
+"""What encoding does to an operand: the canonical embedding in NumPy, to know its rounding error before it happens.
+
+A vector of period p over the slots is a polynomial in X^(N/2p), so its 2p coefficients come from a transform of that
+size. Coefficients are rounded to integers at the plaintext's scale; the error is fixed once a model is compiled.
+Slot j belongs to the root zeta^(3^j) (SEAL's order). Cheon et al., ASIACRYPT'17, section 2.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["rounded"]
+
+Vectors = npt.NDArray[np.float64]
+
+
+def rounded(vectors: Vectors, scale: float) -> Vectors:
+    """Real vectors (count, period) as they are after encoding at `scale` and decoding again: (count, period)."""
+    period = vectors.shape[1]
+    if period == 1:
+        return np.asarray(np.rint(vectors * scale) / scale)
+    exponents = np.array([pow(3, j, 4 * period) for j in range(period)])
+    slot, conjugate = (exponents - 1) // 2, (4 * period - exponents - 1) // 2
+    values = np.empty((len(vectors), 2 * period))
+    values[:, slot] = vectors
+    values[:, conjugate] = vectors
+    twist = np.exp(-1j * np.pi * np.arange(2 * period) / (2 * period))
+    coefficients = (np.fft.fft(values, axis=1) * twist).real / (2 * period)
+    integers = np.rint(coefficients * scale) / scale
+    decoded = np.fft.ifft(integers / twist, axis=1).real * (2 * period)
+    return np.asarray(decoded[:, slot])

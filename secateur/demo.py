@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, counts_table, emit, facts_table, progress_bytes, say
+from .output import Json, counts_table, emit, facts_table, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from client import Client, Prediction
-    from he_runtime import CompressedModel, Plan
+    from he_runtime import Plan
 
 __all__ = ["demo"]
 
@@ -52,7 +48,6 @@ def demo(
     """Train, compress, serve with TLS on loopback, and classify one encrypted digit."""
     import numpy as np
 
-    import model_prep.data
     from he_runtime import compile
     from he_runtime.cost import price
     from he_runtime.cost.calibrate import calibrate
@@ -60,10 +55,12 @@ def demo(
     from he_runtime.execute import run_clear
     from he_runtime.reference import normalize
 
-    from .artifacts import cache_directory, dense_counts
+    from .artifacts import dense_counts
+    from .service import served
+    from .trained import data_of, trained
 
-    model = _trained(recipe, cache_directory(cache), as_json)
-    data = model_prep.data.load(model.metadata["recipe"]["dataset"])
+    model = trained(recipe, cache, quiet=as_json)
+    data = data_of(model)
     if image >= len(data.x_test):
         raise InputError(f"cannot use test image {image}: need one of 0 to {len(data.x_test) - 1}")
     sample = data.x_test[image].astype(np.float64)
@@ -72,9 +69,11 @@ def demo(
     say(f"calibrating for {CALIBRATION_SECONDS:.0f} s ...")
     table = calibrate("tenseal", planned.params, seconds=CALIBRATION_SECONDS, only=planned.counts)
     report = price(planned, table)
-    measured = _serve_and_measure(model, planned, sample)
+    with served(model, planned) as client:
+        say("asking with an encrypted image ...")
+        measured = _measure(client, model.name, sample)
     clear = run_clear(planned, normalize(model.input, sample[None]))[0]
-    record = _record(planned, measured, sample, clear) | {
+    record = _record(planned, measured, clear) | {
         "label": int(data.y_test[image]),
         "predicted_ms": report.latency_ms,
         "dense_counts": dense,
@@ -85,86 +84,14 @@ def demo(
     emit(record, as_json, lambda console: _render(console, record, sample))
 
 
-def _trained(recipe: str, cache: Path, quiet: bool) -> CompressedModel:
-    """The network of the recipe: from the cache when this recipe and this code made it before, else trained now."""
-    import model_prep
-    from he_runtime import CompressedModel
-    from he_runtime.errors import ModelError
-
-    from .artifacts import find_recipe
-
-    hasher = hashlib.sha256()
-    for file in (find_recipe(recipe), *sorted(Path(model_prep.__path__[0]).glob("*.py"))):
-        hasher.update(file.read_bytes())
-    directory = cache / f"{Path(recipe).stem}-{hasher.hexdigest()[:16]}"
-    if directory.exists():
-        try:
-            model = CompressedModel.load(directory)
-            say(f"reusing the network in {directory}")
-            return model
-        except ModelError as error:
-            say(f"training again: {error.message}")
-    say("training and compressing the network (kept for the next time) ...")
-    started = time.monotonic()
-    model = _train(recipe, quiet)
-    model.save(directory)
-    say(f"trained in {time.monotonic() - started:.0f} s")
-    return model
-
-
-def _train(recipe: str, quiet: bool) -> CompressedModel:
-    import torch
-
-    from .compress import run_recipe
-
-    torch.set_num_threads(1)  # batches of 8x8 images: a second thread only waits for the first
-    return run_recipe(recipe, quiet=quiet)
-
-
-def _serve_and_measure(model: CompressedModel, planned: Plan, sample: npt.NDArray[np.float64]) -> _Measured:
-    """Serve the model from a process of its own, over TLS, and ask it as a stranger would."""
-    import server
-    from client import Client
-
-    from .artifacts import save_version
-
-    with tempfile.TemporaryDirectory(prefix="secateur-demo-") as name:
-        root = Path(name)
-        save_version(model, planned, root / "models", "1")
-        certificate, private_key = server.make_self_signed(root / "tls")
-        config = root / "server.toml"
-        config.write_text(_CONFIG.format(certificate=certificate.name, private_key=private_key.name))
-        say("serving with TLS on loopback ...")
-        with (
-            server.start_subprocess(config) as running,
-            Client.connect(running.address, certificate=certificate, home=root / "client") as client,
-        ):
-            with progress_bytes("uploading keys") as progress:
-                client.prepare(model.name, progress=progress)
-            say("asking with an encrypted image ...")
-            return _measure(client, model.name, sample)
-
-
-_CONFIG = """
-address = "127.0.0.1:0"
-models = "models"
-state = "state"
-drain_seconds = 2.0
-log_level = "warning"
-
-[tls]
-enabled = true
-certificate = "tls/{certificate}"
-private_key = "tls/{private_key}"
-"""
-
-
 def _measure(client: Client, model: str, sample: npt.NDArray[np.float64]) -> _Measured:
     """Medians of RUNS predictions, each between two runs of a fixed probe; a round whose probe moved is repeated."""
     from he_runtime.cost.measure import ProbeGate
 
+    from .service import fourier_probe
+
     client.predict(model, sample)  # the first one pays for loading the keys
-    gate = ProbeGate(_fourier_probe())
+    gate = ProbeGate(fourier_probe())
     answers: list[Prediction] = []
     repeats = disturbed = 0
     while len(answers) < RUNS:
@@ -181,22 +108,7 @@ def _measure(client: Client, model: str, sample: npt.NDArray[np.float64]) -> _Me
     return _Measured(answers[-1], evaluate * 1e3, round_trip * 1e3, len(answers), disturbed)
 
 
-def _fourier_probe() -> Callable[[], None]:
-    """A fixed few milliseconds of arithmetic, to notice when the machine is disturbed."""
-    import numpy as np
-
-    work = np.random.default_rng(0).normal(size=1 << 16)
-
-    def probe() -> None:
-        for _ in range(4):
-            np.fft.fft(work)
-
-    return probe
-
-
-def _record(
-    planned: Plan, measured: _Measured, sample: npt.NDArray[np.float64], clear: npt.NDArray[np.float64]
-) -> dict[str, Any]:
+def _record(planned: Plan, measured: _Measured, clear: npt.NDArray[np.float64]) -> dict[str, Any]:
     import numpy as np
 
     answer = measured.answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import calibrate, compress, demo, doctor, plan, predict, serve
+from . import bench, calibrate, compress, demo, doctor, plan, predict, serve
 from .output import OneLineErrors
 
 __all__ = ["app"]
@@ -25,4 +25,5 @@ app.command("estimate")(plan.estimate)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
 app.command("calibrate")(calibrate.calibrate)
+app.add_typer(bench.app, name="bench")
 app.command("doctor")(doctor.doctor)

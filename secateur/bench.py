@@ -1,0 +1,14 @@
+"""`secateur bench`: measurements of this project on this machine."""
+
+from __future__ import annotations
+
+import typer
+
+from . import bench_accuracy, bench_latency, bench_tenseal
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Measure on this machine: accuracy, latency, and against TenSEAL.", no_args_is_help=True)
+app.command("tenseal-cnn")(bench_tenseal.tenseal_cnn)
+app.command("accuracy")(bench_accuracy.accuracy)
+app.command("latency")(bench_latency.latency)

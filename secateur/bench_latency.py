@@ -1,0 +1,121 @@
+"""`secateur bench latency`: predicted against measured, for every reference network that fits this machine."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .output import Json, emit, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["latency"]
+
+
+def latency(
+    network: Annotated[list[str] | None, typer.Option(help="Only these reference networks; repeatable.")] = None,
+    backend: Annotated[str, typer.Option(help="The back end to measure.")] = "tenseal",
+    runs: Annotated[int, typer.Option(help="Runs per network, of which the median counts.", min=7)] = 7,
+    seconds: Annotated[float, typer.Option(help="Calibration time per network, in seconds.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Calibrate, predict and measure the reference networks (random weights: only their shape matters here)."""
+    from he_runtime.cost.calibrate import machine_name
+    from he_runtime.errors import DoesNotFit, InputError
+    from model_prep.networks import NETWORKS
+
+    names = network if network else list(NETWORKS)
+    unknown = sorted(set(names) - set(NETWORKS))
+    if unknown:
+        raise InputError(f"cannot measure {', '.join(unknown)}: need some of {', '.join(NETWORKS)}")
+    rows: list[dict[str, Any]] = []
+    for name in names:
+        say(f"{name} ...")
+        try:
+            rows.append({"network": name, "fits": True, **_measure(name, backend, runs, seconds)})
+        except DoesNotFit as error:
+            rows.append({"network": name, "fits": False, "why": error.message})
+    record = {"machine": machine_name(), "backend": backend, "threads": 1, "networks": rows}
+    emit(record, as_json, lambda console: _render(console, record))
+
+
+def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, Any]:
+    """One network: predicted and measured milliseconds, and whether executed counters equal planned ones.
+
+    `measured_ms` is this thread's processor time, as in calibration, which on a free core is the wall clock; the
+    median by the wall clock stands beside it. Raises DoesNotFit when memory would run out.
+    """
+    import numpy as np
+
+    from he_runtime import Executor, compile
+    from he_runtime.backends.tenseal_secret import SecretKey
+    from he_runtime.cost import price
+    from he_runtime.cost.calibrate import calibrate
+    from he_runtime.cost.measure import measure_latency
+    from he_runtime.ring import EvaluationKeys
+    from model_prep.reference_models import random_reference
+
+    from .service import fourier_probe
+
+    planned = compile(random_reference(name))
+    report = price(planned, calibrate(backend, planned.params, seconds=seconds, only=planned.counts))
+    _refuse_too_large(name, report.peak_bytes)
+    secret, spec = SecretKey.generate(planned.params), planned.client_spec()
+    executor = Executor(planned, backend)
+    keys = executor.load_keys(
+        EvaluationKeys(planned.params.digest, {r.element: r for r in secret.make_keys(planned.keys)})
+    )
+    sample = np.random.default_rng(0).normal(size=spec.input.shape) * 0.5
+    inputs = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample)]
+    wall: list[float] = []
+
+    def run() -> None:
+        start = time.perf_counter()
+        executor.run(inputs, keys)
+        wall.append(time.perf_counter() - start)
+
+    measured = measure_latency(run, fourier_probe(), runs, clock=time.thread_time)
+    return {
+        "predicted_ms": report.latency_ms,
+        "measured_ms": measured.median_ms,
+        "wall_ms": float(np.median(wall)) * 1e3,
+        "ratio": report.latency_ms / measured.median_ms,
+        "runs": measured.rounds,
+        "disturbed_runs": measured.disturbed,
+        "counters_equal": executor.counters == planned.counts,
+        "counts": dict(report.counts),
+        "N": planned.params.degree,
+        "log2_qp": planned.params.log2_qp,
+    }
+
+
+def _refuse_too_large(name: str, need: int) -> None:
+    from he_runtime.errors import DoesNotFit
+
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > 0.8 * available:
+        raise DoesNotFit(
+            f"cannot measure {name!r}: it takes {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "
+            "try a machine with more memory"
+        )
+
+
+def _render(console: Console, record: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    title = f"{record['machine']}, {record['backend']}, one thread"
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    table.add_column("network")
+    for column in ("N", "predicted", "measured", "ratio", "counters"):
+        table.add_column(column, justify="right")
+    for row in record["networks"]:
+        if not row["fits"]:
+            table.add_row(row["network"], "", "does not fit")
+            continue
+        cells = (f"{row['predicted_ms']:.0f} ms", f"{row['measured_ms']:.0f} ms", f"{row['ratio']:.2f}")
+        table.add_row(row["network"], str(row["N"]), *cells, "equal" if row["counters_equal"] else "DIFFER")
+    console.print(table)

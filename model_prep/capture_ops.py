@@ -7,16 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx
 
-from .capture import Call, Constant, Poly, Unsupported
+from .capture_values import Call, Constant, Floats, Poly, Unsupported
 from .graph import ACTIVATION
 
 __all__ = ["HANDLERS", "SUPPORTED", "fold_constant"]
 
-Floats = npt.NDArray[np.float64]
 SUPPORTED = (
     "conv2d, linear, matmul by a constant, avg_pool2d, adaptive_avg_pool2d, mean over the image, batch_norm in "
     "evaluation, flatten/reshape/view, +, -, * and / by a constant, + and - of tensors, x**2, x*x, square, dropout in "

@@ -48,7 +48,7 @@ def _conv_classes(node: Node, shape: tuple[int, ...], rows: Ints, columns: Ints,
     groups = int(node.attrs["groups"])
     _, height_in, width_in = columns.shape
     channel = np.arange(out_channels)[:, None] * groups // out_channels * width + np.arange(width)  # (out, in/groups)
-    y, x = np.indices(rows.shape[1:])
+    y, x = np.meshgrid(np.arange(rows.shape[1]), np.arange(rows.shape[2]), indexing="ij")
     occurrences = np.full((*shape, y.size), -1, dtype=np.int64)
     for dy in range(kernel_y):
         for dx in range(kernel_x):

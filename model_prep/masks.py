@@ -76,7 +76,7 @@ def _global_counts(magnitudes: list[npt.NDArray[Any]], budget: int) -> npt.NDArr
     pool = np.concatenate(magnitudes)
     chosen = np.argsort(-pool, kind="stable")[:budget]
     bounds = np.cumsum([0, *(m.size for m in magnitudes)])
-    return np.histogram(chosen, bins=bounds)[0].astype(np.int64)
+    return np.asarray(np.histogram(chosen, bins=bounds)[0], dtype=np.int64)
 
 
 def _with_floors(
@@ -101,7 +101,7 @@ def _with_floors(
                 counts[index] += 1
                 room[index] -= 1
                 missing -= 1
-    return counts
+    return np.asarray(counts, dtype=np.int64)
 
 
 def _largest(values: npt.NDArray[Any], count: int) -> Bools:

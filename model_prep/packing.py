@@ -71,7 +71,7 @@ def _only_weight(graph: Graph, stage: LinearStage) -> str | None:
 
 
 def _stage_classes(stage: LinearStage, packing: Packing, shape: tuple[int, ...]) -> Ints:
-    layout = packing.input_layout if stage.input not in packing.layouts else packing.layouts[stage.input]
+    layout = packing.layouts.get(stage.input, packing.input_layout)
     matrix: LinearMap = stage.map
     if isinstance(packing.input_layout, WindowLayout) and stage.windowed is not None:
         matrix, layout = stage.windowed[1], packing.input_layout.inner

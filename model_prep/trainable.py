@@ -111,7 +111,8 @@ def straight_through(values: Tensor, bits: int) -> Tensor:
     limit = 2 ** (bits - 1) - 1
     step = values.detach().abs().max().clamp(min=torch.finfo(values.dtype).tiny) / limit
     rounded = torch.clamp(torch.round(values.detach() / step), -limit, limit) * step
-    return values + (rounded - values.detach())
+    result: Tensor = values + (rounded - values.detach())
+    return result
 
 
 def _unit_factors(graph: Graph, name: str, site: Site) -> list[tuple[str, Floats]]:

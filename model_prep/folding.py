@@ -24,6 +24,9 @@ __all__ = ["fold", "fold_affine", "fold_model", "fold_quadratics", "pull", "push
 
 Floats = npt.NDArray[np.float64]
 
+# Beyond this |b/2a| the square and the constant cancel so far that CKKS noise would grow by more than five bits.
+MAX_CENTER = 32.0
+
 
 def fold(graph: Graph) -> Graph:
     """Every exact folding: affine maps first, then completed squares. Values are unchanged up to rounding."""
@@ -66,7 +69,7 @@ def _absorb(graph: Graph, node: Node) -> Graph | None:
 def _complete_square(graph: Graph, node: Node) -> Graph | None:
     """a, b, c -> sgn(a), 0, c - b^2/4a, with the inner scale and shift pulled into the producer."""
     a, b, c = (graph.array(node, role) for role in "abc")
-    if not a.all() or not _only_reader(graph, node.inputs[0], node):
+    if (np.abs(b) > 2 * MAX_CENTER * np.abs(a)).any() or not a.all() or not _only_reader(graph, node.inputs[0], node):
         return None
     root = np.sqrt(np.abs(a))
     folded = pull(graph, node.inputs[0], _full(root, node.shape), _full(root * b / (2 * a), node.shape))

@@ -118,10 +118,9 @@ class _HeModel:
         self._max_inputs = sum(len(port.values) for port in plan.inputs)
 
     def load_keys(self, path: Path) -> LoadedKeys:
-        plan = self._plan
-        keys = EvaluationKeys(plan.params.digest, {r.element: r for r in read_key_set(path, plan.params)})
-        keys.require(plan.keys, plan.params)
-        return self._executor.load_keys(keys)
+        params = self._plan.params
+        records = {record.element: record for record in read_key_set(path, params)}
+        return self._executor.load_keys(EvaluationKeys(params.digest, records))
 
     def run(self, ciphertexts: bytes, keys: LoadedKeys, check: Callable[[], None]) -> tuple[bytes, Mapping[str, int]]:
         inputs = decode_ciphertexts(ciphertexts, self._plan.params, max_count=self._max_inputs)

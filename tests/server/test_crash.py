@@ -59,6 +59,8 @@ def test_kill_at_every_step(crashed: Path, step: str, offset: int | None, visibl
     upload_id = (directory / "upload_id").read_text() if offset is not None else ""
     if offset is not None:
         assert store.progress(upload_id).committed_offset == offset
+        (part,) = (directory / "parts").iterdir()
+        assert part.stat().st_size == offset, "what was not recorded is cut off"
         store.append(upload_id, offset, KEYS[offset:])
         keys = store.commit(store.complete(upload_id))
     else:

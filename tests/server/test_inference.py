@@ -118,12 +118,15 @@ def test_the_deadline_frees_caller_and_worker(caller: Caller, key_set: str) -> N
     _both_workers_are_free(caller, key_set)
 
 
-def test_a_cancelled_call_frees_its_worker(caller: Caller, key_set: str) -> None:
+def test_a_cancelled_call_frees_its_worker(caller: Caller, key_set: str, shared: tuple[RunningServer, Caller]) -> None:
+    before = shared[0].worker_pids()
     for _ in range(2):
         call = caller.inference.Infer.future(caller.request(key_set, b"sleep:30"), timeout=60)
         time.sleep(0.2)
         assert call.cancel()
     _both_workers_are_free(caller, key_set)
+    time.sleep(0.6)  # past the grace period, after which a deaf worker would have been replaced
+    assert shared[0].worker_pids() == before
 
 
 def test_a_worker_that_ignores_cancellation_is_replaced(

@@ -26,6 +26,7 @@ def test_upload_commit_use_and_delete(caller: Caller) -> None:
     caller.keys.DeleteKeySet(keys_pb2.DeleteKeySetRequest(key_set_id=keys.key_set_id), timeout=5)
     gone = failure(lambda: caller.infer(keys.key_set_id, b"echo:x"))
     assert (gone.reason, gone.code) == ("KEY_SET_UNKNOWN", grpc.StatusCode.NOT_FOUND)
+    assert caller.offer(data).WhichOneof("result") == "upload", "the bytes went with the last id"
 
 
 def test_stored_bytes_are_not_sent_again_and_ids_are_independent(caller: Caller) -> None:

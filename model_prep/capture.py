@@ -61,14 +61,10 @@ def _trace(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedPro
     example = torch.cat([example, example]) if len(example) < 2 else example
     was_training = module.training
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside torch's own tracer are no concern of the caller
-            batch = torch.export.Dim("batch", min=2)
-            program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: batch},))
-            functional: torch.export.ExportedProgram = program.run_decompositions(
-                {}
-            )  # an empty table decomposes nothing
-            return functional
+        try:
+            return _export(module.eval(), example, strict=False)
+        except Exception:  # plain Python such as len(x) fixes the batch; the slower bytecode tracer sees through it
+            return _export(module, example, strict=True)
     except Exception as error:  # the tracer raises whatever the user's forward raises, and a dozen types of its own
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ModelError(
@@ -78,6 +74,15 @@ def _trace(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedPro
         ) from error
     finally:
         module.train(was_training)
+
+
+def _export(module: nn.Module, example: torch.Tensor, *, strict: bool) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch's own tracer are no concern of the caller
+        batch = torch.export.Dim("batch", min=2)
+        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=strict)
+        functional: torch.export.ExportedProgram = program.run_decompositions({})  # an empty table decomposes nothing
+        return functional
 
 
 def _constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:

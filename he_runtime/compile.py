@@ -26,7 +26,7 @@ DEGREES = (4096, 8192, 16384, 32768)
 _MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 _MIN_PRIME_BITS = 24.0
 _KEY_SWITCH_OVER_PRODUCT = 14.0  # rotation over plaintext product at one limb; grows with the limbs
-_HEADROOM_BITS = 1.0
+_HEADROOM_BITS = 1.1  # one for the sign; a tenth because found primes lie just below the bits asked for
 
 
 @dataclass(frozen=True)

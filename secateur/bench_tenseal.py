@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from pathlib import Path
@@ -40,14 +41,14 @@ def tenseal_cnn(
 
     from he_runtime import compile, run_clear
     from he_runtime.cost.calibrate import machine_name
-    from he_runtime.reference import normalize
+    from he_runtime.reference import forward, normalize
 
     from .trained import data_of, trained
 
     model = trained(recipe, cache, quiet=as_json, data=data)
     dataset = data_of(model, data)
     x = normalize(model.input, dataset.x_test[:images])
-    theirs = _Tenseal(model)
+    theirs = _Tenseal(model, float(np.abs(forward(model, x)).max()))
     say("planning, making keys and encoding weights ...")
     planned = compile(model, degrees=(_DEGREE,))
     ours = _Ours(planned)
@@ -115,7 +116,11 @@ class _Ours:
 class _Tenseal:
     """The network in TenSEAL's high-level API, step by step as its tutorial has it. It encodes weights in every call."""
 
-    def __init__(self, model: CompressedModel) -> None:
+    def __init__(self, model: CompressedModel, largest: float) -> None:
+        """Outputs up to `largest` in magnitude: its parameters leave 31 - 26 bits above the scale, so larger ones wrap.
+
+        A power of two in the last layer, undone after decryption, keeps them in; the tutorial has no such guard.
+        """
         import tenseal
 
         self._ts = tenseal
@@ -123,7 +128,8 @@ class _Tenseal:
         self._kernel, self._stride = conv.shape[2:], stride
         self._conv, self._conv_bias = [k.tolist() for k in conv[:, 0]], conv_bias.tolist()
         self._fc1, self._bias1 = fc1.T.tolist(), bias1.tolist()
-        self._fc2, self._bias2 = fc2.T.tolist(), bias2.tolist()
+        self._shrink = 2.0 ** min(0, 3 - math.ceil(math.log2(largest)))
+        self._fc2, self._bias2 = (self._shrink * fc2.T).tolist(), (self._shrink * bias2).tolist()
         kind = tenseal.SCHEME_TYPE.CKKS
         self._context = tenseal.context(kind, _DEGREE, coeff_mod_bit_sizes=_MODULUS_BITS, n_threads=THREADS)
         self._context.global_scale = _SCALE
@@ -138,7 +144,7 @@ class _Tenseal:
         start = time.perf_counter()
         answer = self._evaluate(encrypted, windows)
         seconds = time.perf_counter() - start
-        return seconds, np.array(answer.decrypt())
+        return seconds, np.array(answer.decrypt()) / self._shrink
 
     def _evaluate(self, encrypted: Any, windows: int) -> Any:
         pairs = zip(self._conv, self._conv_bias, strict=True)

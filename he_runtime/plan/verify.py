@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..errors import PlanError
 from .ops import TYPING, Kind, Op, ValueType
 from .plan import Plan
@@ -29,6 +31,7 @@ def verify(plan: Plan) -> Plan:
     defined = {v for port in plan.inputs for v in port.values}
     starts = set(plan.segments)
     _check_tables(plan)
+    _check_room(plan)
     for index, op in enumerate(plan.ops):
         _check_shape(plan, op, defined)
         for output, expected in zip(op.outputs, _types(plan, op), strict=True):
@@ -64,6 +67,16 @@ def _check_tables(plan: Plan) -> None:
     for port in (*plan.inputs, *plan.outputs):
         if len(port.values) != len(port.slot_map) or any(not 0 <= v < len(plan.values) for v in port.values):
             raise PlanError(f"cannot verify port {port.name!r}: its values do not match its slot map")
+
+
+def _check_room(plan: Plan) -> None:
+    """A scale needs a sign bit below its modulus (SEAL: floor(log2 scale) + 1 < bits of the modulus)."""
+    for item in (*plan.plaintexts, *plan.values):
+        if math.log2(item.scale) + 1 >= plan.params.log2_q(item.level):
+            raise PlanError(
+                f"cannot verify {item}: its scale leaves no room below a modulus of "
+                f"{plan.params.log2_q(item.level):.2f} bits"
+            )
 
 
 def _check_shape(plan: Plan, op: Op, defined: set[int]) -> None:

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from he_runtime.errors import ModelError, Reason
 
-from .capture_ops import HANDLERS, SUPPORTED, fold_constant
+from .capture_ops import HANDLERS, SUPPORTED
 from .capture_values import Builder, Call, Constant, Poly, Unsupported
 from .graph import Graph
 
@@ -126,7 +126,7 @@ def _evaluate(builder: Builder, node: fx.Node, values: Mapping[fx.Node, Any], ba
     target = str(node.target)
     bound = {key: _resolve(value, values) for key, value in _bind(node).items()}
     if not any(isinstance(value, Poly) for value in _flatten(bound.values())):
-        return fold_constant(node, bound)
+        return _fold_constant(node, bound)
     try:
         if target == "<built-in function getitem>":
             return bound["0"][bound["1"]]
@@ -144,6 +144,28 @@ def _evaluate(builder: Builder, node: fx.Node, values: Mapping[fx.Node, Any], ba
             f"{error.hint or 'one of ' + SUPPORTED}",
             Reason.MODEL_UNSUPPORTED,
         ) from error
+
+
+def _fold_constant(node: fx.Node, bound: Mapping[str, Any]) -> Any:
+    """Evaluate an operation none of whose arguments depends on the input."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Constant):
+            return value.value
+        return [plain(item) for item in value] if isinstance(value, list) else value
+
+    schema = getattr(node.target, "_schema", None)
+    arguments = {key: plain(value) for key, value in bound.items()}
+    with torch.no_grad():
+        if schema is None:
+            result = node.target(*arguments.values())  # type: ignore[operator]
+        else:
+            positional = [arguments.pop(a.name) for a in schema.arguments if not a.kwarg_only and a.name in arguments]
+            result = node.target(*positional, **arguments)  # type: ignore[operator]
+    if isinstance(result, torch.Tensor):
+        unchanged = [v for v in bound.values() if isinstance(v, Constant) and v.value is result]
+        return unchanged[0] if unchanged else Constant(result)
+    return result
 
 
 def _bind(node: fx.Node) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from .model import CompressedModel
 from .noise import encoding_error, quietest, slot_variance
 from .params import MAX_LOG2_QP, CkksParams, find_primes
 from .plan import Plan, Port, verify
+from .plan.verify import first_overflow
 from .reference import forward_all
 
 __all__ = ["DEGREES", "compile"]
@@ -110,29 +111,33 @@ def _stage_cost(rotations: int, products: int, level: int) -> float:
 
 
 def _best_scales(problem: _Problem) -> Plan:
-    """Coarse grid over (Delta, last scale), then a finer one around the best; the rest of the chain follows."""
-    grid = [(float(d), float(s)) for d in range(22, 46, 3) for s in range(8, 33, 4)]
+    """Pattern search over (Delta, last scale) in bits; the rest of the chain follows from the two.
+
+    A coarse grid finds the basin (the error has one: fresh noise on one side, short primes on the other), then
+    neighbours at halving distances are tried until none is better.
+    """
     tried: dict[tuple[float, float], _Candidate | None] = {}
-    best = _search(problem, grid, tried)
-    if best is None:
+
+    def error(point: tuple[float, float]) -> float:
+        if point not in tried:
+            tried[point] = _try(problem, *point)
+        candidate = tried[point]
+        return math.inf if candidate is None else candidate[0].sigma
+
+    best = min(((float(d), float(s)) for d in range(22, 46, 4) for s in range(8, 33, 6)), key=error)
+    for step in (2.0, 1.0):
+        while True:
+            moves = [(best[0] + i, best[1] + j) for i in (-step, 0, step) for j in (-step, 0, step)]
+            better = min(moves, key=error)
+            if error(better) >= error(best):
+                break
+            best = better
+    final = tried[best]
+    if final is None:
         raise DoesNotFit(
             f"no prime chain under {MAX_LOG2_QP[problem.degree]} bits gives {problem.depth} levels with room for the ranges"
         )
-    d, s = best
-    fine = [(d + i, s + j) for i in (-2, -1, 0, 1, 2) for j in (-3, -2, -1, 0, 1, 2, 3)]
-    final = tried[_search(problem, [best, *fine], tried) or best]
-    assert final is not None
     return _predicted(problem, *final)
-
-
-def _search(
-    problem: _Problem, grid: list[tuple[float, float]], tried: dict[tuple[float, float], _Candidate | None]
-) -> tuple[float, float] | None:
-    for point in grid:
-        if point not in tried:
-            tried[point] = _try(problem, *point)
-    sound = {point: candidate for point in grid if (candidate := tried[point]) is not None}
-    return min(sound, key=lambda p: sound[p][0].sigma) if sound else None
 
 
 def _try(problem: _Problem, delta_bits: float, last_bits: float) -> _Candidate | None:
@@ -151,9 +156,10 @@ def _try(problem: _Problem, delta_bits: float, last_bits: float) -> _Candidate |
     primes = find_primes(problem.degree, [special, first, *[rest] * problem.depth])
     params = CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))
     try:
-        return _assemble(problem, params, Scales(2.0**delta_bits, 2.0**last_bits))
+        candidate = _assemble(problem, params, Scales(2.0**delta_bits, 2.0**last_bits))
     except DoesNotFit:
         return None
+    return None if first_overflow(candidate[0]) else candidate
 
 
 def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> _Candidate:

@@ -87,7 +87,9 @@ def diagonal_set(map_: LinearMap, source: Layout, target: Layout) -> DiagonalSet
     inputs, columns = columns // slots, columns % slots
     diagonal = (columns - rows) % modulus
     key = (outputs * source.ciphertexts + inputs) * modulus + diagonal
-    unique, entry_cell = np.unique(key, return_inverse=True)
+    occupied = np.zeros(target.ciphertexts * source.ciphertexts * modulus, dtype=bool)
+    occupied[key] = True  # a table of all possible keys is small, and sorting millions of entries is slow
+    unique, entry_cell = np.flatnonzero(occupied), (np.cumsum(occupied) - 1)[key]
     block, diagonals = unique // modulus, unique % modulus
     cells = np.stack([block // source.ciphertexts, block % source.ciphertexts, diagonals], axis=1)
     return DiagonalSet(cells.astype(np.int64), modulus, source.period, target.period, entry_cell, rows, columns)

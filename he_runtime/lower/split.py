@@ -7,7 +7,6 @@ diagonals, so for sparse or strided sets moduli that are no power of two win.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,10 +33,11 @@ def best_split(diagonals: Ints, inputs: Ints, outputs: Ints, modulus: int) -> Sp
     """The split with the fewest rotations, then the fewest distinct steps.
 
     `diagonals`, `inputs` and `outputs` are parallel: the diagonal (mod `modulus`) of each cell and the input and
-    output ciphertext that it joins. Cost: O(modulus * cells).
+    output ciphertext that it joins. Every modulus is considered; one is counted out, O(cells), only while its lower
+    bound allows it to win.
     """
     search = _Search(diagonals, inputs, outputs, modulus)
-    rough = sorted((search.rotations(mu, t), mu, t) for mu, t in search.coarse())
+    rough = sorted(search.coarse())
     fine = {(mu, int(t)) for _, mu, _ in rough[:_REFINED] for t in search.offsets(mu)}
     ranked = sorted({(search.rotations(mu, t), mu, t) for mu, t in fine} | set(rough[:_REFINED]))
     least = ranked[0][0]
@@ -53,10 +53,36 @@ class _Search:
         self.input_count = int(inputs.max()) + 1
         self.output_count = int(outputs.max()) + 1
 
-    def coarse(self) -> Iterable[tuple[int, int]]:
-        """Every modulus, with diagonals read as 0..M-1 and as -M/2..M/2-1 (convolution taps lie around zero)."""
-        # Beyond M, every modulus is the same split: all babies, no giants.
-        return ((mu, t) for mu in range(1, self.modulus + 1) for t in {0, self.modulus // 2})
+    def coarse(self) -> list[tuple[int, int, int]]:
+        """(rotations, modulus, offset) with diagonals read as 0..M-1 and as -M/2..M/2-1 (taps lie around zero).
+
+        Beyond M, every modulus is the same split: all babies, no giants. Moduli come in the order of their lower
+        bounds; the rest is left out once the bound exceeds what the best _REFINED moduli reach.
+        """
+        bounds = self._lower_bounds()
+        found: list[tuple[int, int, int]] = []
+        worst = float("inf")
+        for index in np.argsort(bounds, kind="stable"):
+            if bounds[index] > worst:
+                break
+            mu = int(index) + 1
+            found += [(self.rotations(mu, t), mu, t) for t in {0, self.modulus // 2}]
+            if len(found) % (8 * _REFINED) == 0:
+                worst = sorted(found)[_REFINED - 1][0]
+        return found
+
+    def _lower_bounds(self) -> npt.NDArray[np.float64]:
+        """Fewest rotations that each modulus 1..M allows, for any offset.
+
+        With G = ceil(M / mu) possible giants, n diagonals of a block need at least n / G babies and n / mu giants;
+        one baby per input and one giant per output may be zero, hence free.
+        """
+        blocks = np.zeros((self.output_count, self.input_count), dtype=np.int64)
+        np.add.at(blocks, (self.outputs, self.inputs), 1)
+        mu = np.arange(1, self.modulus + 1)
+        babies = np.ceil(blocks.max(axis=0)[:, None] / -(-self.modulus // mu))
+        giants = np.ceil(blocks.max(axis=1)[:, None] / mu)
+        return np.asarray(np.maximum(babies - 1, 0).sum(axis=0) + np.maximum(giants - 1, 0).sum(axis=0))
 
     def offsets(self, mu: int) -> Ints:
         grid = np.unique(np.linspace(0, mu, _OFFSETS, endpoint=False, dtype=np.int64))
@@ -86,7 +112,7 @@ class _Search:
 
     def _moved(self, baby: Ints, giant: Ints) -> Split:
         baby, giant = baby % self.modulus, giant % self.modulus
-        pairs_in = {(int(j), int(a)) for j, a in zip(self.inputs, baby, strict=True) if a}
-        pairs_out = {(int(i), int(b)) for i, b in zip(self.outputs, giant, strict=True) if b}
-        steps = {a for _, a in pairs_in} | {b for _, b in pairs_out}
+        pairs_in = np.unique((self.inputs * self.modulus + baby)[baby != 0])
+        pairs_out = np.unique((self.outputs * self.modulus + giant)[giant != 0])
+        steps = np.union1d(pairs_in % self.modulus, pairs_out % self.modulus)
         return Split(baby, giant, len(pairs_in) + len(pairs_out), len(steps))

@@ -116,17 +116,17 @@ def _add_plain(op: Op, types: Types, plain: Plaintext | None, _: CkksParams) -> 
     return x
 
 
-def _mul_plain(op: Op, types: Types, plain: Plaintext | None, params: CkksParams) -> ValueType:
+def _mul_plain(op: Op, types: Types, plain: Plaintext | None, _: CkksParams) -> ValueType:
     x = types[0]
     _need(plain is not None and plain.level == x.level, op, "a plaintext of equal level")
     assert plain is not None
-    return _fits(op, ValueType(x.level, x.scale * plain.scale, x.size), params)
+    return ValueType(x.level, x.scale * plain.scale, x.size)
 
 
-def _mul(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
+def _mul(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType:
     x, y = types[0], types[-1]
     _need(x.level == y.level and x.size == y.size == 2, op, "operands of one level and two polynomials each")
-    return _fits(op, ValueType(x.level, x.scale * y.scale, 3), params)
+    return ValueType(x.level, x.scale * y.scale, 3)
 
 
 def _relinearize(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType:
@@ -140,10 +140,10 @@ def _rescale(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> V
     return ValueType(x.level - 1, x.scale / params.primes[x.level], x.size)
 
 
-def _mod_switch(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
+def _mod_switch(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType:
     x = types[0]
     _need(x.level > 0, op, "a level above 0")
-    return _fits(op, ValueType(x.level - 1, x.scale, x.size), params)
+    return ValueType(x.level - 1, x.scale, x.size)
 
 
 def _rotate(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> ValueType:
@@ -159,11 +159,6 @@ def _refresh(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> V
 def _transform(op: Op, types: Types, plain: Plaintext | None, params: CkksParams) -> ValueType:
     _need(len({(t.level, t.scale, t.size) for t in types}) == 1 and types[0].size == 2, op, "inputs of one type")
     return _mul_plain(op, types, plain, params)
-
-
-def _fits(op: Op, value: ValueType, params: CkksParams) -> ValueType:
-    _need(np.log2(value.scale) < params.log2_q(value.level), op, "a scale below the modulus")
-    return value
 
 
 TYPING: dict[Kind, Rule] = {

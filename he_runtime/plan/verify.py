@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 from ..errors import PlanError
-from .ops import TYPING, Kind, Op, ValueType
+from .ops import TYPING, Kind, Op, Plaintext, ValueType
 from .plan import Plan
 
-__all__ = ["verify"]
+__all__ = ["first_overflow", "verify"]
 
 # (inputs, needs a plaintext); a linear transform has any number of inputs.
 _ARITY: dict[Kind, tuple[int, bool]] = {
@@ -69,14 +69,19 @@ def _check_tables(plan: Plan) -> None:
             raise PlanError(f"cannot verify port {port.name!r}: its values do not match its slot map")
 
 
+def first_overflow(plan: Plan) -> Plaintext | ValueType | None:
+    """The first operand or value whose scale leaves no sign bit below its modulus (SEAL refuses such plaintexts)."""
+    items: tuple[Plaintext | ValueType, ...] = (*plan.plaintexts, *plan.values)
+    return next((i for i in items if math.log2(i.scale) + 1 >= plan.params.log2_q(i.level)), None)
+
+
 def _check_room(plan: Plan) -> None:
-    """A scale needs a sign bit below its modulus (SEAL: floor(log2 scale) + 1 < bits of the modulus)."""
-    for item in (*plan.plaintexts, *plan.values):
-        if math.log2(item.scale) + 1 >= plan.params.log2_q(item.level):
-            raise PlanError(
-                f"cannot verify {item}: its scale leaves no room below a modulus of "
-                f"{plan.params.log2_q(item.level):.2f} bits"
-            )
+    item = first_overflow(plan)
+    if item is not None:
+        raise PlanError(
+            f"cannot verify {item}: its scale leaves no sign bit below a modulus of "
+            f"{plan.params.log2_q(item.level):.2f} bits"
+        )
 
 
 def _check_shape(plan: Plan, op: Op, defined: set[int]) -> None:

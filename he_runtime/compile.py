@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from .errors import DoesNotFit, ParameterError
-from .lower.emit import Scales, emit
+from .lower.emit import Scales, VectorPool, emit
 from .lower.levels import stage_levels
 from .lower.packing import Packing, choose_packing
 from .lower.stages import Stage, build_stages
@@ -27,6 +27,7 @@ DEGREES = (4096, 8192, 16384, 32768)
 _MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 _MIN_PRIME_BITS = 24.0
 _KEY_SWITCH_OVER_PRODUCT = 14.0  # rotation over plaintext product at one limb; grows with the limbs
+_HOPELESS = 64.0  # the fine search gains a few bits at most
 _HEADROOM_BITS = 1.1  # one for the sign; a tenth because found primes lie just below the bits asked for
 
 
@@ -40,6 +41,8 @@ class _Problem:
     degree: int
     depth: int
     magnitudes: dict[str, float]
+    budget: float
+    pool: VectorPool = field(default_factory=VectorPool)
 
 
 _Candidate = tuple[Plan, dict[str, tuple[int, ...]]]  # a plan, and the values of each tensor in it
@@ -64,7 +67,7 @@ def compile(
     reasons = []
     for degree in degrees:
         try:
-            plan = _plan_for_degree(model, degree)
+            plan = _plan_for_degree(model, degree, budget)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(f"N={degree}: {error.message}")
             continue
@@ -86,7 +89,7 @@ def _budget(model: CompressedModel, max_error: float | None, share: float) -> fl
     return share * float(margin)
 
 
-def _plan_for_degree(model: CompressedModel, degree: int) -> Plan:
+def _plan_for_degree(model: CompressedModel, degree: int, budget: float) -> Plan:
     slots = degree // 2
     stages = build_stages(model, slots)
     levels = stage_levels(stages)
@@ -95,7 +98,7 @@ def _plan_for_degree(model: CompressedModel, degree: int) -> Plan:
     source = model.input.name
     packing = choose_packing(stages, source, model.input.shape, slots, levels, _stage_cost)
     magnitudes = {name: max(abs(low), abs(high)) for name, (low, high) in model.ranges.items()}
-    return _best_scales(_Problem(model, stages, packing, degree, depth, magnitudes))
+    return _best_scales(_Problem(model, stages, packing, degree, depth, magnitudes, budget))
 
 
 def _room(model: CompressedModel, degree: int, depth: int) -> None:
@@ -125,6 +128,10 @@ def _best_scales(problem: _Problem) -> Plan:
         return math.inf if candidate is None else candidate[0].sigma
 
     best = min(((float(d), float(s)) for d in range(22, 46, 4) for s in range(8, 33, 6)), key=error)
+    if 6 * error(best) > _HOPELESS * problem.budget:
+        candidate = tried[best]
+        if candidate is not None:
+            return candidate[0]
     for step in (2.0, 1.0):
         while True:
             moves = [(best[0] + i, best[1] + j) for i in (-step, 0, step) for j in (-step, 0, step)]
@@ -165,14 +172,14 @@ def _try(problem: _Problem, delta_bits: float, last_bits: float) -> _Candidate |
 def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> _Candidate:
     model, packing = problem.model, problem.packing
     source, target = model.input.name, model.output.node
-    e, tensors, layers = emit(problem.stages, packing, params, scales, source, problem.magnitudes)
+    e, tensors, layers = emit(problem.stages, packing, params, scales, source, problem.magnitudes, problem.pool)
     plan = Plan(
         model_name=model.name,
         model_digest=model.digest,
         params=params,
         ops=tuple(e.ops),
         values=tuple(e.values),
-        vectors=tuple(e.vectors),
+        vectors=tuple(e.pool.vectors),
         plaintexts=tuple(e.plaintexts),
         inputs=(Port(source, model.input.shape, tensors[source], packing.input_layout.slot_map),),
         outputs=(Port(target, model.shape_of(target), tensors[target], packing.layouts[target].slot_map),),

@@ -77,10 +77,12 @@ class Executor:
             if data.level != kind.level or len(data.polys) != kind.size:
                 raise CiphertextMismatch(
                     f"cannot evaluate: got a ciphertext at level {data.level} with {len(data.polys)} polynomials, need "
-                    f"level {kind.level} with {kind.size}; try encrypting by the client spec"
+                    f"level {kind.level} with {kind.size}; try encrypting by the client spec",
+                    Reason.LEVEL_MISMATCH if data.level != kind.level else Reason.SIZE_MISMATCH,
                 )
             if not math.isfinite(data.scale) or abs(data.scale - kind.scale) > RELATIVE_SCALE_TOLERANCE * kind.scale:
                 raise CiphertextMismatch(
-                    "cannot evaluate: the ciphertext's scale is not the plan's; try encrypting by the client spec",
+                    f"cannot evaluate: got a ciphertext of scale {data.scale:.17g}, need {kind.scale:.17g}; try encrypting "
+                    "by the client spec",
                     Reason.SCALE_MISMATCH,
                 )

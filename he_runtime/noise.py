@@ -23,11 +23,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .backends.base import Evaluator, walk
+from .backends.base import Check, Evaluator, walk
 from .backends.clear import ClearEvaluator
 from .encoding import rounded
 from .params import CkksParams
-from .plan import Plan
+from .plan import Op, Plan
 
 __all__ = ["NoiseValue", "encoding_error", "fresh_variance", "quietest", "slot_variance"]
 
@@ -100,6 +100,27 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     def mul(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:
         error = x.variance * y.mean_square + y.variance * x.mean_square + x.variance * y.variance
         return NoiseValue(x.mean_square * y.mean_square, error, x.level, x.scale * y.scale)
+
+    def linear_transform(self, op: Op, xs: Sequence[NoiseValue], check: Check = lambda: None) -> list[NoiseValue]:
+        """The default expansion, with each sum accumulated in place: cells are many, and fresh arrays are slow."""
+        assert op.cells is not None
+        rotated = {(j, 0): x for j, x in enumerate(xs)} | {(j, a): self.rotate(xs[j], a) for j, a in op.babies}
+        scale = xs[0].scale * self.plan.plaintexts[int(op.cells[0, 4])].scale
+        shape = np.broadcast_shapes(*(v.shape for x in xs for v in (x.mean_square, x.variance)))
+        sums = {g: NoiseValue(np.zeros(shape), np.zeros(shape), xs[0].level, scale) for g in op.groups}
+        for i, j, baby, giant, plaintext in op.cells.tolist():
+            x, total = rotated[j, baby], sums[i, giant]
+            vector, variance, _ = self._operand(plaintext)
+            squared = vector * vector
+            total.variance += x.variance * squared
+            total.mean_square += x.mean_square * squared
+            if variance:
+                total.variance += x.mean_square * variance
+        outputs: dict[int, NoiseValue] = {}
+        for i, giant in op.groups:
+            part = self.rotate(sums[i, giant], giant) if giant else sums[i, giant]
+            outputs[i] = self.add(outputs[i], part) if i in outputs else part
+        return [outputs[i] for i in range(len(op.outputs))]
 
     def square(self, x: NoiseValue) -> NoiseValue:
         error = 4 * x.variance * x.mean_square + 2 * x.variance**2

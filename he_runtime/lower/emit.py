@@ -38,31 +38,49 @@ class Scales:
     coefficient: float = 2.0**16
 
 
+class VectorPool:
+    """The operands of one problem, each stored once; shared by all candidate plans, which differ in scales only."""
+
+    def __init__(self) -> None:
+        self.vectors: list[Vector] = []
+        self._ids: dict[bytes, int] = {}
+        self._rows: dict[int, tuple[PackedLinear, list[int]]] = {}
+
+    def intern(self, vector: Vector) -> int:
+        """Index of the operand; a constant one is stored with period 1."""
+        if (vector == vector[0]).all():
+            vector = vector[:1]
+        key = vector.tobytes()
+        if key not in self._ids:
+            self._ids[key] = len(self.vectors)
+            self.vectors.append(vector)
+        return self._ids[key]
+
+    def rows(self, packed: PackedLinear) -> list[int]:
+        """Indices of the vectors of a packed layer, hashed once however many candidates ask."""
+        if id(packed) not in self._rows:
+            self._rows[id(packed)] = (packed, [self.intern(v) for v in packed.vectors])
+        return self._rows[id(packed)][1]
+
+
 @dataclass
 class Emission:
     """The growing plan: values, ops and operands, with equal plaintexts shared."""
 
     params: CkksParams
+    pool: VectorPool = field(default_factory=VectorPool)
     values: list[ValueType] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
-    vectors: list[Vector] = field(default_factory=list)
     plaintexts: list[Plaintext] = field(default_factory=list)
-    _vector_ids: dict[bytes, int] = field(default_factory=dict)
     _plain_ids: dict[Plaintext, int] = field(default_factory=dict)
 
     def value(self, level: int, scale: float, size: int = 2) -> int:
         self.values.append(ValueType(level, scale, size))
         return len(self.values) - 1
 
-    def plain(self, vector: Vector, level: int, scale: float) -> int:
-        """Index of the operand; equal vectors are stored once, a constant one with period 1."""
-        if (vector == vector[0]).all():
-            vector = vector[:1]
-        key = vector.tobytes()
-        if key not in self._vector_ids:
-            self._vector_ids[key] = len(self.vectors)
-            self.vectors.append(vector)
-        plain = Plaintext(self._vector_ids[key], level, scale)
+    def plain(self, vector: int, level: int, scale: float) -> int:
+        """Index of the plaintext that encodes a vector of the pool."""
+        plain = Plaintext(vector, level, scale)
         if plain not in self._plain_ids:
             self._plain_ids[plain] = len(self.plaintexts)
             self.plaintexts.append(plain)
@@ -92,14 +110,16 @@ class Emission:
                 f"cannot align scales in layer {layer!r}: got 2^{math.log2(have.scale):.1f}, need at least 8 bits below "
                 f"2^{math.log2(scale):.1f}; try larger primes"
             )
-        one = self.plain(np.ones(1), have.level, scale / have.scale)
+        one = self.plain(self.pool.intern(np.ones(1)), have.level, scale / have.scale)
         return self.op(Kind.MUL_PLAIN, layer, value, plaintext=one)
 
 
 class _Lowering:
-    def __init__(self, stages: list[Stage], packing: Packing, params: CkksParams, scales: Scales, source: str) -> None:
+    def __init__(
+        self, stages: list[Stage], packing: Packing, params: CkksParams, scales: Scales, source: str, pool: VectorPool
+    ) -> None:
         self.stages, self.packing, self.scales, self.params = stages, packing, scales, params
-        self.emission = Emission(params)
+        self.emission = Emission(params, pool)
         self.levels = stage_levels(stages)
         top = max((self.levels[s.name] for s in stages if source in s.inputs), default=0)
         count = packing.input_layout.ciphertexts
@@ -136,10 +156,9 @@ class _Lowering:
             raise DoesNotFit(f"cannot lower layer {layer!r}: a whole output ciphertext has no weight; try pruning less")
         used = sorted(set(found.cells[:, 1].tolist()))
         renumber = {j: k for k, j in enumerate(used)}
-        cells = np.empty((len(found.cells), 5), dtype=np.int64)
-        for k, (output, source, _) in enumerate(found.cells.tolist()):
-            plain = e.plain(packed.vectors[k], level, scale)
-            cells[k] = (output, renumber[source], found.split.baby[k], found.split.giant[k], plain)
+        plains = [e.plain(vector, level, scale) for vector in e.pool.rows(packed)]
+        sources = [renumber[j] for j in found.cells[:, 1].tolist()]
+        cells = np.stack([found.cells[:, 0], sources, found.split.baby, found.split.giant, plains], axis=1)
         out_scale = e.values[inputs[0]].scale * scale
         outputs = tuple(e.value(level, out_scale) for _ in range(len(packed.bias)))
         operands = tuple(inputs[j] for j in used)
@@ -152,7 +171,7 @@ class _Lowering:
         for value, part in zip(outputs, bias, strict=True):
             kind = e.values[value]
             result.append(
-                e.op(Kind.ADD_PLAIN, layer, value, plaintext=e.plain(part, kind.level, kind.scale))
+                e.op(Kind.ADD_PLAIN, layer, value, plaintext=e.plain(e.pool.intern(part), kind.level, kind.scale))
                 if part.any()
                 else value
             )
@@ -176,10 +195,10 @@ class _Lowering:
         """(a*x + b) * x at scale Delta * prime."""
         e, have = self.emission, self.emission.values[x]
         scale = self.scales.delta * prime / have.scale**2
-        inner = e.op(Kind.MUL_PLAIN, layer, x, plaintext=e.plain(a, have.level, scale))
+        inner = e.op(Kind.MUL_PLAIN, layer, x, plaintext=e.plain(e.pool.intern(a), have.level, scale))
         kind = e.values[inner]
         if b.any():
-            inner = e.op(Kind.ADD_PLAIN, layer, inner, plaintext=e.plain(b, kind.level, kind.scale))
+            inner = e.op(Kind.ADD_PLAIN, layer, inner, plaintext=e.plain(e.pool.intern(b), kind.level, kind.scale))
         return e.op(Kind.MUL, layer, inner, x)
 
     def add(self, stage: AddStage) -> Values:
@@ -209,12 +228,13 @@ def emit(
     scales: Scales,
     source: str,
     magnitudes: Mapping[str, float],
+    pool: VectorPool,
 ) -> tuple[Emission, dict[str, Values], tuple[LayerInfo, ...]]:
     """The ops, the values of every tensor, and what listings say of each layer.
 
     Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor) would overflow its modulus.
     """
-    lowering = _Lowering(stages, packing, params, scales, source)
+    lowering = _Lowering(stages, packing, params, scales, source, pool)
     lowering.run()
     e = lowering.emission
     info = []

@@ -21,6 +21,7 @@ __all__ = ["ciphertexts_byte_size", "decode_ciphertexts", "encode_ciphertexts"]
 _BODY = struct.Struct("<II")
 _HEAD = struct.Struct("<IId")
 _WHAT = "a ciphertext"
+_TRY = "try encrypting by the client spec"
 
 
 def ciphertexts_byte_size(count: int, level: int, params: CkksParams, *, polys: int = 2, seeded: bool = False) -> int:
@@ -33,14 +34,16 @@ def ciphertexts_byte_size(count: int, level: int, params: CkksParams, *, polys: 
 def _check(level: int, scale: float, size: int, params: CkksParams) -> None:
     if not 0 <= level <= params.max_level:
         raise CiphertextMismatch(
-            f"cannot use a ciphertext at level {level}: need a level of 0 to {params.max_level}", Reason.LEVEL_MISMATCH
+            f"cannot use a ciphertext: got level {level}, need 0 to {params.max_level}; {_TRY}", Reason.LEVEL_MISMATCH
         )
     if size not in (2, 3):
-        raise CiphertextMismatch(f"cannot use a ciphertext of {size} polynomials: need 2 or 3", Reason.SIZE_MISMATCH)
+        raise CiphertextMismatch(
+            f"cannot use a ciphertext: got {size} polynomials, need 2 or 3; {_TRY}", Reason.SIZE_MISMATCH
+        )
     if not math.isfinite(scale) or scale < 1 or math.log2(scale) > params.log2_q(level):
         raise CiphertextMismatch(
-            f"cannot use a ciphertext of scale {scale!r}: need a finite scale from 1 to the modulus of level {level}, "
-            f"2^{params.log2_q(level):.1f}",
+            f"cannot use a ciphertext: got a scale of {scale!r}, need a finite one from 1 to the modulus of level {level}, "
+            f"2^{params.log2_q(level):.1f}; {_TRY}",
             Reason.SCALE_MISMATCH,
         )
 
@@ -48,7 +51,9 @@ def _check(level: int, scale: float, size: int, params: CkksParams) -> None:
 def _check_opaque(polys: Sequence[Poly]) -> None:
     """Refuse a transparent ciphertext: its c0 is the plaintext, for anyone to read."""
     if not any(isinstance(p, SeededPoly) or p.any() for p in polys[1:]):
-        raise WireError("cannot use a transparent ciphertext: all but its first polynomial are zero; try encrypting it")
+        raise WireError(
+            "cannot use a ciphertext: got a transparent one, whose polynomials after the first are zero; try encrypting it"
+        )
 
 
 def encode_ciphertexts(cts: Sequence[CiphertextData], params: CkksParams) -> bytes:
@@ -75,9 +80,14 @@ def decode_ciphertexts(data: Buffer, params: CkksParams, *, max_count: int) -> l
     reader = Reader(open_object(data, Kind.CIPHERTEXTS, params), "ciphertexts")
     count, degree = reader.unpack(_BODY)
     if count > max_count:
-        raise WireError(f"cannot read {count} ciphertexts: need at most {max_count}", Reason.LIMIT_EXCEEDED)
+        raise WireError(
+            f"cannot read ciphertexts: got {count}, need at most {max_count}; try packing by the client spec",
+            Reason.LIMIT_EXCEEDED,
+        )
     if degree != params.degree:
-        raise WireError(f"cannot read ciphertexts: got N={degree}, need N={params.degree}", Reason.SIZE_MISMATCH)
+        raise WireError(
+            f"cannot read ciphertexts: got N={degree}, need N={params.degree}; {_TRY}", Reason.SIZE_MISMATCH
+        )
     cts = [_read(reader, params) for _ in range(count)]
     reader.finish()
     return cts

@@ -63,9 +63,7 @@ class Header:
         """Raise KeyMismatch (for keys) or ParameterError (for ciphertexts) unless made for `params`."""
         if self.params_digest == bytes.fromhex(params.digest):
             return
-        text = (
-            f"cannot read {self.name}: made for parameters {self.params_digest.hex()[:12]}, need {params.digest[:12]}"
-        )
+        text = f"cannot read {self.name}: got one made for parameters {self.params_digest.hex()[:12]}, need {params.digest[:12]}"
         if self.kind is Kind.CIPHERTEXTS:
             raise ParameterError(f"{text}; try encrypting with the current client spec")
         raise KeyMismatch(f"{text}; try keys made from the current client spec", Reason.KEY_PARAMETERS_DIFFER)
@@ -75,7 +73,7 @@ class Header:
         state.update(body)
         if state.digest() != self.digest:
             raise WireError(
-                f"cannot read {self.name}: its digest does not match its bytes; try sending it again",
+                f"cannot read {self.name}: got bytes that do not have the digest in their header; try sending it again",
                 Reason.DIGEST_MISMATCH,
             )
 
@@ -85,18 +83,21 @@ def read_header(data: Buffer, kind: Kind) -> Header:
     name = _NAMES[kind]
     if len(data) < HEADER_BYTES:
         raise WireError(
-            f"cannot read {name}: got {len(data)} bytes, need a header of {HEADER_BYTES}", Reason.BYTES_TRUNCATED
+            f"cannot read {name}: got {len(data)} bytes, need a header of {HEADER_BYTES}; try sending it again",
+            Reason.BYTES_TRUNCATED,
         )
     magic, version, number, body_bytes, params_digest = _PREFIX.unpack_from(data)
     if magic != MAGIC:
-        raise WireError(f"cannot read {name}: the bytes do not begin with {MAGIC.decode()!r}; try this project's codec")
+        raise WireError(
+            f"cannot read {name}: got bytes that do not begin with {MAGIC.decode()!r}; try this project's codec"
+        )
     if version != WIRE_VERSION:
         raise WireError(
             f"cannot read {name}: got wire version {version}, need {WIRE_VERSION}; try client and server of one release",
             Reason.VERSION_UNKNOWN,
         )
     if number != kind:
-        raise WireError(f"cannot read {name}: got an object of kind {number}, need kind {kind.value}")
+        raise WireError(f"cannot read {name}: got an object of kind {number}, need {kind.value}; try sending {name}")
     digest = bytes(data[_PREFIX.size : HEADER_BYTES])
     return Header(kind, body_bytes, params_digest, digest, bytes(data[: _PREFIX.size]))
 
@@ -107,7 +108,10 @@ def open_object(data: Buffer, kind: Kind, params: CkksParams) -> memoryview:
     got = len(data) - HEADER_BYTES
     if got != header.body_bytes:
         reason = Reason.BYTES_TRUNCATED if got < header.body_bytes else Reason.BYTES_MALFORMED
-        raise WireError(f"cannot read {header.name}: got a body of {got} bytes, need {header.body_bytes}", reason)
+        raise WireError(
+            f"cannot read {header.name}: got a body of {got} bytes, need {header.body_bytes}; try sending it again",
+            reason,
+        )
     body = memoryview(data)[HEADER_BYTES:]
     header.check_digest(body)
     header.check_params(params)

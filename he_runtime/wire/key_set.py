@@ -26,6 +26,7 @@ __all__ = ["KeySetRow", "KeySetWriter", "key_set_byte_size", "read_key_set", "re
 
 _BODY = struct.Struct("<II")
 _ROW = struct.Struct("<IIQ32s")
+_AGAIN = "try making and sending the key set again"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class KeySetWriter:
 def _read_exactly(file: BinaryIO, count: int) -> bytes:
     data = file.read(count)
     if len(data) != count:
-        raise WireError(f"cannot read a key set: got {len(data)} bytes, need {count}", Reason.BYTES_TRUNCATED)
+        raise WireError(f"cannot read a key set: got {len(data)} bytes, need {count}; {_AGAIN}", Reason.BYTES_TRUNCATED)
     return data
 
 
@@ -114,7 +115,7 @@ def _check_length(header: Header, file_bytes: int) -> None:
     got = file_bytes - HEADER_BYTES
     if got != header.body_bytes:
         reason = Reason.BYTES_TRUNCATED if got < header.body_bytes else Reason.BYTES_MALFORMED
-        raise WireError(f"cannot read a key set: got a body of {got} bytes, need {header.body_bytes}", reason)
+        raise WireError(f"cannot read a key set: got a body of {got} bytes, need {header.body_bytes}; {_AGAIN}", reason)
 
 
 def _parse_rows(table: bytes, params: CkksParams) -> list[KeySetRow]:
@@ -123,7 +124,10 @@ def _parse_rows(table: bytes, params: CkksParams) -> list[KeySetRow]:
     for element, level, length, digest in _ROW.iter_unpack(table[_BODY.size :]):
         check_request(element, level, params)
         if length not in (key_byte_size(level, params, False), key_byte_size(level, params, True)):
-            raise WireError(f"cannot read a key set: no key at level {level} has {length} bytes", Reason.SIZE_MISMATCH)
+            raise WireError(
+                f"cannot read a key set: got a key of {length} bytes, which none at level {level} has; {_AGAIN}",
+                Reason.SIZE_MISMATCH,
+            )
         rows.append(KeySetRow(element, level, offset, length, digest))
         offset += length
     return rows
@@ -141,17 +145,24 @@ def read_key_table(file: BinaryIO, params: CkksParams) -> list[KeySetRow]:
     head = _read_exactly(file, _BODY.size)
     count, degree = _BODY.unpack(head)
     if count > params.degree or _table_bytes(count) > header.body_bytes:
-        raise WireError(f"cannot read a key set of {count} keys: need at most {params.degree}", Reason.LIMIT_EXCEEDED)
+        raise WireError(
+            f"cannot read a key set: got {count} keys, need at most {params.degree}, in as many bytes as they take; "
+            "try only the keys of the client spec",
+            Reason.LIMIT_EXCEEDED,
+        )
     table = head + _read_exactly(file, count * _ROW.size)
     header.check_digest(table)
     header.check_params(params)
     if degree != params.degree:
-        raise WireError(f"cannot read a key set: got N={degree}, need N={params.degree}", Reason.SIZE_MISMATCH)
+        raise WireError(
+            f"cannot read a key set: got N={degree}, need N={params.degree}; try keys made from the current client spec",
+            Reason.SIZE_MISMATCH,
+        )
     rows = _parse_rows(table, params)
     if len({r.element for r in rows}) != len(rows):
-        raise WireError("cannot read a key set: an element occurs twice, need each once")
+        raise WireError(f"cannot read a key set: got an element twice, need each once; {_AGAIN}")
     if _table_bytes(count) + sum(r.length for r in rows) != header.body_bytes:
-        raise WireError("cannot read a key set: its records do not fill it exactly")
+        raise WireError(f"cannot read a key set: got records that do not fill it exactly; {_AGAIN}")
     return rows
 
 
@@ -166,8 +177,12 @@ def read_key_set(source: str | Path | BinaryIO, params: CkksParams) -> Iterator[
             file.seek(row.offset)
             data = _read_exactly(file, row.length)
             if read_header(data, Kind.KEY).digest != row.digest:
-                raise WireError("cannot read a key set: a record is not the one in the table", Reason.DIGEST_MISMATCH)
+                raise WireError(
+                    f"cannot read a key set: got another record than the table says; {_AGAIN}", Reason.DIGEST_MISMATCH
+                )
             record = decode_key(data, params)
             if (record.element, record.level) != (row.element, row.level):
-                raise WireError("cannot read a key set: a record is for another element or level than the table says")
+                raise WireError(
+                    f"cannot read a key set: got a record for another element or level than the table says; {_AGAIN}"
+                )
             yield record

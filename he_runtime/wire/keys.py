@@ -35,13 +35,17 @@ def check_request(element: int, level: int, params: CkksParams) -> None:
     """Raise WireError unless the parameters have such a Galois element (0: relinearization) and level."""
     if element != RELINEARIZATION and not (element % 2 == 1 and 1 < element < 2 * params.degree):
         raise WireError(
-            f"cannot use a key for element {element}: need 0, or an odd number from 3 to {2 * params.degree - 1}"
+            f"cannot use a key: got Galois element {element}, need 0, or an odd number from 3 to {2 * params.degree - 1}; "
+            "try the elements of the client spec"
         )
     if not 0 <= level <= params.max_level:
-        raise WireError(f"cannot use a key at level {level}: need 0 to {params.max_level}", Reason.LEVEL_MISMATCH)
+        raise WireError(
+            f"cannot use a key: got level {level}, need 0 to {params.max_level}; try the levels of the client spec",
+            Reason.LEVEL_MISMATCH,
+        )
     if len(params.special) != 1:
         raise KeyMismatch(
-            f"cannot use a key of gadget 'seal' with {len(params.special)} special primes: need 1",
+            f"cannot use a key of gadget 'seal': got {len(params.special)} special primes, need 1; try other parameters",
             Reason.KEY_PARAMETERS_DIFFER,
         )
 
@@ -56,9 +60,13 @@ def _chain(params: CkksParams) -> int:
 
 def _check_forms(digits: list[tuple[Residues, Poly]], what: str) -> None:
     if len({isinstance(a, SeededPoly) for _, a in digits}) != 1:
-        raise WireError(f"cannot use {what}: some of its a_i are seeds and some are not; need one form throughout")
+        raise WireError(
+            f"cannot use {what}: got some of its a_i as seeds and some in full, need one form; try making it again"
+        )
     if any(isinstance(a, np.ndarray) and not a.any() for _, a in digits):
-        raise WireError(f"cannot use {what}: one of its a_i is zero, and would publish what it should hide")
+        raise WireError(
+            f"cannot use {what}: got an a_i of zero, which would publish what it should hide; try making it again"
+        )
 
 
 def encode_key(record: KeyRecord, params: CkksParams) -> bytes:
@@ -86,9 +94,15 @@ def decode_key(data: Buffer, params: CkksParams) -> KeyRecord:
     element, level, gadget, count = reader.unpack(_HEAD)
     check_request(element, level, params)
     if gadget != _SEAL:
-        raise WireError(f"cannot use a key on gadget {gadget}: this build knows 1, 'seal'", Reason.VERSION_UNKNOWN)
+        raise WireError(
+            f"cannot use a key: got gadget {gadget}, need 1, 'seal'; try client and server of one release",
+            Reason.VERSION_UNKNOWN,
+        )
     if count != level + 1:
-        raise WireError(f"cannot use a key of {count} digits: need {level + 1} at level {level}", Reason.SIZE_MISMATCH)
+        raise WireError(
+            f"cannot use a key: got {count} digits, need {level + 1} at level {level}; try making it again",
+            Reason.SIZE_MISMATCH,
+        )
     primes = _rows(level, params)
     digits: list[tuple[Residues, Poly]] = []
     for _ in range(count):

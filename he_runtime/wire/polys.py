@@ -35,16 +35,22 @@ def poly_bytes(limbs: int, degree: int, seeded: bool) -> int:
 def _check_residues(rows: Residues, primes: Sequence[int], what: str) -> None:
     if (rows.max(axis=1) >= np.array(primes, dtype=np.uint64)).any():
         raise WireError(
-            f"cannot use {what}: a residue is not below its prime; try making it again with the current parameters",
+            f"cannot use {what}: got a residue that is not below its prime; try making it again with the current parameters",
             Reason.RESIDUE_OUT_OF_RANGE,
         )
 
 
 def _check_seed(allowed: bool, limbs: int, seed_limbs: int, what: str) -> None:
     if not allowed:
-        raise WireError(f"cannot use {what}: got a seed, need residues in full; only its last polynomial may be a seed")
+        raise WireError(
+            f"cannot use {what}: got a seed, need residues in full; try a seed for its last polynomial only"
+        )
     if limbs != seed_limbs:
-        raise WireError(f"cannot use {what}: got a seed for {limbs} rows, need {seed_limbs}", Reason.SIZE_MISMATCH)
+        raise WireError(
+            f"cannot use {what}: got a seed for {limbs} rows, need {seed_limbs}; try making it again with the current "
+            "parameters",
+            Reason.SIZE_MISMATCH,
+        )
 
 
 def read_poly(reader: Reader, primes: Sequence[int], degree: int, seed_limbs: int = 0) -> Poly:
@@ -57,10 +63,14 @@ def read_poly(reader: Reader, primes: Sequence[int], degree: int, seed_limbs: in
         _check_seed(seed_limbs > 0, limbs, seed_limbs, reader.what)
         return SeededPoly(_GENERATORS[form], reader.take(SEED_BYTES), limbs)
     if form != _FULL:
-        raise WireError(f"cannot read {reader.what}: got a polynomial of form {form}, need 0, 1 or 2")
+        raise WireError(
+            f"cannot read {reader.what}: got a polynomial of form {form}, need 0, 1 or 2; try this project's codec"
+        )
     if limbs != len(primes):
         raise WireError(
-            f"cannot read {reader.what}: got {limbs} residue rows, need {len(primes)}", Reason.SIZE_MISMATCH
+            f"cannot read {reader.what}: got {limbs} residue rows, need {len(primes)}; try making it again with the "
+            "current parameters",
+            Reason.SIZE_MISMATCH,
         )
     rows = reader.words(limbs, degree)
     _check_residues(rows, primes, reader.what)

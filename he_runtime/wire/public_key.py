@@ -37,4 +37,6 @@ def decode_public_key(data: Buffer, params: CkksParams) -> PublicKeyData:
 
 def _check_opaque(a: Poly) -> None:
     if not isinstance(a, SeededPoly) and not a.any():
-        raise WireError("cannot use a public key whose second polynomial is zero: it would not encrypt; try another")
+        raise WireError(
+            "cannot use a public key: got one whose second polynomial is zero, which would not encrypt; try another"
+        )

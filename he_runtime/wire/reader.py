@@ -45,4 +45,6 @@ class Reader:
     def finish(self) -> None:
         left = len(self._data) - self._offset
         if left:
-            raise WireError(f"cannot read {self.what}: {left} bytes are left over after the last field, need none")
+            raise WireError(
+                f"cannot read {self.what}: got {left} bytes after the last field, need none; try this project's codec"
+            )

@@ -24,6 +24,15 @@ ACTIVATIONS: dict[str, TensorFunction] = {
     "silu": F.silu,
     "elu": F.elu,
     "softplus": F.softplus,
+    "selu": F.selu,
+    "celu": F.celu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "relu6": F.relu6,
+    "hardtanh": F.hardtanh,
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": F.hardsigmoid,
+    "tanh": torch.tanh,
 }
 
 

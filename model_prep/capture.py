@@ -7,24 +7,23 @@ evaluation-mode batch norm becomes one node and not five. Everything else is a c
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.export.graph_signature import OutputKind
 
-from he_runtime.errors import ModelError, Reason
+from he_runtime.errors import ModelError
 
 from .capture_ops import HANDLERS, SUPPORTED
+from .capture_refusals import refusal
+from .capture_trace import source_line, trace, unsupported
 from .capture_values import Builder, Call, Constant, Poly, Unsupported
 from .graph import Graph
 
 __all__ = ["capture"]
-
-_TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__))
 
 
 def capture(module: nn.Module, example_input: Any, *, input_name: str = "", allow_activations: bool = True) -> Graph:
@@ -33,56 +32,34 @@ def capture(module: nn.Module, example_input: Any, *, input_name: str = "", allo
     With `allow_activations` the activations of activations.py become nodes to be replaced later; without, they are
     refused. Raises ModelError (MODEL_UNSUPPORTED) naming the operation, its source line and what is supported.
     """
-    example = torch.as_tensor(example_input)
-    if example.ndim < 2 or not example.is_floating_point():
+    example = _example(module, example_input)
+    program = trace(module, example)
+    placeholder = _user_input(program)
+    batch = placeholder.meta["val"].shape[0]
+    builder = Builder(allow_activations)
+    name = input_name or str(placeholder.name)
+    builder.shapes[name] = tuple(example.shape[1:])
+    values = _constants(program)
+    values[placeholder] = Poly(name, builder.shapes[name], source=name)
+    for node in program.graph.nodes:
+        if node.op == "call_function":
+            values[node] = _evaluate(builder, node, values, batch)
+    result = builder.materialize(_output(program, values))
+    if result == name:
+        raise unsupported("a forward that returns its input as it is; need at least one operation on it")
+    return _prune_dead(Graph(name, builder.shapes[name], result, tuple(builder.nodes), builder.arrays))
+
+
+def _example(module: nn.Module, example_input: Any) -> torch.Tensor:
+    """The example in the precision of the module's parameters, since NumPy's default is not torch's."""
+    example = torch.as_tensor(example_input).detach()
+    if example.ndim < 2 or not example.is_floating_point() or len(example) == 0:
         raise ModelError(
             f"cannot export: got an example input of shape {tuple(example.shape)} and type {example.dtype}, need "
             "floating-point values of shape (batch, *sample)"
         )
-    program = _trace(module, example)
-    builder = Builder(allow_activations)
-    values = _constants(program)
-    placeholder = _user_input(program)
-    name = input_name or str(placeholder.name)
-    builder.shapes[name] = tuple(example.shape[1:])
-    values[placeholder] = Poly(name, builder.shapes[name], source=name)
-    output: Any = None
-    for node in program.graph.nodes:
-        if node.op == "call_function":
-            values[node] = _evaluate(builder, node, values, _batch_symbol(placeholder))
-        elif node.op == "output":
-            output = _single_output(node, values)
-    result = builder.materialize(output)
-    return _prune_dead(Graph(name, builder.shapes[name], result, tuple(builder.nodes), builder.arrays))
-
-
-def _trace(module: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
-    """Export with a symbolic batch axis; a batch of one would be taken for a constant, so the example is doubled."""
-    example = torch.cat([example, example]) if len(example) < 2 else example
-    was_training = module.training
-    try:
-        try:
-            return _export(module.eval(), example, strict=False)
-        except Exception:  # plain Python such as len(x) fixes the batch; the slower bytecode tracer sees through it
-            return _export(module, example, strict=True)
-    except Exception as error:  # the tracer raises whatever the user's forward raises, and a dozen types of its own
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ModelError(
-            f"cannot export {type(module).__name__}: torch.export failed ({reason.strip()}); need a forward of one "
-            "tensor whose control flow and reshapes do not depend on the values or on the size of the batch",
-            Reason.MODEL_UNSUPPORTED,
-        ) from error
-    finally:
-        module.train(was_training)
-
-
-def _export(module: nn.Module, example: torch.Tensor, *, strict: bool) -> torch.export.ExportedProgram:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch's own tracer are no concern of the caller
-        batch = torch.export.Dim("batch", min=2)
-        program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},), strict=strict)
-        functional: torch.export.ExportedProgram = program.run_decompositions({})  # an empty table decomposes nothing
-        return functional
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), example.dtype)
+    return example.to(dtype)
 
 
 def _constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:
@@ -101,48 +78,47 @@ def _constants(program: torch.export.ExportedProgram) -> dict[fx.Node, Any]:
 def _user_input(program: torch.export.ExportedProgram) -> fx.Node:
     users = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
     if len(users) != 1:
-        raise ModelError(
-            f"cannot export: forward takes {len(users)} tensors, need exactly one", Reason.MODEL_UNSUPPORTED
-        )
+        raise unsupported(f"a forward of {len(users)} tensors; need exactly one")
     found: fx.Node = users[0]
     return found
 
 
-def _batch_symbol(placeholder: fx.Node) -> Any:
-    return placeholder.meta["val"].shape[0]
-
-
-def _single_output(node: fx.Node, values: Mapping[fx.Node, Any]) -> Poly:
-    outputs = node.args[0]
-    found = values.get(outputs[0]) if isinstance(outputs, (tuple, list)) and len(outputs) == 1 else None  # type: ignore[arg-type]
-    if not isinstance(found, Poly):
-        raise ModelError(
-            "cannot export: forward must return one tensor that depends on the input", Reason.MODEL_UNSUPPORTED
+def _output(program: torch.export.ExportedProgram, values: Mapping[fx.Node, Any]) -> Poly:
+    """What forward returns; changes that it makes to its own input are of no consequence, those to buffers are."""
+    specs = program.graph_signature.output_specs
+    changed = [spec.target for spec in specs if spec.kind is OutputKind.BUFFER_MUTATION]
+    if changed:
+        raise unsupported(
+            f"a forward that changes its buffers {changed}; need a result that depends on the input alone"
         )
+    returned = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    outputs = [v for v, spec in zip(returned, specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+    found = values.get(outputs[0]) if len(outputs) == 1 else None
+    if not isinstance(found, Poly):
+        raise unsupported("what forward returns; need one tensor that depends on the input")
     return found
 
 
 def _evaluate(builder: Builder, node: fx.Node, values: Mapping[fx.Node, Any], batch: Any) -> Any:
     target = str(node.target)
     bound = {key: _resolve(value, values) for key, value in _bind(node).items()}
-    if not any(isinstance(value, Poly) for value in _flatten(bound.values())):
-        return _fold_constant(node, bound)
     try:
+        if not any(isinstance(value, Poly) for value in _flatten(bound.values())):
+            return _fold_constant(node, bound)
         if target == "<built-in function getitem>":
             return bound["0"][bound["1"]]
         if target.startswith("aten.sym_size"):
             return node.meta["val"]
-        handler = HANDLERS.get(target)
-        if handler is None:
-            raise Unsupported("there is no homomorphic form for it")
+        if target.startswith("aten._assert"):
+            return None
+        if target not in HANDLERS:
+            raise refusal(target)
         call = Call(builder, target, _node_name(node), bound, _sample_shape(node, batch))
-        result = handler(call)
+        result = HANDLERS[target](call)
         return replace(result, source=call.name) if isinstance(result, Poly) and result.source == "" else result
     except Unsupported as error:
-        raise ModelError(
-            f"cannot export {node.name!r} ({target}) at {_source_line(node)}: {error.why}; need "
-            f"{error.hint or 'one of ' + SUPPORTED}",
-            Reason.MODEL_UNSUPPORTED,
+        raise unsupported(
+            f"{node.name!r} ({target}) {_place(node)}: {error.why}; need {error.hint or 'one of ' + SUPPORTED}"
         ) from error
 
 
@@ -156,16 +132,19 @@ def _fold_constant(node: fx.Node, bound: Mapping[str, Any]) -> Any:
 
     schema = getattr(node.target, "_schema", None)
     arguments = {key: plain(value) for key, value in bound.items()}
+    if schema is None:
+        return node.target(*arguments.values())  # type: ignore[operator]
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        raise Unsupported("it draws random numbers", "a forward that depends on its input alone")
+    if any(isinstance(value, torch.SymInt) for value in _flatten(arguments.values())):
+        raise Unsupported("its shape depends on the size of the batch", "constants without a batch axis")
+    positional = [arguments.pop(a.name) for a in schema.arguments if not a.kwarg_only and a.name in arguments]
     with torch.no_grad():
-        if schema is None:
-            result = node.target(*arguments.values())  # type: ignore[operator]
-        else:
-            positional = [arguments.pop(a.name) for a in schema.arguments if not a.kwarg_only and a.name in arguments]
-            result = node.target(*positional, **arguments)  # type: ignore[operator]
-    if isinstance(result, torch.Tensor):
-        unchanged = [v for v in bound.values() if isinstance(v, Constant) and v.value is result]
-        return unchanged[0] if unchanged else Constant(result)
-    return result
+        result = node.target(*positional, **arguments)  # type: ignore[operator]
+    if not isinstance(result, torch.Tensor):
+        return result
+    unchanged = [v for v in bound.values() if isinstance(v, Constant) and v.value is result]
+    return unchanged[0] if unchanged else Constant(result)
 
 
 def _bind(node: fx.Node) -> dict[str, Any]:
@@ -195,7 +174,8 @@ def _sample_shape(node: fx.Node, batch: Any) -> tuple[int, ...]:
     value = node.meta.get("val")
     value = value[0] if isinstance(value, (tuple, list)) else value
     shape: Any = getattr(value, "shape", ())
-    if len(shape) == 0 or shape[0] != batch or any(not isinstance(size, int) for size in shape[1:]):
+    first = shape[0] if len(shape) else 0  # a plain number is no batch, even where it equals the example's
+    if isinstance(first, int) or first != batch or any(not isinstance(size, int) for size in shape[1:]):
         raise Unsupported(
             f"it mixes the samples of a batch (its output has shape {tuple(str(s) for s in shape)})",
             "operations that keep the first axis as the batch, such as x.flatten(1)",
@@ -215,19 +195,13 @@ def _node_name(node: fx.Node) -> str:
     return f"{path}.{operation}" if path else operation
 
 
-def _source_line(node: fx.Node) -> str:
-    """ "file.py:12 `code`" of the innermost frame outside torch."""
-    found = "an unknown line"
-    lines = (node.meta.get("stack_trace") or "").splitlines()
-    for index, line in enumerate(lines):
-        if not line.strip().startswith('File "'):
-            continue
-        path, rest = line.strip()[6:].split('"', 1)
-        if not path.startswith((_TORCH_FOLDER, "torch/")):
-            number = rest.split("line ", 1)[-1].split(",")[0]
-            code = lines[index + 1].strip() if index + 1 < len(lines) else ""
-            found = f"{path}:{number} `{code}`"
-    return found
+def _place(node: fx.Node) -> str:
+    """The line of the user's code, or the module's path where all of the code is torch's (nn.Sequential)."""
+    line = source_line(node.meta.get("stack_trace") or "")
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if line or not stack:
+        return f"at {line or 'an unknown line'}"
+    return f"in module {stack[-1][0]!r}"
 
 
 def _prune_dead(graph: Graph) -> Graph:

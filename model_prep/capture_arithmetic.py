@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from .capture_values import Call, Constant, Floats, Poly, Unsupported
 
@@ -18,7 +19,11 @@ def affine(x: Poly, scale: Floats, shift: Floats) -> Poly:
 
 def _coefficient(value: Any, x: Poly) -> Floats:
     """A constant operand as a coefficient per channel, shape () or (channels,)."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        raise Unsupported("a factor or term depends on the size of the batch", "constants")
     array = value.value.detach().double().numpy() if isinstance(value, Constant) else np.array(float(value))
+    if not np.isfinite(array).all():
+        raise Unsupported("a constant is infinite or not a number", "finite constants")
     if array.ndim > len(x.shape):
         if array.ndim > len(x.shape) + 1 or array.shape[0] != 1:
             raise Unsupported(f"a constant of shape {array.shape} differs between samples", "one constant per channel")
@@ -36,11 +41,22 @@ def _coefficient(value: Any, x: Poly) -> Floats:
 
 
 def add(call: Call) -> Poly:
-    left, right, alpha = call["self"], call["other"], float(1 if call["alpha"] is None else call["alpha"])
-    if "sub" in call.target:
-        alpha = -alpha
+    alpha = _alpha(call)
+    return _sum(call, call["self"], call["other"], -alpha if "sub" in call.target else alpha)
+
+
+def rsub(call: Call) -> Poly:
+    return _sum(call, call["other"], call["self"], -_alpha(call))
+
+
+def _alpha(call: Call) -> float:
+    return float(1 if call["alpha"] is None else call["alpha"])
+
+
+def _sum(call: Call, left: Any, right: Any, alpha: float) -> Poly:
+    """left + alpha * right, one of them at least a Poly."""
     if not isinstance(left, Poly):
-        return affine(call.poly("other"), np.array(alpha), _coefficient(left, call.poly("other")))
+        return affine(right, np.array(alpha), _coefficient(left, right))
     if not isinstance(right, Poly):
         return affine(left, np.array(1.0), alpha * _coefficient(right, left))
     if left.shape != right.shape:
@@ -49,12 +65,6 @@ def add(call: Call) -> Poly:
     if left.base == right.base:
         return Poly(left.base, left.shape, left.a + right.a, left.b + right.b, left.c + right.c)
     return call.emit("add", *(replace(v, source=v.source or call.name) for v in (left, right)))
-
-
-def rsub(call: Call) -> Poly:
-    alpha = float(1 if call["alpha"] is None else call["alpha"])
-    x = call.poly("self")
-    return affine(x, np.array(-alpha), _coefficient(call["other"], x))
 
 
 def mul(call: Call) -> Poly:
@@ -72,7 +82,9 @@ def _product(call: Call, left: Poly, right: Poly) -> Poly:
             Poly(call.builder.materialize(replace(v, source=v.source or call.name)), v.shape) for v in (left, right)
         )
     if left.base != right.base or left.shape != right.shape:
-        raise Unsupported("it is a product of two different tensors that depend on the input", "x*x or x**2")
+        raise Unsupported(
+            "it is a product of two different tensors that depend on the input", "the square of one tensor: x*x or x**2"
+        )
     return Poly(left.base, left.shape, left.b * right.b, left.b * right.c + left.c * right.b, left.c * right.c)
 
 
@@ -80,7 +92,10 @@ def div(call: Call) -> Poly:
     x, divisor = call["self"], call["other"]
     if not isinstance(x, Poly) or isinstance(divisor, Poly):
         raise Unsupported("it divides by a tensor that depends on the input", "division by a constant")
-    return affine(x, 1.0 / _coefficient(divisor, x), np.array(0.0))
+    constant = _coefficient(divisor, x)
+    if not constant.all():
+        raise Unsupported("it divides by zero", "a divisor other than zero")
+    return affine(x, 1.0 / constant, np.array(0.0))
 
 
 def neg(call: Call) -> Poly:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from .capture_arithmetic import affine
 from .capture_values import Call, Constant, Floats, Poly, Unsupported
@@ -15,6 +16,7 @@ __all__ = [
     "avg_pool2d",
     "batch_norm",
     "batch_norm_functional",
+    "cast",
     "conv2d",
     "convolution",
     "dropout",
@@ -23,6 +25,7 @@ __all__ = [
     "matmul",
     "mean",
     "reshape",
+    "total",
 ]
 
 
@@ -53,8 +56,10 @@ def matmul(call: Call) -> Poly:
 def addmm(call: Call) -> Poly:
     x, weight, bias = _vector(call.poly("mat1"), "addmm"), call.constant("mat2"), call.constant("self")
     assert weight is not None and bias is not None
+    if bias.value.ndim == 2 and len(bias.value) != 1:
+        raise Unsupported("its bias differs between the samples of a batch", "a bias of shape (out,)")
     scaled = weight.value.t() * call["alpha"]
-    shift = (bias.value * call["beta"]).expand(scaled.shape[0])
+    shift = torch.broadcast_to(bias.value * call["beta"], (1, len(scaled)))[0]
     return call.emit("dense", x, arrays={"weight": Constant(scaled.contiguous()), "bias": Constant(shift.contiguous())})
 
 
@@ -126,10 +131,21 @@ def adaptive_avg_pool2d(call: Call) -> Poly:
 
 
 def mean(call: Call) -> Poly:
+    return _image_mean(call, "a mean", "x.mean((2, 3))")
+
+
+def total(call: Call) -> Poly:
+    pooled = _image_mean(call, "a sum", "x.sum((2, 3))")
+    height, width = call.poly("self").shape[1:]
+    return affine(pooled, np.array(float(height * width)), np.array(0.0))
+
+
+def _image_mean(call: Call, kind: str, example: str) -> Poly:
+    """The average over height and width, with or without keeping the two axes."""
     x = call.poly("self")
-    axes = sorted(int(d) % (len(x.shape) + 1) for d in call["dim"])
+    axes = sorted(int(d) % (len(x.shape) + 1) for d in call["dim"] or ())
     if len(x.shape) != 3 or axes != [2, 3]:
-        raise Unsupported(f"a mean over axes {axes}", "a mean over height and width: x.mean((2, 3))")
+        raise Unsupported(f"{kind} over axes {axes or 'of all kinds'}", f"one over height and width: {example}")
     kernel = list(x.shape[1:])
     pooled = call.emit(
         "avg_pool2d", x, attrs={"kernel": kernel, "stride": kernel, "padding": [0, 0]}, shape=(x.shape[0], 1, 1)
@@ -144,6 +160,13 @@ def reshape(call: Call) -> Poly:
 
 def identity(call: Call) -> Poly:
     return call.poly("self" if call["self"] is not None else "input")
+
+
+def cast(call: Call) -> Poly:
+    dtype = call["dtype"]
+    if dtype is not None and not dtype.is_floating_point:
+        raise Unsupported(f"it rounds to {dtype}", "floating-point values throughout")
+    return call.poly("self")
 
 
 def dropout(call: Call) -> Poly:

@@ -12,8 +12,8 @@ from .graph import ACTIVATION
 __all__ = ["HANDLERS", "SUPPORTED"]
 
 SUPPORTED = (
-    "conv2d, linear, matmul by a constant, avg_pool2d, adaptive_avg_pool2d, mean over the image, batch_norm in "
-    "evaluation, flatten/reshape/view, +, -, * and / by a constant, + and - of tensors, x**2, x*x, square, dropout in "
+    "conv2d, linear, matmul by a constant, avg_pool2d, adaptive_avg_pool2d, mean and sum over the image, batch_norm "
+    "in evaluation, flatten/reshape/view, +, -, * and / by a constant, + and - of tensors, x**2, x*x, square, dropout in "
     "evaluation"
 )
 
@@ -31,14 +31,6 @@ def _activation(function: str, *options: str) -> Callable[[Call], Poly]:
     return handle
 
 
-def _max_pool(call: Call) -> Poly:
-    raise Unsupported("a maximum is not a polynomial", "avg_pool2d, or a convolution with a stride")
-
-
-def _moved_axes(call: Call) -> Poly:
-    raise Unsupported("it moves axes", "the order (channel, height, width) throughout")
-
-
 Handler = Callable[[Call], "Poly | list[Poly]"]
 
 HANDLERS: dict[str, Handler] = {
@@ -53,6 +45,7 @@ HANDLERS: dict[str, Handler] = {
     "aten.adaptive_avg_pool2d.default": layers.adaptive_avg_pool2d,
     "aten._adaptive_avg_pool2d.default": layers.adaptive_avg_pool2d,
     "aten.mean.dim": layers.mean,
+    "aten.sum.dim_IntList": layers.total,
     "aten.view.default": layers.reshape,
     "aten.reshape.default": layers.reshape,
     "aten._unsafe_view.default": layers.reshape,
@@ -67,9 +60,11 @@ HANDLERS: dict[str, Handler] = {
     "aten.detach.default": layers.identity,
     "aten.contiguous.default": layers.identity,
     "aten.lift_fresh_copy.default": layers.identity,
-    "aten.to.dtype": layers.identity,
-    "aten._to_copy.default": layers.identity,
-    "aten._assert_tensor_metadata.default": lambda call: call.poly("a"),
+    "aten.to.dtype": layers.cast,
+    "aten.to.dtype_layout": layers.cast,
+    "aten.to.device": layers.cast,
+    "aten.type_as.default": layers.identity,
+    "aten._to_copy.default": layers.cast,
     "aten.dropout.default": layers.dropout,
     "aten.feature_dropout.default": layers.dropout,
     "aten.batch_norm.default": layers.batch_norm,
@@ -93,9 +88,13 @@ HANDLERS: dict[str, Handler] = {
     "aten.silu.default": _activation("silu"),
     "aten.elu.default": _activation("elu", "alpha"),
     "aten.softplus.default": _activation("softplus", "beta", "threshold"),
-    "aten.max_pool2d.default": _max_pool,
-    "aten.max_pool2d_with_indices.default": _max_pool,
-    "aten.adaptive_max_pool2d.default": _max_pool,
-    "aten.permute.default": _moved_axes,
-    "aten.transpose.int": _moved_axes,
+    "aten.selu.default": _activation("selu"),
+    "aten.celu.default": _activation("celu", "alpha"),
+    "aten.mish.default": _activation("mish"),
+    "aten.hardswish.default": _activation("hardswish"),
+    "aten.relu6.default": _activation("relu6"),
+    "aten.hardtanh.default": _activation("hardtanh", "min_val", "max_val"),
+    "aten.sigmoid.default": _activation("sigmoid"),
+    "aten.hardsigmoid.default": _activation("hardsigmoid"),
+    "aten.tanh.default": _activation("tanh"),
 }

@@ -43,13 +43,24 @@ def fit_quadratic(function: Mapping[str, object], mean: Floats, std: Floats) -> 
     h0 = (target * weights).sum(1)
     h1 = (target * nodes * weights).sum(1)
     h2 = (target * (nodes**2 - 1) * weights).sum(1) / 2
-    curvature = np.maximum(h2, MIN_CURVATURE * std)
+    curvature, slope = _feasible(h1, h2, mean / std, MIN_CURVATURE * std)
     a = curvature / std**2
-    b = h1 / std - 2 * a * mean
-    center = np.clip(b / (2 * a), -MAX_CENTER * std, MAX_CENTER * std)
-    b = 2 * a * center
-    c = h0 - (a * (mean**2 + std**2) + b * mean)  # keeps the mean of the output exact after clipping
+    b = slope / std - 2 * a * mean
+    c = h0 - (a * (mean**2 + std**2) + b * mean)  # the mean of the output is exact
     return a, b, c
+
+
+def _feasible(slope: Floats, curvature: Floats, mean: Floats, least: Floats) -> tuple[Floats, Floats]:
+    """The (curvature, slope) nearest in mean square to the given coefficients of z^2 - 1 and z, within the constraints.
+
+    With `mean` in standard deviations, |b/2a| <= MAX_CENTER reads |slope / (2 curvature) - mean| <= MAX_CENTER: a cone.
+    Outside of it the nearest point lies on one of its rays, whose norm is E[(z^2 - 1)^2] = 2 in the curvature.
+    """
+    bent = np.maximum(curvature, least)
+    ratio = np.clip(slope / bent, 2 * (mean - MAX_CENTER), 2 * (mean + MAX_CENTER))
+    inside = ratio == slope / bent
+    on_ray = np.maximum((ratio * slope + 2 * curvature) / (ratio**2 + 2), least)
+    return np.where(inside, bent, on_ray), np.where(inside, slope, ratio * on_ray)
 
 
 @torch.no_grad()

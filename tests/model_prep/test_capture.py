@@ -220,7 +220,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "cube": (lambda x: x**3, r"x\*\*2"),
     "product": (lambda x: x.flatten(1)[:, :4] * x.flatten(1)[:, 4:8], "slice"),
     "two-tensors": (lambda x: F.avg_pool2d(x, 1) * x, "two different tensors"),
-    "division": (lambda x: 1 / x, "homomorphic form|division by a constant"),
+    "division": (lambda x: 1 / x, "division by a constant"),
     "batch-mixed": (lambda x: x.reshape(-1, 16), "mixes the samples"),
     "batch-mean": (lambda x: x - x.mean(0), "mixes the samples"),
     "batch-fixed": (lambda x: x.view(2, 64), "size of the batch"),

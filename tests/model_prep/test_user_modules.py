@@ -1,0 +1,387 @@
+"""Networks as their authors write them: each exports to a graph equal to torch, or is refused with line and advice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from he_runtime.errors import ModelError, Reason
+from he_runtime.model import InputSpec
+from he_runtime.reference import forward
+from model_prep import export
+from model_prep.capture import capture
+from model_prep.folding import fold
+
+
+class Square(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * x
+
+
+class Vgg(nn.Module):
+    """Sequential inside, adaptive pooling, dropout, torch.flatten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), Square(), nn.AvgPool2d(2), nn.Conv2d(4, 6, 3), Square()
+        )
+        self.pool = nn.AdaptiveAvgPool2d((1, 1))
+        self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.classifier(torch.flatten(self.pool(self.features(x)), 1))
+        return y
+
+
+class Block(nn.Module):
+    """A residual block with a projected or an identical shortcut, added in place."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(torch.square(self.bn1(self.conv1(x)))))
+        out += self.shortcut(x)
+        return 0.1 * out**2 + 0.5 * out
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(Block(3, 4, 1), Block(4, 4, 1), Block(4, 8, 2))
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.layers(x).mean((2, 3)))
+        return y
+
+
+class Depthwise(nn.Module):
+    """Depthwise with a channel multiplier, then pointwise; reshape by the batch's own size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=4)
+        self.pointwise = nn.Conv2d(8, 6, 1)
+        self.fc = nn.Linear(6 * 16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pointwise(self.depthwise(x)).pow(2)
+        y: Tensor = self.fc(x.reshape(x.shape[0], -1))
+        return y
+
+
+class NormalizedMlp(nn.Module):
+    """BatchNorm1d after Linear, dropout, buffers for the normalization, an input changed in place."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.randn(10))
+        self.a, self.norm, self.dropout, self.b = (
+            nn.Linear(10, 8),
+            nn.BatchNorm1d(8),
+            nn.Dropout(0.3),
+            nn.Linear(8, 2),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x -= self.mean
+        x /= 2.0
+        y: Tensor = self.b(self.dropout(torch.square(self.norm(self.a(x)))))
+        return y
+
+
+class KeywordDefaults(nn.Module):
+    """Arguments that have defaults, one of them an absent tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor, scale: float = 2.0, mask: Tensor | None = None, *, squared: bool = True) -> Tensor:
+        y: Tensor = self.a(x) * scale
+        if mask is not None:
+            y = y * mask
+        return y**2 if squared else y
+
+
+class Reused(nn.Module):
+    """One module used twice in a ModuleList, and a ModuleDict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = nn.Linear(10, 10)
+        self.layers = nn.ModuleList([shared, shared])
+        self.heads = nn.ModuleDict({"out": nn.Linear(10, 3)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + torch.square(layer(x)) * 0.1
+        y: Tensor = self.heads["out"](x)
+        return y
+
+
+class ReusedConvolution(nn.Module):
+    """Convolution and batch norm reused on their own output; the sum joins unequal histories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        z = self.norm(self.conv(y))
+        return torch.square(y + z) + 2 * x
+
+
+class LeNetView(nn.Module):
+    """view(-1, features) with the features counted in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 3, 5), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(torch.square(self.conv(x)), (2, 2))
+        count = 1
+        for size in x.size()[1:]:
+            count *= size
+        y: Tensor = self.fc(x.view(-1, count))
+        return y
+
+
+class FromVector(nn.Module):
+    """A vector that becomes an image and then a vector again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.unflatten, self.conv = nn.Linear(12, 32), nn.Unflatten(1, (2, 4, 4)), nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(self.conv(self.unflatten(self.fc(x))), start_dim=1)
+
+
+class Parametrized(nn.Module):
+    """Weights that are themselves computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))
+        self.b = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(self.a(x))
+        return y
+
+
+class Scalars(nn.Module):
+    """Arithmetic with plain numbers, constants on either side, alpha, in-place methods."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = 3 - (2 * x + 1) / 4 + (-x) * 0.5 - torch.tensor(1.5)
+        y = y + x.mul(2).add(1).sub(x, alpha=3).div(2) + torch.rsub(x, x * x)
+        return torch.add(torch.ones(6, dtype=x.dtype), y.clone().add_(1).mul_(2), alpha=2)
+
+
+class Pooled(nn.Module):
+    """Means and sums over the image, with and without their axes, squeezed away one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.point = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        mean = self.point(x.mean(dim=[-2, -1], keepdim=True)).squeeze(-1).squeeze(-1)
+        return mean + self.point(x).sum((2, 3))
+
+
+class Matrices(nn.Module):
+    """Products with transposed parameters, addmm with a bias of shape (1, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.bias = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.mm(x, self.w.t()) + torch.matmul(x, self.w.T) + torch.addmm(self.bias, x, self.w.t(), alpha=2)
+
+
+class Answer(nn.Module):
+    """A dictionary with one tensor, computed without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 2)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = x.detach().clone().contiguous().to(x.dtype)
+        return {"logits": self.a(x.reshape(len(x), -1))}
+
+
+GOOD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "vgg": (Vgg, (1, 8, 8)),
+    "resnet": (ResNet, (3, 8, 8)),
+    "depthwise": (Depthwise, (4, 8, 8)),
+    "normalized-mlp": (NormalizedMlp, (10,)),
+    "keyword-defaults": (KeywordDefaults, (10,)),
+    "reused": (Reused, (10,)),
+    "reused-convolution": (ReusedConvolution, (2, 4, 4)),
+    "lenet-view": (LeNetView, (2, 8, 8)),
+    "from-vector": (FromVector, (12,)),
+    "parametrized": (Parametrized, (6,)),
+    "scalars": (Scalars, (6,)),
+    "pooled": (Pooled, (1, 6, 6)),
+    "matrices": (Matrices, (4,)),
+    "answer": (Answer, (4,)),
+    "quartic": (lambda: nn.Sequential(nn.Linear(4, 4), Square(), nn.Identity(), Square()), (4,)),
+}
+
+
+def randomize_norms(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            assert layer.running_mean is not None and layer.running_var is not None
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2.0)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_users_module_equals_torch(name: str) -> None:
+    torch.manual_seed(3)
+    factory, shape = GOOD[name]
+    module = factory().double()
+    randomize_norms(module)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    graph = capture(module, x)
+    with torch.no_grad():
+        found = module.eval()(x.clone())
+    expected = (found["logits"] if isinstance(found, dict) else found).numpy()
+    for form in (graph, fold(graph)):
+        result = forward(form.to_model(name, InputSpec("", shape)), x.numpy())
+        assert result.shape == expected.shape
+        assert np.abs(result - expected).max() <= 1e-9 * max(1.0, np.abs(expected).max())
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(x)
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "cat": (lambda x: torch.cat((x, x * x), 1), "aten.cat.*joins tensors; need a sum"),
+    "slice": (lambda x: x[:, :2], "takes a part"),
+    "chunk": (lambda x: x.chunk(2, 1)[0], "takes a part"),
+    "flip": (lambda x: x.flip(1), "moves axes or elements"),
+    "repeat": (lambda x: x.repeat(1, 2), "copies elements"),
+    "softmax": (lambda x: F.log_softmax(x, dim=1), "post_processing='softmax'"),
+    "layer-norm": (lambda x: F.layer_norm(x, (4,)), "batch norm with running statistics"),
+    "clamp": (lambda x: x.clamp(min=0), "F.relu"),
+    "where": (lambda x: torch.where(x > 0, x, 0), "comparison"),
+    "einsum": (lambda x: torch.einsum("bi,oi->bo", x, torch.ones(3, 4)), "F.linear"),
+    "pad": (lambda x: F.pad(x, (1, 1)), "padding=... of the convolution"),
+    "sum": (lambda x: x.sum(1), r"x.sum\(\(2, 3\)\)"),
+    "mean": (lambda x: x.mean(1), r"x.mean\(\(2, 3\)\)"),
+    "default-dropout": (lambda x: F.dropout(x), "training=self.training"),
+    "like": (lambda x: x + torch.ones_like(x), "plain number"),
+    "product": (lambda x: x * F.linear(x, torch.ones(4, 4)), "product of two different tensors"),
+    "random": (lambda x: x + torch.randn(4), "random"),
+    "batch-shaped": (lambda x: x + torch.zeros(x.size(0), 1), "size of the batch"),
+    "batch-factor": (lambda x: x * x.size(0), "size of the batch"),
+    "addmm": (lambda x: torch.addmm(torch.ones(2, 3), x, torch.ones(4, 3)), "one size of the batch only"),
+    "integers": (lambda x: x.long().float(), "rounds to torch.int64"),
+    "zero-division": (lambda x: x / 0, "divides by zero"),
+    "infinite": (lambda x: x * float("inf"), "finite constants"),
+    "data-dependent": (lambda x: x if x.sum() > 0 else -x, "control flow"),
+    "input-unchanged": (lambda x: x, "returns its input"),
+    "nothing": (lambda x: None, "one tensor"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_gives_line_and_advice(name: str) -> None:
+    function, advice = REFUSED[name]
+    with pytest.raises(ModelError, match=advice) as caught:
+        export(Lambda(function), torch.randn(2, 4))
+    assert caught.value.reason is Reason.MODEL_UNSUPPORTED
+    assert "\n" not in caught.value.message and "; need " in caught.value.message
+    whole_forward = name in ("input-unchanged", "nothing")
+    assert whole_forward or "test_user_modules.py:" in caught.value.message
+
+
+def test_a_failed_trace_names_the_users_line(capfd: pytest.CaptureFixture[str]) -> None:
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.mean() > 0:  # the line that the message must name
+                return x
+            return -x
+
+    line = Branching.forward.__code__.co_firstlineno + 1
+    with pytest.raises(ModelError, match=rf"Branching at .*test_user_modules.py:{line} `if x.mean\(\) > 0"):
+        export(Branching(), torch.randn(2, 4))
+    printed = capfd.readouterr()
+    assert not printed.out and not printed.err  # torch's own report does not reach the terminal
+
+
+def test_a_layer_of_a_plain_sequential_is_named_by_its_path() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Softmax(dim=1)))
+    with pytest.raises(ModelError, match=r"\(aten.softmax.int\) in module '1.0'"):
+        export(module, torch.randn(2, 4))
+
+
+def test_a_changed_buffer_is_refused_by_name() -> None:
+    class Counter(nn.Module):
+        calls: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x * self.calls
+
+    with pytest.raises(ModelError, match=r"changes its buffers \['calls'\]"):
+        export(Counter(), torch.randn(2, 4))
+
+
+def test_each_layer_keeps_its_own_mode() -> None:
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).train()
+    module[1].eval()  # a frozen batch norm in a network that trains
+    export(module, torch.randn(2, 4))
+    assert [layer.training for layer in module.modules()] == [True, True, False]
+
+
+def test_an_example_from_numpy_takes_the_modules_precision() -> None:
+    model = export(nn.Linear(4, 2), np.random.default_rng(0).normal(size=(3, 4)))
+    assert model.arrays["weight"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ReLU6(), nn.GELU(), nn.Sigmoid(), nn.Tanh(), nn.Hardswish(), nn.LeakyReLU(0.2), nn.ELU(), nn.SELU()]
+)
+def test_an_activation_is_captured_for_compress_and_refused_by_export(layer: nn.Module) -> None:
+    module, x = nn.Sequential(nn.Linear(4, 4), layer), torch.randn(2, 4)
+    assert [n.op for n in capture(module, x).nodes] == ["dense", "activation"]
+    with pytest.raises(ModelError, match=r"is not a polynomial.*`compress`, which replaces it"):
+        export(module, x)

@@ -1,8 +1,9 @@
-"""Model directories, plans and recipes as the commands find them on disk."""
+"""Recipes, model directories and plans as the commands find and leave them on disk."""
 
 from __future__ import annotations
 
 import json
+import re
 import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from he_runtime import CompressedModel, Plan
 
-__all__ = [
-    "cache_directory",
-    "dense_counts",
-    "dense_twin",
-    "find_recipe",
-    "load_model",
-    "load_or_compile",
-    "save_version",
-]
+__all__ = ["PLAN", "dense_counts", "dense_twin", "find_recipe", "load_or_compile", "new_version", "save_plan"]
 
-_PLAN = "plan"
+PLAN = "plan"  # the directory of a version's plan
+_SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a server passes over directories of other names
 
 
 def find_recipe(name: str) -> Path:
@@ -41,39 +35,51 @@ def find_recipe(name: str) -> Path:
     return shipped[name]
 
 
-def cache_directory(chosen: Path | None) -> Path:
-    """`chosen`, or the user's cache directory for this project; made if absent."""
-    if chosen is None:
-        from platformdirs import user_cache_dir
+def new_version(root: Path, name: str, version: str, *, overwrite: bool = False) -> Path:
+    """Where a version of a model goes: `root`/<name>/<version>/.
 
-        chosen = Path(user_cache_dir("secateur"))
-    chosen.mkdir(parents=True, exist_ok=True)
-    return chosen
+    Raises InputError for names that no server would serve, and for a version that is there already.
+    """
+    from he_runtime.errors import InputError
 
-
-def load_model(directory: Path) -> CompressedModel:
-    """The compressed model in `directory`; ModelError where there is none."""
-    from he_runtime import CompressedModel
-
-    return CompressedModel.load(directory)
+    for text in (name, version):
+        if not _SERVED_NAME.fullmatch(text):
+            raise InputError(
+                f"cannot name a model or version {text!r}: need letters, digits, '.', '_' and '-', at most 64, the "
+                "first a letter or digit; try another name"
+            )
+    target = root / name / version
+    if target.exists() and not overwrite:
+        raise InputError(f"cannot write {target}: it is there already; try another --version, or --overwrite")
+    return target
 
 
 def load_or_compile(directory: Path) -> Plan:
     """The plan in `directory` (a plan, or a model directory holding one), else the model there, planned now."""
-    from he_runtime import Plan, compile
+    from he_runtime import CompressedModel, Plan, compile
 
-    for candidate in (directory, directory / _PLAN):
+    for candidate in (directory, directory / PLAN):
         if (candidate / "plan.json").exists():
             return Plan.load(candidate)
-    return compile(load_model(directory))
+    return compile(CompressedModel.load(directory))
+
+
+def save_plan(plan: Plan, dense: dict[str, int], version_directory: Path) -> None:
+    """Write a plan below its model as a server reads it, and the dense counts that the server states beside its own."""
+    plan.save(version_directory / PLAN)
+    (version_directory / PLAN / "dense_counts.json").write_text(json.dumps(dense))
 
 
 def dense_counts(model: CompressedModel) -> dict[str, int]:
-    """Operation counts of the same network with nothing pruned, planned alike."""
+    """Operation counts of the same network with nothing pruned, planned alike; empty where that fits no parameters."""
     from he_runtime import compile
+    from he_runtime.errors import DoesNotFit
     from he_runtime.plan.counts import leaf_totals
 
-    return leaf_totals(compile(dense_twin(model)).counts)
+    try:
+        return leaf_totals(compile(dense_twin(model)).counts)
+    except DoesNotFit:
+        return {}
 
 
 def dense_twin(model: CompressedModel) -> CompressedModel:
@@ -88,12 +94,3 @@ def dense_twin(model: CompressedModel) -> CompressedModel:
             present = np.abs(weight[weight != 0])
             arrays[key] = np.where(weight == 0, present.min() if present.size else 1, weight).astype(weight.dtype)
     return model.with_(arrays=arrays)
-
-
-def save_version(model: CompressedModel, plan: Plan, root: Path, version: str) -> Path:
-    """Write `root`/<name>/<version>/ as a server reads it: the model, the plan below it, and the dense counts there."""
-    directory = root / model.name / version
-    model.save(directory)
-    plan.save(directory / _PLAN)
-    (directory / _PLAN / "dense_counts.json").write_text(json.dumps(dense_counts(model)))
-    return directory

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, emit, say
+from .calibrate import measured_table
+from .options import Json
+from .output import emit, say, table
+from .probe import fourier_probe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +27,10 @@ def latency(
     seconds: Annotated[float, typer.Option(help="Calibration time per network, in seconds.")] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Calibrate, predict and measure the reference networks (random weights: only their shape matters here)."""
+    """Predicted latency against measured, for the reference networks.
+
+    Their weights are random: only the shapes matter here. A network that needs more memory than is free is left out.
+    """
     from he_runtime.cost.calibrate import machine_name
     from he_runtime.errors import DoesNotFit, InputError
     from model_prep.networks import NETWORKS
@@ -51,42 +58,33 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
     """
     import numpy as np
 
-    from he_runtime import Executor, compile
-    from he_runtime.backends.tenseal_secret import SecretKey
-    from he_runtime.cost import price
-    from he_runtime.cost.calibrate import calibrate
+    from he_runtime import compile, price
     from he_runtime.cost.measure import measure_latency
-    from he_runtime.ring import EvaluationKeys
     from model_prep.reference_models import random_reference
 
-    from .service import fourier_probe
+    from .local import Local
 
     planned = compile(random_reference(name))
-    report = price(planned, calibrate(backend, planned.params, seconds=seconds, only=planned.counts))
+    report = price(planned, measured_table(backend, planned.params, seconds, only=planned.counts))
     _refuse_too_large(name, report.peak_bytes)
-    secret, spec = SecretKey.generate(planned.params), planned.client_spec()
-    executor = Executor(planned, backend)
-    keys = executor.load_keys(
-        EvaluationKeys(planned.params.digest, {r.element: r for r in secret.make_keys(planned.keys)})
-    )
-    sample = np.random.default_rng(0).normal(size=spec.input.shape) * 0.5
-    inputs = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample)]
+    local = Local(planned, backend)
+    encrypted = local.encrypt(np.random.default_rng(0).normal(size=planned.inputs[0].shape) * 0.5)
     wall: list[float] = []
 
     def run() -> None:
         start = time.perf_counter()
-        executor.run(inputs, keys)
+        local.evaluate(encrypted)
         wall.append(time.perf_counter() - start)
 
     measured = measure_latency(run, fourier_probe(), runs, clock=time.thread_time)
     return {
         "predicted_ms": report.latency_ms,
         "measured_ms": measured.median_ms,
-        "wall_ms": float(np.median(wall)) * 1e3,
+        "wall_ms": statistics.median(wall) * 1e3,
         "ratio": report.latency_ms / measured.median_ms,
         "runs": measured.rounds,
         "disturbed_runs": measured.disturbed,
-        "counters_equal": executor.counters == planned.counts,
+        "counters_equal": local.executor.counters == planned.counts,
         "counts": dict(report.counts),
         "N": planned.params.degree,
         "log2_qp": planned.params.log2_qp,
@@ -105,17 +103,12 @@ def _refuse_too_large(name: str, need: int) -> None:
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:
-    from rich.table import Table
-
     title = f"{record['machine']}, {record['backend']}, one thread"
-    table = Table(title=title, title_justify="left", pad_edge=False)
-    table.add_column("network")
-    for column in ("N", "predicted", "measured", "ratio", "counters"):
-        table.add_column(column, justify="right")
+    drawn = table(("network", "N", "predicted", "measured", "ratio", "counters"), title)
     for row in record["networks"]:
         if not row["fits"]:
-            table.add_row(row["network"], "", "does not fit")
+            drawn.add_row(row["network"], "", "does not fit")
             continue
         cells = (f"{row['predicted_ms']:.0f} ms", f"{row['measured_ms']:.0f} ms", f"{row['ratio']:.2f}")
-        table.add_row(row["network"], str(row["N"]), *cells, "equal" if row["counters_equal"] else "DIFFER")
-    console.print(table)
+        drawn.add_row(row["network"], str(row["N"]), *cells, "equal" if row["counters_equal"] else "DIFFER")
+    console.print(drawn)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, emit, facts_table, say
+from .options import Json
+from .output import emit, facts_table, progress_share, say, table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from he_runtime.cost import CostTable
+    from he_runtime.params import CkksParams
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "measured_table"]
 
 
 def calibrate(
@@ -25,40 +28,53 @@ def calibrate(
     seconds: Annotated[float, typer.Option(help="Time to spend, in seconds.")] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Measure what each operation of a plan costs here, for `secateur estimate --table` and engine.cost_table."""
-    from he_runtime.cost.calibrate import calibrate as measure
-
+    """Measure the cost of operations here, for `secateur estimate --table`."""
     from .artifacts import load_or_compile
 
-    planned = load_or_compile(model)
-    table = measure(backend, planned.params, seconds=seconds)
-    table.save(output)
+    measured = measured_table(backend, load_or_compile(model).params, seconds)
+    measured.save(output)
     say(f"wrote {output}")
-    emit(_record(table, output), as_json, lambda console: _render(console, table))
+    emit(_record(measured, output), as_json, lambda console: _render(console, measured))
 
 
-def _record(table: CostTable, output: Path) -> dict[str, Any]:
+def measured_table(
+    backend: str, params: CkksParams, seconds: float, only: Collection[tuple[str, int]] | None = None
+) -> CostTable:
+    """A table measured now, for all operations or `only` some (leaf, level), behind a progress bar."""
+    from he_runtime.cost.calibrate import calibrate as measure
+
+    say(f"calibrating for {seconds:.0f} s ...")
+    with progress_share("calibrating") as progress:
+        return measure(backend, params, seconds=seconds, only=only, progress=lambda _, share: progress(share))
+
+
+def _record(measured: CostTable, output: Path) -> dict[str, Any]:
     return {
         "file": str(output),
-        "backend": table.backend,
-        "machine": table.machine,
-        "date": table.date,
-        "digest": table.digest,
+        "backend": measured.backend,
+        "machine": measured.machine,
+        "date": measured.date,
+        "digest": measured.digest,
         "entries": [
             {"leaf": leaf, "N": degree, "level": level, "seconds": entry.seconds, "spread": entry.spread}
-            for (leaf, degree, level), entry in sorted(table.entries.items())
+            for (leaf, degree, level), entry in sorted(measured.entries.items())
         ],
     }
 
 
-def _render(console: Console, table: CostTable) -> None:
-    from rich.table import Table
-
-    spread = statistics.median(entry.spread for entry in table.entries.values())
-    console.print(facts_table(table.name, [("spread", f"{spread:.1%} (median over operations)")]))
-    drawn = Table(pad_edge=False)
-    for column in ("operation", "N", "level", "milliseconds"):
-        drawn.add_column(column, justify="left" if column == "operation" else "right")
-    for (leaf, degree, level), entry in sorted(table.entries.items()):
-        drawn.add_row(leaf, str(degree), str(level), f"{entry.seconds * 1e3:.3f}")
+def _render(console: Console, measured: CostTable) -> None:
+    spread = statistics.median(entry.spread for entry in measured.entries.values())
+    degrees = ", ".join(str(degree) for degree in sorted({key[1] for key in measured.entries}))
+    facts = [
+        ("table", measured.name),
+        ("ring degree", f"N={degrees}"),
+        ("spread", f"{spread:.1%} (median over operations)"),
+    ]
+    console.print(facts_table("milliseconds per operation", facts))
+    console.print()
+    levels = sorted({key[2] for key in measured.entries})
+    drawn = table(("operation", *(f"level {level}" for level in levels)))
+    for leaf, degree in sorted({key[:2] for key in measured.entries}):
+        entries = [measured.entries.get((leaf, degree, level)) for level in levels]
+        drawn.add_row(leaf, *("" if entry is None else f"{entry.seconds * 1e3:.3f}" for entry in entries))
     console.print(drawn)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, emit, facts_table, say
+from .options import Data, Json
+from .output import counts_table, emit, facts_table, say
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from he_runtime import CompressedModel
 
-__all__ = ["compress", "run_recipe"]
+__all__ = ["compress", "run_recipe", "stage_facts"]
+
+_STAGES = ("teacher", "polynomial", "pruned", "folded", "final")
+_STEPS = ("approximation", "pruning", "quantization")
 
 
 def compress(
@@ -24,25 +30,24 @@ def compress(
     ),
     version: Annotated[str, typer.Option(help="The version to write.")] = "1",
     module: Annotated[str | None, typer.Option(help="Your own network, as package.module:factory.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Where data sets lie; SECATEUR_DATA otherwise.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace a version that is already there.")] = False,
+    data: Data = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a version that is already there.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train, replace activations, prune, quantize and plan a network as a recipe says."""
+    """Train, prune, quantize and plan a network by a recipe."""
     from he_runtime import compile
-    from he_runtime.errors import InputError
+    from model_prep import Recipe
 
-    from .artifacts import save_version
+    from .artifacts import dense_counts, find_recipe, new_version, save_plan
     from .plan import plan_record
 
-    if not version or version in (".", "..") or "/" in version:
-        raise InputError(f"cannot write version {version!r}: need a plain name; try 1")
-    model = run_recipe(recipe, module=module, data=data, quiet=as_json)
-    target = out / model.name / version
-    if target.exists() and not overwrite:
-        raise InputError(f"cannot write {target}: it is there already; try another --version, or --overwrite")
-    planned = compile(model)
-    save_version(model, planned, out, version)
+    target = new_version(out, Recipe.load(find_recipe(recipe)).name, version, overwrite=overwrite)
+    say("training and compressing ...")
+    model = run_recipe(recipe, module=module, data=data)
+    model.save(target)
+    say("planning ...")
+    planned, dense = compile(model), dense_counts(model)
+    save_plan(planned, dense, target)
     say(f"wrote {target}")
     record = {
         "model": model.name,
@@ -50,55 +55,64 @@ def compress(
         "directory": str(target),
         "model_digest": model.digest,
         "metadata": {k: v for k, v in model.metadata.items() if k != "recipe"},
+        "dense_counts": dense,
         "plan": plan_record(planned),
     }
-
-    def render(console: Console) -> None:
-        console.print(facts_table(f"{model.name} version {version}", _facts(record)))
-
-    emit(record, as_json, render)
+    emit(record, as_json, lambda console: _render(console, record))
 
 
-def run_recipe(
-    recipe: str, *, module: str | None = None, data: Path | None = None, quiet: bool = False
-) -> CompressedModel:
+def run_recipe(recipe: str, *, module: str | None = None, data: Path | None = None) -> CompressedModel:
     """The model that `recipe` (a name or a path) makes of its own network, or of the user's `module`."""
     from model_prep import Recipe
     from model_prep import compress as run
 
     from .artifacts import find_recipe
 
-    loaded = Recipe.load(find_recipe(recipe))
-    return run(None if module is None else _import(module), loaded, quiet=quiet, data_directory=data)
+    network = None if module is None else _make(module)
+    return run(network, Recipe.load(find_recipe(recipe)), data_directory=data)
 
 
-def _import(reference: str) -> Any:
+def _make(reference: str) -> nn.Module:
     """The torch module that `package.module:factory` makes; the working directory is searched first."""
     import importlib
     import os
     import sys
+
+    from torch import nn
 
     from he_runtime.errors import InputError
 
     name, _, attribute = reference.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        factory = getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"cannot import {reference!r}: {error}; need package.module:factory") from error
+        network = getattr(importlib.import_module(name), attribute)()
+    except Exception as error:  # the user's code may fail in any way
+        raise InputError(
+            f"cannot make a network by {reference!r}: got {type(error).__name__}: {error}, need package.module:factory"
+        ) from error
     finally:
         sys.path.remove(os.getcwd())
-    return factory()
+    if not isinstance(network, nn.Module):
+        raise InputError(f"cannot use what {reference!r} makes: got {type(network).__name__}, need a torch.nn.Module")
+    return network
 
 
-def _facts(record: dict[str, Any]) -> list[tuple[str, str]]:
+def stage_facts(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What each step of a compression did to the accuracy and to the logits, in the order of the steps."""
+    accuracy, change = metadata.get("accuracy", {}), metadata.get("logit_rms_change", {})
+    facts = [(f"accuracy, {stage}", f"{accuracy[stage]:.2%}") for stage in _STAGES if stage in accuracy]
+    return facts + [(f"logits moved by {step}", f"{change[step]:.3g} RMS") for step in _STEPS if step in change]
+
+
+def _render(console: Console, record: dict[str, Any]) -> None:
     metadata, planned = record["metadata"], record["plan"]
-    facts = [("data", str(metadata.get("data", "unknown")))]
-    facts += [(f"accuracy, {stage}", f"{value:.2%}") for stage, value in metadata.get("accuracy", {}).items()]
-    facts += [(f"logit change, {step}", f"{v:.3g} RMS") for step, v in metadata.get("logit_rms_change", {}).items()]
-    return [
-        *facts,
+    margin = f"; median margin {metadata['median_margin']:.3g}" if "median_margin" in metadata else ""
+    facts = [
+        ("data", f"{metadata['data']}, {metadata['test_samples']} test samples"),
+        *stage_facts(metadata),
         ("parameters", f"N={planned['N']}, log2(QP)={planned['log2_qp']:.1f}, {planned['keys']} keys"),
-        ("operations", ", ".join(f"{n} {leaf}" for leaf, n in planned["counts"].items())),
-        ("error bound", f"{planned['error_bound']:.3g} (median margin {metadata.get('median_margin', 0.0):.3g})"),
+        ("error bound", f"{planned['error_bound']:.3g} per output{margin}"),
     ]
+    console.print(facts_table(f"{record['model']} version {record['version']}", facts))
+    console.print()
+    console.print(counts_table({"dense": record["dense_counts"], "compressed": planned["counts"]}))

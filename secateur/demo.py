@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, counts_table, emit, facts_table, say
+from .calibrate import measured_table
+from .options import Cache, Json, Recipe
+from .output import counts_table, emit, facts_table, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,42 +41,35 @@ class _Measured:
 
 
 def demo(
-    cache: Annotated[Path | None, typer.Option(help="Where the trained network is kept between runs.")] = None,
+    cache: Cache = None,
     image: Annotated[int, typer.Option(help="Which test image to classify.", min=0)] = 0,
-    recipe: Annotated[str, typer.Option(help="The recipe that makes the network.")] = RECIPE,
+    recipe: Recipe = RECIPE,
     as_json: Json = False,
 ) -> None:
-    """Train, compress, serve with TLS on loopback, and classify one encrypted digit."""
+    """The whole way once: train, compress, serve, classify an encrypted digit."""
     import numpy as np
 
-    from he_runtime import compile
-    from he_runtime.cost import price
-    from he_runtime.cost.calibrate import calibrate
-    from he_runtime.errors import InputError
-    from he_runtime.execute import run_clear
+    from he_runtime import compile, price, run_clear
     from he_runtime.reference import normalize
 
     from .artifacts import dense_counts
     from .service import served
     from .trained import data_of, trained
 
-    model = trained(recipe, cache, quiet=as_json)
-    data = data_of(model)
-    if image >= len(data.x_test):
-        raise InputError(f"cannot use test image {image}: need one of 0 to {len(data.x_test) - 1}")
+    data = data_of(recipe)
+    _check_index(image, len(data.x_test))
+    model = trained(recipe, cache)
     sample = data.x_test[image].astype(np.float64)
     say("planning ...")
     planned, dense = compile(model), dense_counts(model)
-    say(f"calibrating for {CALIBRATION_SECONDS:.0f} s ...")
-    table = calibrate("tenseal", planned.params, seconds=CALIBRATION_SECONDS, only=planned.counts)
-    report = price(planned, table)
+    table = measured_table("tenseal", planned.params, CALIBRATION_SECONDS, only=planned.counts)
     with served(model, planned) as client:
         say("asking with an encrypted image ...")
         measured = _measure(client, model.name, sample)
     clear = run_clear(planned, normalize(model.input, sample[None]))[0]
     record = _record(planned, measured, clear) | {
         "label": int(data.y_test[image]),
-        "predicted_ms": report.latency_ms,
+        "predicted_ms": price(planned, table).latency_ms,
         "dense_counts": dense,
         "data": data.name,
         "accuracy": model.metadata.get("accuracy", {}).get("final"),
@@ -84,11 +78,18 @@ def demo(
     emit(record, as_json, lambda console: _render(console, record, sample))
 
 
+def _check_index(image: int, count: int) -> None:
+    from he_runtime.errors import InputError
+
+    if image >= count:
+        raise InputError(f"cannot use test image {image}: need one of 0 to {count - 1}")
+
+
 def _measure(client: Client, model: str, sample: npt.NDArray[np.float64]) -> _Measured:
     """Medians of RUNS predictions, each between two runs of a fixed probe; a round whose probe moved is repeated."""
     from he_runtime.cost.measure import ProbeGate
 
-    from .service import fourier_probe
+    from .probe import fourier_probe
 
     client.predict(model, sample)  # the first one pays for loading the keys
     gate = ProbeGate(fourier_probe())
@@ -133,12 +134,13 @@ def _record(planned: Plan, measured: _Measured, clear: npt.NDArray[np.float64]) 
 
 def _render(console: Console, record: dict[str, Any], sample: npt.NDArray[np.float64]) -> None:
     console.print(_draw(sample), markup=False)
+    console.print()
     disturbed = f", {record['disturbed_runs']} disturbed" if record["disturbed_runs"] else ""
     facts = [
         ("encrypted answer", str(record["answer"])),
         ("clear answer", str(record["clear_answer"])),
         ("label", str(record["label"])),
-        ("predicted", f"{record['predicted_ms']:.0f} ms"),
+        ("predicted", f"{record['predicted_ms']:.0f} ms (calibrated on this machine)"),
         ("measured", f"{record['measured_ms']:.0f} ms (median of {record['runs']} runs{disturbed})"),
         ("round trip", f"{record['round_trip_ms']:.0f} ms"),
         ("bytes", f"{record['up_bytes']:,} up, {record['down_bytes']:,} down, {record['key_bytes']:,} of keys once"),
@@ -148,8 +150,7 @@ def _render(console: Console, record: dict[str, Any], sample: npt.NDArray[np.flo
     ]
     console.print(facts_table("", facts))
     console.print()
-    columns = {"dense": record["dense_counts"], "compressed": record["counts"]}
-    console.print(counts_table("operations", columns))
+    console.print(counts_table({"dense": record["dense_counts"], "compressed": record["counts"]}))
 
 
 def _draw(sample: npt.NDArray[np.float64]) -> str:

@@ -1,118 +1,131 @@
-"""`secateur doctor`: what is installed, and whether encryption works here."""
+"""`secateur doctor`: what is installed, and whether encrypted evaluation works here."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
-from .output import Json, emit
+from .options import Json
+from .output import emit, table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = ["doctor"]
 
-# distribution -> (what needs it, the extra that brings it; empty: always required)
-_LIBRARIES: dict[str, tuple[str, str]] = {
-    "numpy": ("everything", ""),
-    "scipy": ("everything", ""),
-    "safetensors": ("models and plans on disk", ""),
-    "tenseal": ("keys, encryption, the tenseal back end", "client"),
-    "grpcio": ("client and server", "client"),
-    "grpcio-status": ("typed errors from a server", "client"),
-    "platformdirs": ("where secret keys lie", "client"),
-    "grpcio-health-checking": ("the server's health service", "server"),
-    "grpcio-reflection": ("the server's reflection service", "server"),
-    "cryptography": ("TLS certificates", "server"),
-    "torch": ("compress and demo", "prep"),
-    "scikit-learn": ("the digits data", "prep"),
-    "Pyfhel": ("the pyfhel back end", "pyfhel"),
-}
-_OPTIONAL = frozenset({"Pyfhel"})  # demo, tests and service do without
+_ROLES = ("prep", "client", "server", "pyfhel")  # extras of the distribution that a user may do without
 
 
 @dataclass(frozen=True)
 class _Check:
-    """One finding. `required` is whether the installation is broken without it."""
+    """One finding. What is absent was not asked for; what is broken cannot work as it is."""
 
     name: str
-    ok: bool
+    status: Literal["ok", "absent", "broken"]
     detail: str
-    required: bool = True
 
 
 def doctor(as_json: Json = False) -> None:
-    """Check the installation: Python, libraries, back ends, and one encryption. Exit code 1 if something is broken."""
-    checks = [_python(), *(_library(name) for name in _LIBRARIES), *_backends(), _round_trip()]
-    healthy = all(check.ok for check in checks if check.required)
+    """Check the installation; exit code 1 if something is broken.
+
+    Python, the libraries of every extra, and one encrypted evaluation on each back end. An extra that is not installed
+    is absent, not broken.
+    """
+    checks = [_python(), *_libraries(), *_backends()]
+    healthy = all(check.status != "broken" for check in checks)
+    ready = [check.name for check in checks if check.name in _ROLES and check.status == "ok"]
     machine = {"system": platform.platform(), "cores": os.cpu_count() or 1}
 
     def render(console: Console) -> None:
-        from rich.table import Table
-
-        table = Table(title=f"{machine['system']}, {machine['cores']} cores", title_justify="left", pad_edge=False)
-        for column in ("check", "", "finding"):
-            table.add_column(column)
+        drawn = table(("check", "", "finding"), f"{machine['system']}, {machine['cores']} cores", text_columns=3)
         for check in checks:
-            mark = "ok" if check.ok else ("MISSING" if check.required else "absent")
-            table.add_row(check.name, mark, check.detail)
-        console.print(table)
-        console.print("ready" if healthy else "not ready: see the lines marked MISSING")
+            drawn.add_row(check.name, check.status, check.detail)
+        console.print(drawn)
+        console.print()
+        console.print(f"ready for: {', '.join(ready) or 'nothing'}" if healthy else "broken: see above")
 
-    emit({"ok": healthy, **machine, "checks": [asdict(check) for check in checks]}, as_json, render)
+    emit({"ok": healthy, "ready": ready, **machine, "checks": [asdict(check) for check in checks]}, as_json, render)
     if not healthy:
         raise typer.Exit(1)
 
 
 def _python() -> _Check:
-    version = platform.python_version()
-    return _Check("python", sys.version_info >= (3, 11), f"{version} (need 3.11 or newer)")
+    status: Literal["ok", "broken"] = "ok" if sys.version_info >= (3, 11) else "broken"
+    return _Check("python", status, f"{platform.python_version()} (need 3.11 or newer)")
 
 
-def _library(name: str) -> _Check:
-    purpose, extra = _LIBRARIES[name]
+def _libraries() -> list[_Check]:
+    """One finding for what is always needed, and one per extra."""
     try:
-        return _Check(name, True, f"{metadata.version(name)}: {purpose}", name not in _OPTIONAL)
+        requirements = metadata.requires("secateur") or []
     except metadata.PackageNotFoundError:
-        command = f"pip install 'secateur[{extra}]'" if extra else "pip install secateur"
-        return _Check(name, False, f"{purpose}; try {command}", name not in _OPTIONAL)
+        return [_Check("libraries", "broken", "secateur itself is not installed; try pip install secateur")]
+    wanted: dict[str, list[str]] = {"base": [], **{role: [] for role in _ROLES}}
+    for requirement in requirements:
+        name = re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra *== *['\"]([^'\"]+)", requirement)
+        role = extra[1] if extra else "base"
+        if role in wanted:
+            wanted[role].append(name)
+    return [_extra(role, names) for role, names in wanted.items()]
+
+
+def _extra(role: str, names: list[str]) -> _Check:
+    found, missing = [], []
+    for name in names:
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            missing.append(name)
+    if not missing:
+        return _Check(role, "ok", ", ".join(found))
+    package = "secateur" if role == "base" else f"'secateur[{role}]'"
+    status: Literal["absent", "broken"] = "broken" if role == "base" else "absent"
+    return _Check(role, status, f"without {', '.join(missing)}; try pip install {package}")
 
 
 def _backends() -> list[_Check]:
-    """Whether the module behind every back end loads."""
-    import importlib
-
+    """Whether every back end evaluates a small encrypted network as in the clear."""
     from he_runtime.backends import BACKENDS
+    from he_runtime.errors import BackendUnavailable
 
     found = []
-    for name, (module, _) in BACKENDS.items():
+    for backend in BACKENDS:
+        name = f"back end {backend}"
         try:
-            importlib.import_module(module, "he_runtime.backends")
-            found.append(_Check(f"back end {name}", True, "loads", name != "pyfhel"))
+            found.append(_Check(name, *_evaluate(backend)))
+        except (BackendUnavailable, ModuleNotFoundError) as error:
+            found.append(_Check(name, "absent", str(error)))
         except Exception as error:
-            found.append(_Check(f"back end {name}", False, str(error) or type(error).__name__, name != "pyfhel"))
+            found.append(_Check(name, "broken", f"{type(error).__name__}: {error}"))
     return found
 
 
-def _round_trip() -> _Check:
-    """Encrypt a vector and decrypt it at N = 4096: the smallest thing that needs SEAL to work."""
-    name = "encryption"
-    try:
-        import numpy as np
+def _evaluate(backend: str) -> tuple[Literal["ok", "broken"], str]:
+    """Encrypt, multiply by a matrix, decrypt: the smallest thing that needs all of a back end."""
+    import numpy as np
 
-        from he_runtime.backends.tenseal_secret import SecretKey
-        from he_runtime.params import CkksParams, find_primes
+    from he_runtime import CompressedModel, compile, run_clear
+    from he_runtime.model import InputSpec, Node, OutputSpec
+    from he_runtime.reference import calibrate
 
-        special, live = find_primes(4096, [53.0, 52.0])
-        secret = SecretKey.generate(CkksParams(4096, (live,), (special,)))
-        values = np.linspace(-1.0, 1.0, secret.params.slots)
-        error = float(np.abs(secret.decrypt(secret.encrypt(values, 0, 2.0**30)) - values).max())
-    except Exception as failure:
-        return _Check(name, False, f"failed: {type(failure).__name__}: {failure}")
-    return _Check(name, error < 2.0**-12, "a round trip at N=4096 " + ("works" if error < 2.0**-12 else "is wrong"))
+    from .local import Local
+
+    rng = np.random.default_rng(0)
+    samples = rng.uniform(-1.0, 1.0, size=(32, 8))
+    layer = Node("layer", "dense", ("x",), (8,), arrays={"weight": "weight"})
+    arrays = {"weight": rng.normal(size=(8, 8))}
+    model = CompressedModel("doctor", InputSpec("x", (8,)), OutputSpec("layer"), (layer,), arrays)
+    planned = compile(calibrate(model, samples))
+    local = Local(planned, backend)
+    answer = local.decrypt(local.evaluate(local.encrypt(samples[0])))
+    if np.abs(answer - run_clear(planned, samples[:1])[0]).max() > planned.error_bound:
+        return "broken", "an encrypted product is not what it is in the clear"
+    return "ok", f"evaluates an encrypted product at N={planned.params.degree} as in the clear"

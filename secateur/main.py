@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from . import bench, calibrate, compress, demo, doctor, plan, predict, serve
-from .output import OneLineErrors
+from .errors import OneLineErrors
 
 __all__ = ["app"]
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, counts_table, emit, facts_table, say
+from .options import Json
+from .output import counts_table, emit, facts_table, say, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,32 +19,37 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate", "plan", "plan_record"]
 
-Model = Annotated[Path, typer.Argument(help="A model directory (manifest.json ...), or a plan directory.")]
-
 
 def plan(
-    model: Model,
+    model: Annotated[Path, typer.Argument(help="A model directory, to plan now; or a plan directory, to read.")],
     output: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
     degree: Annotated[int | None, typer.Option(help="Use this ring degree N only: 4096, 8192, 16384 or 32768.")] = None,
     max_error: Annotated[float | None, typer.Option(help="Bound on the error of an output, in its units.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Plan a compressed model, and print the encrypted program: ops, levels, scales, keys."""
-    from he_runtime import compile
+    """Print the encrypted program of a model: ops, levels, scales, keys."""
+    planned = _plan(model, degree, max_error)
+    if output is not None:
+        planned.save(output)
+        say(f"wrote {output}")
+    emit(plan_record(planned), as_json, lambda console: console.print(planned.listing(), markup=False, soft_wrap=True))
+
+
+def _plan(directory: Path, degree: int | None, max_error: float | None) -> Plan:
+    from he_runtime import CompressedModel, Plan, compile
     from he_runtime.compile import DEGREES
     from he_runtime.errors import InputError
-
-    from .artifacts import load_model
 
     if degree is not None and degree not in DEGREES:
         raise InputError(f"cannot plan at N={degree}: need one of {', '.join(map(str, DEGREES))}")
     if max_error is not None and not (math.isfinite(max_error) and max_error > 0):
         raise InputError(f"cannot plan for --max-error {max_error}: need a positive number")
-    planned = compile(load_model(model), degrees=DEGREES if degree is None else (degree,), max_error=max_error)
-    if output is not None:
-        planned.save(output)
-        say(f"wrote {output}")
-    emit(plan_record(planned), as_json, lambda console: console.print(planned.listing(), markup=False, soft_wrap=True))
+    if (directory / "plan.json").exists():
+        if degree is not None or max_error is not None:
+            raise InputError(f"cannot plan {directory} again: it is a plan; try the model directory it was made from")
+        return Plan.load(directory)
+    degrees = DEGREES if degree is None else (degree,)
+    return compile(CompressedModel.load(directory), degrees=degrees, max_error=max_error)
 
 
 def plan_record(planned: Plan) -> dict[str, Any]:
@@ -71,41 +77,45 @@ def plan_record(planned: Plan) -> dict[str, Any]:
 
 
 def estimate(
-    model: Model,
-    table: Annotated[
-        Path | None, typer.Option(help="A cost table from `secateur calibrate`; else a shipped one.")
+    model: Annotated[Path, typer.Argument(help="A model directory, whose plan is priced; or a plan directory.")],
+    cost_table: Annotated[
+        Path | None, typer.Option("--table", help="A cost table of `secateur calibrate`; else a shipped one.")
     ] = None,
-    backend: Annotated[
-        str, typer.Option(help="The back end to price for, by the table that ships for it.")
-    ] = "tenseal",
+    backend: Annotated[str, typer.Option(help="Back end whose shipped table to price by.")] = "tenseal",
     as_json: Json = False,
 ) -> None:
-    """Price a plan from a cost table: milliseconds, operation counts and bytes, before anything runs."""
+    """Price a model before it runs: milliseconds, operations, bytes."""
     from he_runtime.cost import CostTable, load_default, price
 
     from .artifacts import load_or_compile
 
     planned = load_or_compile(model)
-    report = price(planned, load_default(backend) if table is None else CostTable.load(table))
-
-    def render(console: Console) -> None:
-        console.print(facts_table(f"estimate for {planned.model_name}", _facts(report)))
-        console.print()
-        console.print(counts_table("operations", {"planned": report.counts}))
-
-    emit({"model": planned.model_name, "plan_digest": planned.digest, **report.to_json()}, as_json, render)
+    report = price(planned, load_default(backend) if cost_table is None else CostTable.load(cost_table))
+    record = {"model": planned.model_name, "plan_digest": planned.digest, **report.to_json()}
+    emit(record, as_json, lambda console: _render_estimate(console, planned.model_name, report))
 
 
-def _facts(report: CostReport) -> list[tuple[str, str]]:
-    return [
-        (
-            "latency",
-            f"{report.latency_ms:.0f} ms, {report.low_ms:.0f} to {report.high_ms:.0f} ms ({report.confidence})",
-        ),
+def _render_estimate(console: Console, model: str, report: CostReport) -> None:
+    span = f"{report.low_ms:.0f} to {report.high_ms:.0f} ms"
+    facts = [
+        ("latency", f"{report.latency_ms:.0f} ms, {span} ({report.confidence})"),
         ("cost table", report.table),
         ("input up", f"{report.upload_bytes:,} bytes"),
         ("answer down", f"{report.download_bytes:,} bytes"),
         ("keys, once", f"{report.key_bytes:,} bytes"),
-        ("memory", f"{report.peak_bytes:,} bytes at the peak, {report.plaintext_bytes:,} of it plaintexts"),
+        (
+            "memory",
+            f"{report.peak_bytes / 1e6:.0f} MB at the peak, {report.plaintext_bytes / 1e6:.0f} MB of it weights",
+        ),
         ("error bound", f"{6 * report.sigma:.3g} per output (6 sigma)"),
     ]
+    console.print(facts_table(f"estimate for {model}", facts))
+    console.print()
+    layers = table(("layer", "ms", "products", "rotations"))
+    for layer in report.layers:
+        counts = (layer.counts.get("mul_plain", 0), layer.counts.get("rotate", 0))
+        layers.add_row(layer.name, f"{layer.ms:.1f}", *map(str, counts))
+    layers.add_row("in and out", f"{report.upload_ms + report.download_ms:.1f}", "", "")
+    console.print(layers)
+    console.print()
+    console.print(counts_table({"planned": report.counts}))

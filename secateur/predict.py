@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, emit, facts_table, progress_bytes, warnings_as_lines
+from .options import Json
+from .output import emit, facts_table, progress_bytes, warnings_as_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt

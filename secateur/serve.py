@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import Json, emit, say
+from .options import Json
+from .output import emit, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,39 +36,51 @@ def serve(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Serve compressed models over gRPC. Stops on Ctrl-C after the requests under way."""
+    """Serve compressed models over gRPC until Ctrl-C, or only --check."""
     import server
 
-    settings = server.load_config(config)
-    settings = _override(settings, models=models, state=state, address=address)
-    engine = {k: v for k, v in {"backend": backend, "workers": workers}.items() if v is not None}
-    settings = replace(settings, engine=replace(settings.engine, **engine))  # type: ignore[arg-type]
+    settings = _override(server.load_config(config), models=models, state=state, address=address)
+    settings = replace(settings, engine=_override(settings.engine, backend=backend, workers=workers))
+    settings = replace(settings, tls=_override(settings.tls, certificate=certificate, private_key=private_key))
     if certificate is not None or private_key is not None:
-        settings = replace(
-            settings, tls=replace(settings.tls, enabled=True, certificate=certificate, private_key=private_key)
-        )
-    problems = server.check(settings)
+        settings = replace(settings, tls=replace(settings.tls, enabled=True))
+    logging.getLogger("secateur.server").addHandler(logging.NullHandler())  # what is wrong is said once, below
+    problems = [*_backend_problems(settings), *server.check(settings)]
     if check:
         _report(settings, problems, as_json)
-        return
     for problem in problems:
         say(f"error: {problem}")
     if problems:
         raise typer.Exit(1)
-    server.run(settings)
+    if not check:
+        server.run(settings, lambda address: _announce(settings, address, as_json))
 
 
-def _override(settings: ServerConfig, **values: object) -> ServerConfig:
-    return settings.with_(**{name: value for name, value in values.items() if value is not None})
+def _override(settings: Any, **values: object) -> Any:
+    """A frozen dataclass with the values that were given on the command line."""
+    return replace(settings, **{name: value for name, value in values.items() if value is not None})
+
+
+def _backend_problems(settings: ServerConfig) -> list[str]:
+    """A back end that no worker could open."""
+    from he_runtime.backends import BACKENDS
+
+    if settings.engine.backend in BACKENDS:
+        return []
+    return [f"cannot use engine.backend = {settings.engine.backend!r}: need one of {', '.join(BACKENDS)}"]
 
 
 def _report(settings: ServerConfig, problems: list[str], as_json: bool) -> None:
     def render(console: Console) -> None:
-        for problem in problems:
-            console.print(f"problem: {problem}", markup=False)
         if not problems:
-            console.print(f"ready to serve {settings.models} on {settings.address}", markup=False)
+            console.print(f"ready to serve {settings.models} on {settings.address}", markup=False, soft_wrap=True)
 
     emit({"ok": not problems, "problems": problems, "address": settings.address}, as_json, render)
-    if problems:
-        raise typer.Exit(1)
+
+
+def _announce(settings: ServerConfig, address: str, as_json: bool) -> None:
+    """Where calls are taken, once they are; with port 0 this is the only way to know."""
+    if as_json:
+        emit({"address": address, "tls": settings.tls.enabled}, True, lambda console: None)
+    else:
+        say(f"serving {settings.models} on {address} {'with' if settings.tls.enabled else 'without'} TLS; Ctrl-C stops")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from client import Client
     from he_runtime import CompressedModel, Plan
 
-__all__ = ["fourier_probe", "served"]
+__all__ = ["served"]
 
 _CONFIG = """
 address = "127.0.0.1:0"
@@ -39,11 +39,11 @@ def served(model: CompressedModel, planned: Plan, backend: str = "tenseal") -> I
     import server
     from client import Client
 
-    from .artifacts import save_version
+    from .artifacts import PLAN
 
     with tempfile.TemporaryDirectory(prefix="secateur-") as name:
         root = Path(name)
-        save_version(model, planned, root / "models", "1")
+        planned.save(model.save(root / "models" / model.name / "1") / PLAN)
         certificate, private_key = server.make_self_signed(root / "tls")
         config = root / "server.toml"
         config.write_text(_CONFIG.format(certificate=certificate.name, private_key=private_key.name, backend=backend))
@@ -55,16 +55,3 @@ def served(model: CompressedModel, planned: Plan, backend: str = "tenseal") -> I
             with progress_bytes("uploading keys") as progress:
                 client.prepare(model.name, progress=progress)
             yield client
-
-
-def fourier_probe() -> Callable[[], None]:
-    """A fixed few milliseconds of arithmetic, to notice when the machine is disturbed."""
-    import numpy as np
-
-    work = np.random.default_rng(0).normal(size=1 << 16)
-
-    def probe() -> None:
-        for _ in range(4):
-            np.fft.fft(work)
-
-    return probe

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["data_of", "trained"]
 
 
-def trained(recipe: str, cache: Path | None, *, quiet: bool, data: Path | None = None) -> CompressedModel:
+def trained(recipe: str, cache: Path | None, data: Path | None = None) -> CompressedModel:
     """The network of a recipe: from the cache when this recipe, code and data made it before, else trained now.
 
     `cache` None is the user's cache directory, `data` None is SECATEUR_DATA.
@@ -24,9 +24,9 @@ def trained(recipe: str, cache: Path | None, *, quiet: bool, data: Path | None =
     from he_runtime import CompressedModel
     from he_runtime.errors import ModelError
 
-    from .artifacts import cache_directory
+    from .compress import run_recipe
 
-    directory = cache_directory(cache) / f"{Path(recipe).stem}-{_identity(recipe, data)[:16]}"
+    directory = _cache_directory(cache) / f"{Path(recipe).stem}-{_identity(recipe, data)[:16]}"
     if directory.exists():
         try:
             model = CompressedModel.load(directory)
@@ -36,42 +36,37 @@ def trained(recipe: str, cache: Path | None, *, quiet: bool, data: Path | None =
             say(f"training again: {error.message}")
     say(f"training and compressing {Path(recipe).stem} (kept for the next time) ...")
     started = time.monotonic()
-    model = _train(recipe, quiet, data)
+    model = run_recipe(recipe, data=data)
     model.save(directory)
     say(f"trained in {time.monotonic() - started:.0f} s")
     return model
 
 
-def data_of(model: CompressedModel, data: Path | None = None) -> Dataset:
-    """The data set that `model` was made on."""
-    from model_prep.data import load
-
-    return load(model.metadata["recipe"]["dataset"], data)
-
-
-def _identity(recipe: str, data: Path | None) -> str:
-    """A digest of all that decides the trained weights: the recipe, the code, and which data there are."""
-    import model_prep
+def data_of(recipe: str, data: Path | None = None) -> Dataset:
+    """The data set that a recipe trains and tests on."""
     from model_prep import Recipe
     from model_prep.data import load
 
     from .artifacts import find_recipe
 
-    path = find_recipe(recipe)
-    hasher = hashlib.sha256(load(Recipe.load(path).dataset, data).name.encode())
-    for file in (path, *sorted(Path(model_prep.__path__[0]).glob("*.py"))):
+    return load(Recipe.load(find_recipe(recipe)).dataset, data)
+
+
+def _cache_directory(chosen: Path | None) -> Path:
+    if chosen is not None:
+        return chosen
+    from platformdirs import user_cache_path
+
+    return user_cache_path("secateur")
+
+
+def _identity(recipe: str, data: Path | None) -> str:
+    """A digest of all that decides the trained weights: the recipe, the code, and which data there are."""
+    import model_prep
+
+    from .artifacts import find_recipe
+
+    hasher = hashlib.sha256(data_of(recipe, data).name.encode())
+    for file in (find_recipe(recipe), *sorted(Path(model_prep.__path__[0]).glob("*.py"))):
         hasher.update(file.read_bytes())
     return hasher.hexdigest()
-
-
-def _train(recipe: str, quiet: bool, data: Path | None) -> CompressedModel:
-    import torch
-
-    from .compress import run_recipe
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # batches of small images: a second thread mostly waits for the first
-    try:
-        return run_recipe(recipe, quiet=quiet, data=data)
-    finally:
-        torch.set_num_threads(threads)

@@ -1,0 +1,52 @@
+"""Both sides of an encrypted inference in this process, without a network: what the benchmarks and the doctor time."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from he_runtime import Plan
+    from he_runtime.ring import CiphertextData
+
+    Floats = npt.NDArray[np.float64]
+
+__all__ = ["Local"]
+
+
+class Local:
+    """A plan on a back end, with a secret key and evaluation keys of its own.
+
+    `encode_s` is how long the weights took to encode, in seconds; `executor` has the counters of the last run.
+    """
+
+    def __init__(self, planned: Plan, backend: str = "tenseal") -> None:
+        from he_runtime import Executor
+        from he_runtime.backends.tenseal_secret import SecretKey
+        from he_runtime.ring import EvaluationKeys
+
+        self._spec = planned.client_spec()
+        self._secret = SecretKey.generate(planned.params)
+        records = {record.element: record for record in self._secret.make_keys(planned.keys)}
+        start = time.perf_counter()
+        self.executor = Executor(planned, backend)
+        self.encode_s = time.perf_counter() - start
+        self._keys = self.executor.load_keys(EvaluationKeys(planned.params.digest, records))
+
+    def encrypt(self, sample: Floats) -> list[CiphertextData]:
+        """A normalized sample (*input shape)."""
+        spec = self._spec.input
+        return [self._secret.encrypt(slots, spec.level, spec.scale) for slots in spec.pack(sample[None])]
+
+    def evaluate(self, inputs: list[CiphertextData]) -> list[CiphertextData]:
+        """What a server does: encrypted input to encrypted output."""
+        return self.executor.run(inputs, self._keys)
+
+    def decrypt(self, outputs: list[CiphertextData]) -> Floats:
+        """The output tensor (*output shape)."""
+        import numpy as np
+
+        return self._spec.output.unpack(np.stack([self._secret.decrypt(ciphertext) for ciphertext in outputs]))[0]

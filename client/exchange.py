@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["check_input", "decode_reply", "decrypt", "encrypt"]
 
 Floats = npt.NDArray[np.float64]
+_REMEDY = "try another server, or ask its operator"
 _SCALE_TOLERANCE = 2.0**-40  # rounding of a scale that two programs tracked in double precision
 
 
@@ -87,7 +88,7 @@ def _check_range(spec: ClientSpec, values: Floats, strict: bool) -> None:
 
 def encrypt(spec: ClientSpec, secret: SecretKey, sample: Floats) -> bytes:
     """A normalized sample (*shape) -> the codec object of its ciphertexts."""
-    slots = spec.input.pack(sample)
+    slots = spec.input.pack(sample[None])
     level, scale = spec.input.level, spec.input.scale
     return encode_ciphertexts([secret.encrypt(row, level, scale) for row in slots], spec.params)
 
@@ -105,7 +106,9 @@ def decode_reply(spec: ClientSpec, data: bytes) -> list[CiphertextData]:
     try:
         ciphertexts = decode_ciphertexts(data, spec.params, max_count=want.ciphertexts)
     except ParameterError as error:
-        raise ServerUntrusted(f"cannot use the reply: it is under other parameters than {spec.params.name}") from error
+        raise ServerUntrusted(
+            f"cannot use the reply: got one under other parameters than {spec.params.name}"
+        ) from error
     if len(ciphertexts) != want.ciphertexts:
         raise ServerUntrusted(f"cannot use the reply: got {len(ciphertexts)} ciphertexts, need {want.ciphertexts}")
     for ciphertext in ciphertexts:
@@ -116,23 +119,22 @@ def decode_reply(spec: ClientSpec, data: bytes) -> list[CiphertextData]:
 def _check_ciphertext(spec: ClientSpec, ciphertext: CiphertextData) -> None:
     want = spec.output
     if ciphertext.level != want.level:
-        raise CiphertextMismatch(f"cannot decrypt the reply: got level {ciphertext.level}, need {want.level}")
+        raise CiphertextMismatch(
+            f"cannot decrypt the reply: got level {ciphertext.level}, need {want.level}; {_REMEDY}"
+        )
     if not math.isclose(ciphertext.scale, want.scale, rel_tol=_SCALE_TOLERANCE):
         raise CiphertextMismatch(
-            f"cannot decrypt the reply: got a scale of 2^{_log2(ciphertext.scale):.4f}, need 2^{math.log2(want.scale):.4f}",
+            f"cannot decrypt the reply: got a scale of {ciphertext.scale:.17g}, need {want.scale:.17g}; {_REMEDY}",
             Reason.SCALE_MISMATCH,
         )
     if len(ciphertext.polys) != 2 or not all(isinstance(p, np.ndarray) for p in ciphertext.polys):
         raise CiphertextMismatch(
-            f"cannot decrypt the reply: got a ciphertext of {len(ciphertext.polys)} polynomials, need 2 full ones",
+            f"cannot decrypt the reply: got a ciphertext of {len(ciphertext.polys)} polynomials, need 2 full ones; {_REMEDY}",
             Reason.SIZE_MISMATCH,
         )
 
 
-def _log2(scale: float) -> float:
-    return math.log2(scale) if math.isfinite(scale) and scale > 0 else math.nan
-
-
 def decrypt(spec: ClientSpec, secret: SecretKey, ciphertexts: list[CiphertextData]) -> Floats:
     """Checked ciphertexts -> the output tensor (*output shape)."""
-    return spec.output.unpack(np.stack([secret.decrypt(c) for c in ciphertexts]))
+    answer: Floats = spec.output.unpack(np.stack([secret.decrypt(c) for c in ciphertexts]))[0]
+    return answer

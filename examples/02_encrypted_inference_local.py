@@ -35,13 +35,13 @@ def main() -> None:
     secret = SecretKey.generate(spec.params)
     public = EvaluationKeys(spec.params.digest, {record.element: record for record in secret.make_keys(spec.keys)})
     sample = inputs[0]
-    encrypted = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample)]
+    encrypted = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample[None])]
 
     # The operator again: ciphertexts and evaluation keys in, ciphertexts out.
     answer = executor.run(encrypted, executor.load_keys(public))
 
     # The client decrypts.
-    logits = spec.output.unpack(np.stack([secret.decrypt(ciphertext) for ciphertext in answer]))
+    logits = spec.output.unpack(np.stack([secret.decrypt(ciphertext) for ciphertext in answer]))[0]
     clear = run_clear(plan, sample[None])[0]
     print("encrypted", np.round(logits, 4))
     print("clear    ", np.round(clear, 4))

@@ -28,35 +28,47 @@ __all__ = ["ClientSpec", "TensorSpec"]
 FORMAT = "secateur.client-spec"
 VERSION = 1
 _MAX_CIPHERTEXTS = 4096
-SlotMap = npt.NDArray[np.int32]  # (ciphertexts, slots): flat index of the tensor element in each slot, -1 for zero
+# (ciphertexts, slots / batch): flat index of the tensor element in each lane group, -1 for zero
+SlotMap = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An encrypted tensor: its shape, where its elements lie, and the level and scale of its ciphertexts."""
+    """An encrypted tensor of `batch` samples: their shape, where elements lie, level and scale of the ciphertexts.
+
+    Samples are interleaved: element slot_map[c, v] of sample s lies in ciphertext c at slot v * batch + s. A batch of
+    one is the usual packing of one input; as many samples as slots is one feature per ciphertext.
+    """
 
     name: str
     shape: tuple[int, ...]
     slot_map: SlotMap
     level: int
     scale: float
+    batch: int = 1
 
     @property
     def ciphertexts(self) -> int:
         return int(self.slot_map.shape[0])
 
-    def pack(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Tensor (*shape) -> slot vectors (ciphertexts, slots), replicas included, zeros elsewhere."""
-        flat = np.append(np.asarray(values, dtype=np.float64).ravel(), 0.0)
-        return flat[self.slot_map]
+    def pack(self, samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Up to `batch` samples (n, *shape) -> slot vectors (ciphertexts, slots), replicas included, zeros elsewhere."""
+        flat = np.asarray(samples, dtype=np.float64).reshape(len(samples), -1)
+        padded = np.zeros((flat.shape[1] + 1, self.batch))
+        padded[:-1, : len(flat)] = flat.T
+        return padded[self.slot_map].reshape(self.ciphertexts, -1)
 
-    def unpack(self, slots: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Slot vectors (ciphertexts, slots) -> tensor (*shape), reading the first slot of every element."""
+    def unpack(self, slots: npt.NDArray[np.float64], count: int = 1) -> npt.NDArray[np.float64]:
+        """Slot vectors (ciphertexts, slots) -> the first `count` samples (count, *shape).
+
+        The first lane group of every element is read.
+        """
         flat_map = self.slot_map.ravel()
         used = np.flatnonzero(flat_map >= 0)
         first = np.full(math.prod(self.shape), -1, dtype=np.int64)
         first[flat_map[used[::-1]]] = used[::-1]
-        return np.asarray(slots, dtype=np.float64).ravel()[first].reshape(self.shape)
+        lanes = np.asarray(slots, dtype=np.float64).reshape(-1, self.batch)[first, :count]
+        return np.ascontiguousarray(lanes.T).reshape(count, *self.shape)
 
     def to_json(self) -> dict[str, Any]:
         packed = zlib.compress(np.ascontiguousarray(self.slot_map, dtype="<i4").tobytes(), 9)
@@ -65,31 +77,38 @@ class TensorSpec:
             "shape": list(self.shape),
             "level": self.level,
             "scale": self.scale.hex(),
+            "batch": self.batch,
             "ciphertexts": self.ciphertexts,
             "slot_map": base64.b64encode(packed).decode(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], params: CkksParams) -> TensorSpec:
-        count, level = int(data["ciphertexts"]), int(data["level"])
+        count, level, batch = int(data["ciphertexts"]), int(data["level"]), int(data["batch"])
         shape = tuple(int(n) for n in data["shape"])
         scale = float.fromhex(data["scale"])
         if not 1 <= count <= _MAX_CIPHERTEXTS or not 0 <= level <= params.max_level:
-            raise PlanError(f"cannot use tensor spec: {count} ciphertexts at level {level} are out of bounds")
+            raise PlanError(
+                f"cannot use tensor spec: got {count} ciphertexts at level {level}, need levels and counts in bounds"
+            )
         if not math.isfinite(scale) or scale < 1 or math.log2(scale) > params.log2_q(level):
-            raise PlanError("cannot use tensor spec: the scale is not finite, or does not fit the modulus")
-        size = math.prod(shape)
-        if not shape or min(shape) < 1 or size > count * params.slots:
-            raise PlanError(f"cannot use tensor spec: shape {shape} does not fit {count} ciphertexts")
-        expected = count * params.slots * 4
+            raise PlanError("cannot use tensor spec: need a scale that is finite and fits the modulus")
+        if not 1 <= batch <= params.slots or params.slots % batch:
+            raise PlanError(f"cannot use tensor spec: a batch of {batch} does not divide {params.slots} slots")
+        size, width = math.prod(shape), params.slots // batch
+        if not shape or min(shape) < 1 or size > count * width:
+            raise PlanError(
+                f"cannot use tensor spec: got a shape of {size} elements, need one that fits {count} ciphertexts"
+            )
+        expected = count * width * 4
         inflate = zlib.decompressobj()
         raw = inflate.decompress(base64.b64decode(data["slot_map"], validate=True), expected + 1)
         if len(raw) != expected or not inflate.eof:
-            raise PlanError(f"cannot use tensor spec: the slot map is not exactly {expected} bytes")
-        slot_map = np.frombuffer(raw, dtype="<i4").reshape(count, params.slots).astype(np.int32)
+            raise PlanError(f"cannot use tensor spec: need a slot map of exactly {expected} bytes")
+        slot_map = np.frombuffer(raw, dtype="<i4").reshape(count, width).astype(np.int32)
         if slot_map.min() < -1 or slot_map.max() >= size or len(np.unique(slot_map[slot_map >= 0])) != size:
-            raise PlanError("cannot use tensor spec: the slot map does not place every element of the tensor")
-        return cls(str(data["name"]), shape, slot_map, level, scale)
+            raise PlanError("cannot use tensor spec: need a slot map that places every element of the tensor")
+        return cls(str(data["name"]), shape, slot_map, level, scale, batch)
 
 
 @dataclass(frozen=True)
@@ -149,7 +168,7 @@ class ClientSpec:
             record = json.loads(data)
             if record["format"] != FORMAT or record["spec_version"] != VERSION:
                 raise PlanError(
-                    f"cannot read client spec version {record['spec_version']!r}: this build reads version {VERSION}; "
+                    f"cannot read the client spec: got version {_brief(record['spec_version'])}, need version {VERSION}; "
                     "try a client of the server's version",
                     Reason.VERSION_UNKNOWN,
                 )
@@ -180,16 +199,26 @@ class ClientSpec:
             ) from error
 
 
+def _brief(value: object) -> str:
+    """Something hostile, for an error message: escaped, and not longer than a line bears."""
+    return repr(value)[:40]
+
+
 def _parse_keys(record: Mapping[str, Any], params: CkksParams) -> KeySetSpec:
     if record["gadget"] != "seal":
-        raise PlanError(f"cannot use gadget {record['gadget']!r}: this build knows 'seal'", Reason.VERSION_UNKNOWN)
+        raise PlanError(
+            f"cannot use the client spec: got gadget {_brief(record['gadget'])}, need 'seal'; try a client of the server's version",
+            Reason.VERSION_UNKNOWN,
+        )
     requests = tuple(KeyRequest(int(element), int(level)) for element, level in record["keys"])
     for r in requests:
         valid_element = r.element == 0 or (r.element % 2 == 1 and 1 < r.element < 2 * params.degree)
         if not valid_element or not 0 <= r.level <= params.max_level:
-            raise PlanError(f"cannot use key request {r}: no such Galois element or level at N={params.degree}")
+            raise PlanError(
+                f"cannot use the key list: got element {r.element} at level {r.level}, need those of N={params.degree}"
+            )
     if len({r.element for r in requests}) != len(requests):
-        raise PlanError("cannot use the key list: an element occurs twice")
+        raise PlanError("cannot use the key list: got an element twice, need each once")
     return KeySetSpec(requests)
 
 
@@ -201,6 +230,8 @@ def _check_numbers(spec: ClientSpec) -> None:
     if {len(spec.mean), len(spec.std)} - {1, channels}:
         raise PlanError(f"cannot use the client spec: normalization has {len(spec.mean)} entries, need 1 or {channels}")
     if spec.post_processing not in ("none", "argmax", "softmax"):
-        raise PlanError(f"cannot use post-processing {spec.post_processing!r}: this build knows none, argmax, softmax")
+        raise PlanError(
+            f"cannot use post-processing {_brief(spec.post_processing)}: this build knows none, argmax, softmax"
+        )
     if spec.labels and len(spec.labels) != math.prod(spec.output.shape):
         raise PlanError("cannot use the client spec: the number of labels is not the number of outputs")

@@ -23,14 +23,14 @@ __all__ = ["Executor", "LoadedKeys", "run_clear"]
 
 def run_clear(plan: Plan, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Evaluate the plan on plain slots: normalized inputs (B, *shape) -> outputs (B, *output shape)."""
-    spec = plan.tensor_spec(plan.inputs[0])
-    batch = np.asarray(x, dtype=np.float64)
-    flat = np.concatenate([batch.reshape(len(batch), -1), np.zeros((len(batch), 1))], axis=1)
+    spec, output = plan.tensor_spec(plan.inputs[0]), plan.tensor_spec(plan.outputs[0])
+    samples = np.asarray(x, dtype=np.float64)
+    chunks = [samples[k : k + plan.batch] for k in range(0, len(samples), plan.batch)]
+    packed = np.stack([spec.pack(chunk) for chunk in chunks], axis=1)
     evaluator = ClearEvaluator(plan)
-    inputs = [evaluator.upload(flat[:, part], spec.level) for part in spec.slot_map]
-    results = np.stack([r.slots for r in walk(plan, evaluator, inputs)], axis=1)
-    output = plan.tensor_spec(plan.outputs[0])
-    return np.stack([output.unpack(sample) for sample in results])
+    results = walk(plan, evaluator, [evaluator.upload(slots, spec.level) for slots in packed])
+    slots = np.stack([r.slots for r in results], axis=1)
+    return np.concatenate([output.unpack(part, len(chunk)) for part, chunk in zip(slots, chunks, strict=True)])
 
 
 class LoadedKeys:

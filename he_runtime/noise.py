@@ -65,7 +65,8 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         self._known = known
         self._rounding = params.degree * (1 + 2 * params.degree / 3) / 24
         exponents = np.array([pow(3, j, 2 * params.degree) for j in range(params.slots)], dtype=np.float64)
-        self._mean_term = 1.0 / np.sin(np.pi * exponents / (2 * params.degree)) ** 2  # |2 / (1 - zeta_j)|^2
+        per_slot = 1.0 / np.sin(np.pi * exponents / (2 * params.degree)) ** 2  # |2 / (1 - zeta_j)|^2
+        self._mean_term = per_slot.reshape(plan.lane_groups, plan.batch).mean(axis=1)
 
     def finish(self, x: NoiseValue, value: int) -> NoiseValue:
         if value in self._known:
@@ -75,8 +76,8 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     def _operand(self, plaintext: int) -> tuple[Slots, float, float]:
         plain = self.plan.plaintexts[plaintext]
         vector = self.plan.vectors[plain.vector]
-        rounding = (len(vector) / 6 if len(vector) > 1 else 1 / 12) if self._encoding else 0.0
-        return np.resize(vector, self.plan.params.slots), rounding / plain.scale**2, plain.scale
+        rounding = (len(vector) * self.plan.batch / 6 if len(vector) > 1 else 1 / 12) if self._encoding else 0.0
+        return np.resize(vector, self.plan.lane_groups), rounding / plain.scale**2, plain.scale
 
     def _switching(self, x: NoiseValue) -> Slots:
         params = self.plan.params
@@ -137,52 +138,62 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square, x.variance, x.level - 1, x.scale)
 
     def rotate(self, x: NoiseValue, step: int) -> NoiseValue:
-        variance = np.roll(x.variance, -step, axis=-1) + self._switching(x)
-        return NoiseValue(np.roll(x.mean_square, -step, axis=-1), variance, x.level, x.scale)
+        groups = step // self.plan.batch
+        variance = np.roll(x.variance, -groups, axis=-1) + self._switching(x)
+        return NoiseValue(np.roll(x.mean_square, -groups, axis=-1), variance, x.level, x.scale)
 
     def conjugate(self, x: NoiseValue) -> NoiseValue:
         return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
 
 
 def slot_variance(plan: Plan, known: Mapping[int, Slots], encoding: bool = True) -> Slots:
-    """Predicted error variance of the first output port, (ciphertexts, slots).
+    """Predicted error variance of the first output port, (ciphertexts, lane groups): the mean over a group's lanes.
 
-    `known` gives the mean square of some values per slot, (slots,) or, to follow single samples, (samples, slots).
+    `known` gives the mean square of some values per lane group, (groups,) or, to follow single samples, (samples, groups).
     """
     evaluator = NoiseEvaluator(plan, known, encoding)
     inputs = []
     for port in plan.inputs:
         for value in port.values:
             kind = plan.values[value]
-            fresh = np.full(plan.params.slots, fresh_variance(plan.params, kind.scale))
+            fresh = np.full(plan.lane_groups, fresh_variance(plan.params, kind.scale))
             inputs.append(NoiseValue(known[value], fresh, kind.level, kind.scale))
     results = walk(plan, evaluator, inputs)
     return np.stack([np.atleast_2d(r.variance).mean(axis=0) for r in results])
 
 
 def encoding_error(plan: Plan, inputs: Sequence[Slots]) -> Slots:
-    """Mean square error of the first output port, (ciphertexts, slots), from rounding the operands alone.
+    """Mean square error of the first output port, (ciphertexts, lane groups), from rounding the operands alone.
 
-    Rounding is known at compile time, so it is evaluated, not estimated. `inputs` are slot vectors (samples, slots),
-    one per input ciphertext.
+    Rounding is known at compile time, so it is evaluated, not estimated. `inputs` are vectors (samples, lane groups),
+    one per input ciphertext; the samples fill the lanes, again from the first when they run out.
     """
+    inputs = [_in_lanes(x, plan.batch) for x in inputs]
     exact, coarse = ClearEvaluator(plan), ClearEvaluator(plan, rounded_operands(plan))
     levels = [plan.values[v].level for port in plan.inputs for v in port.values]
     runs = [
         walk(plan, e, [e.upload(slots, level) for slots, level in zip(inputs, levels, strict=True)])
         for e in (exact, coarse)
     ]
-    return np.stack([((a.slots - b.slots) ** 2).mean(axis=0) for a, b in zip(*runs, strict=True)])
+    squares = [((a.slots - b.slots) ** 2).mean(axis=0) for a, b in zip(*runs, strict=True)]
+    return np.stack([s.reshape(plan.lane_groups, plan.batch).mean(axis=1) for s in squares])
+
+
+def _in_lanes(samples: Slots, batch: int) -> Slots:
+    """(samples, lane groups) -> (runs, slots), `batch` samples to a run."""
+    runs = -(-len(samples) // batch)
+    filled = np.resize(samples, (runs * batch, samples.shape[1]))
+    return np.ascontiguousarray(filled.reshape(runs, batch, -1).transpose(0, 2, 1)).reshape(runs, -1)
 
 
 def rounded_operands(plan: Plan) -> list[Slots]:
     """The vector of every plaintext as encoding leaves it, in plan order."""
     groups: dict[tuple[int, float], list[int]] = {}
     for index, plain in enumerate(plan.plaintexts):
-        groups.setdefault((len(plan.vectors[plain.vector]), plain.scale), []).append(index)
+        groups.setdefault((len(plan.repeated(plain)), plain.scale), []).append(index)
     found: dict[int, Slots] = {}
     for (_, scale), indices in groups.items():
-        stacked = np.stack([plan.vectors[plan.plaintexts[i].vector] for i in indices])
+        stacked = np.stack([plan.repeated(plan.plaintexts[i]) for i in indices])
         found.update(zip(indices, rounded(stacked, scale), strict=True))
     return [found[i] for i in range(len(plan.plaintexts))]
 

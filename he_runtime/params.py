@@ -171,8 +171,9 @@ def _check_primes(params: CkksParams) -> None:
     for q in every:
         bits = q.bit_length()
         if not _MIN_PRIME_BITS <= bits <= _MAX_PRIME_BITS or q % (2 * params.degree) != 1 or not is_prime(q):
+            shown = q if bits <= 64 else "above 2^64"
             raise ParameterError(
-                f"cannot use modulus {q} ({bits} bits): need a prime of {_MIN_PRIME_BITS} to {_MAX_PRIME_BITS} bits "
+                f"cannot use modulus {shown} ({bits} bits): need a prime of {_MIN_PRIME_BITS} to {_MAX_PRIME_BITS} bits "
                 f"that is 1 mod {2 * params.degree}"
             )
     if len(set(every)) != len(every):

@@ -31,7 +31,8 @@ def normalize(spec: InputSpec, x: npt.ArrayLike) -> Batch:
         )
     if not np.isfinite(values).all():
         raise InputError(
-            f"cannot use input {spec.name!r}: got NaN or infinite values, need finite ones", Reason.INPUT_NOT_FINITE
+            f"cannot use input {spec.name!r}: got NaN or infinite values, need finite ones; try leaving such samples out",
+            Reason.INPUT_NOT_FINITE,
         )
     channel_axes = (-1,) + (1,) * (len(spec.shape) - 1)
     normalized: Batch = (values - np.reshape(spec.mean, channel_axes)) / np.reshape(spec.std, channel_axes)

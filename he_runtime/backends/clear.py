@@ -30,7 +30,7 @@ class ClearEvaluator(Evaluator[ClearValue]):
 
     def __init__(self, plan: Plan, operands: Sequence[Slots] | None = None) -> None:
         super().__init__(plan)
-        self._vectors = operands or [plan.vectors[p.vector] for p in plan.plaintexts]
+        self._vectors = operands or [plan.repeated(p) for p in plan.plaintexts]
 
     def upload(self, slots: Slots, level: int) -> ClearValue:
         """(batch, slots) at a level."""

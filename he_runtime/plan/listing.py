@@ -33,7 +33,7 @@ def _header(plan: Plan) -> list[str]:
     bits = " + ".join(f"{math.log2(q):.1f}" for q in params.primes)
     special = " + ".join(f"{math.log2(q):.1f}" for q in params.special)
     lines = [
-        f"plan {plan.model_name}  N={params.degree}  log2(QP)={params.log2_qp:.1f}  primes {bits} | special {special}",
+        f"plan {plan.model_name}  {f'batch {plan.batch}  ' if plan.batch > 1 else ''}N={params.degree}  log2(QP)={params.log2_qp:.1f}  primes {bits} | special {special}",
         f"keys {len(plan.keys.requests)} on the {plan.gadget} gadget, "
         f"{plan.keys.byte_size(params, seeded=True) / 1e6:.1f} MB seeded; "
         f"{len(plan.plaintexts)} plaintexts; predicted sigma 2^{math.log2(plan.sigma):.1f}"

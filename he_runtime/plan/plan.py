@@ -50,7 +50,8 @@ class Plan:
     """Ops in order, the type of every value, the plaintext operands, and the border.
 
     `segments` are the indices of ops that start a segment; levels only fall inside one. `sigma` is the predicted
-    standard deviation of encrypted minus clear per output element, `client` holds what the client spec needs beyond
+    standard deviation of encrypted minus clear per output element. `batch` samples share every ciphertext, interleaved:
+    lane group v holds slots v * batch .. v * batch + batch - 1, slot maps and vectors count lane groups. `client` holds what the client spec needs beyond
     the border (normalization, range, labels, post-processing).
     """
 
@@ -67,6 +68,7 @@ class Plan:
     segments: tuple[int, ...] = (0,)
     gadget: str = "seal"
     sigma: float = 0.0
+    batch: int = 1
     client: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -109,13 +111,23 @@ class Plan:
 
         return plan_counts(self)
 
+    def repeated(self, plaintext: Plaintext) -> Vector:
+        """One period of an operand in slots: every lane group's value once per sample; (1,) for a constant."""
+        vector = self.vectors[plaintext.vector]
+        return vector if self.batch == 1 or len(vector) == 1 else np.repeat(vector, self.batch)
+
     def vector(self, plaintext: Plaintext) -> Vector:
         """The full slot vector (slots,) of an operand."""
-        return np.resize(self.vectors[plaintext.vector], self.params.slots)
+        return np.resize(self.repeated(plaintext), self.params.slots)
 
     def tensor_spec(self, port: Port) -> TensorSpec:
         value = self.values[port.values[0]]
-        return TensorSpec(port.name, port.shape, port.slot_map, value.level, value.scale)
+        return TensorSpec(port.name, port.shape, port.slot_map, value.level, value.scale, self.batch)
+
+    @property
+    def lane_groups(self) -> int:
+        """Slots over batch: the positions that one sample has in a ciphertext."""
+        return self.params.slots // self.batch
 
     @property
     def error_bound(self) -> float:

@@ -107,6 +107,7 @@ def _structure(plan: Plan) -> dict[str, Any]:
         "layers": [[x.name, x.kind, x.layout, x.magnitude] for x in plan.layers],
         "segments": list(plan.segments),
         "sigma": plan.sigma.hex(),
+        "batch": plan.batch,
         "client": dict(plan.client),
     }
 
@@ -152,5 +153,6 @@ def _from_bytes(structure: bytes, blob: bytes) -> Plan:
         layers=tuple(LayerInfo(*x) for x in data["layers"]),
         segments=tuple(data["segments"]),
         sigma=float.fromhex(data["sigma"]),
+        batch=int(data["batch"]),
         client=data["client"],
     )

@@ -52,6 +52,8 @@ def verify(plan: Plan) -> Plan:
 
 
 def _check_tables(plan: Plan) -> None:
+    if plan.batch < 1 or plan.params.slots % plan.batch:
+        raise PlanError(f"cannot verify plan: a batch of {plan.batch} does not divide {plan.params.slots} slots")
     for plain in plan.plaintexts:
         if (
             not 0 <= plain.vector < len(plan.vectors)
@@ -62,8 +64,10 @@ def _check_tables(plan: Plan) -> None:
         if not plan.vectors[plain.vector].any():
             raise PlanError("cannot verify plan: an all-zero operand should have been dropped at compile time")
     for vector in plan.vectors:
-        if vector.ndim != 1 or plan.params.slots % len(vector):
-            raise PlanError(f"cannot verify plan: a vector of {len(vector)} does not divide {plan.params.slots} slots")
+        if vector.ndim != 1 or plan.lane_groups % len(vector):
+            raise PlanError(
+                f"cannot verify plan: a vector of {len(vector)} does not divide {plan.lane_groups} lane groups"
+            )
     for port in (*plan.inputs, *plan.outputs):
         if len(port.values) != len(port.slot_map) or any(not 0 <= v < len(plan.values) for v in port.values):
             raise PlanError(f"cannot verify port {port.name!r}: its values do not match its slot map")

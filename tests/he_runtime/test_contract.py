@@ -54,7 +54,7 @@ def test_clear_counters_equal_the_plan(network: tuple[Any, Any, Plan]) -> None:
     builder, _, plan = network
     evaluator = ClearEvaluator(plan)
     spec = plan.tensor_spec(plan.inputs[0])
-    inputs = [evaluator.upload(slots[None], spec.level) for slots in spec.pack(builder.inputs(1)[0])]
+    inputs = [evaluator.upload(slots[None], spec.level) for slots in spec.pack(builder.inputs(1))]
     walk(plan, evaluator, inputs)
     assert evaluator.counters == plan.counts
 
@@ -72,10 +72,10 @@ def test_encrypted_equals_clear_within_the_predicted_error(
     clear = run_clear(plan, inputs)
     errors = []
     for sample, expected in zip(inputs, clear, strict=True):
-        encrypted = [key.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample)]
+        encrypted = [key.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample[None])]
         result = executor.run(encrypted, loaded)
         assert executor.counters == plan.counts
-        decrypted = spec.output.unpack(np.stack([key.decrypt(ct) for ct in result]))
+        decrypted = spec.output.unpack(np.stack([key.decrypt(ct) for ct in result]))[0]
         errors.append(decrypted - expected)
     worst = float(np.abs(errors).max())
     assert worst <= plan.error_bound

@@ -188,7 +188,7 @@ class RawClient:
         """The first sample, at another level or scale than the spec says where asked."""
         border = self.spec.input
         at = border.level if level is None else level
-        slots = border.pack(sample(self.model))
+        slots = border.pack(sample(self.model)[None])
         return [self.secret.encrypt(row, at, border.scale * factor) for row in slots]
 
     @cached_property
@@ -202,7 +202,7 @@ class RawClient:
 
     def decrypt(self, reply: bytes) -> Any:
         found = decode_ciphertexts(reply, self.spec.params, max_count=self.spec.output.ciphertexts)
-        return self.spec.output.unpack(np.stack([self.secret.decrypt(c) for c in found]))
+        return self.spec.output.unpack(np.stack([self.secret.decrypt(c) for c in found]))[0]
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class Real:
 
     def encrypt(self) -> bytes:
         border = self.spec.input
-        slots = border.pack(X)
+        slots = border.pack(X[None])
         return encode_ciphertexts([self.secret.encrypt(s, border.level, border.scale) for s in slots], self.spec.params)
 
     def upload(self, data: bytes) -> str:
@@ -97,7 +97,7 @@ def _by_leaf(plan: Plan) -> dict[str, int]:
 def test_an_encrypted_answer(real: Real) -> None:
     reply = real.caller.infer(real.key_set_id, real.encrypt(), model="served", client_spec_digest=real.spec.digest)
     (ct,) = decode_ciphertexts(reply.ciphertexts, real.spec.params, max_count=1)
-    answer = real.spec.output.unpack(real.secret.decrypt(ct)[None])
+    answer = real.spec.output.unpack(real.secret.decrypt(ct)[None])[0]
     assert np.abs(answer - run_clear(real.plan, X[None])[0]).max() <= real.plan.error_bound
     assert dict(reply.counts) == _by_leaf(real.plan)
     assert reply.plan_digest == real.plan.digest == real.spec.plan_digest
@@ -139,7 +139,7 @@ def test_damaged_ciphertexts_are_refused(real: Real, damage: str) -> None:
 @pytest.mark.parametrize(("level", "factor", "reason"), [(-1, 1.0, "LEVEL_MISMATCH"), (0, 2.0, "SCALE_MISMATCH")])
 def test_a_wrong_level_or_scale_is_refused(real: Real, level: int, factor: float, reason: str) -> None:
     border = real.spec.input
-    ct = real.secret.encrypt(border.pack(X)[0], border.level + level, border.scale * factor)
+    ct = real.secret.encrypt(border.pack(X[None])[0], border.level + level, border.scale * factor)
     bad = encode_ciphertexts([ct], real.spec.params)
     assert failure(lambda: real.caller.infer(real.key_set_id, bad, model="served")).reason == reason
 

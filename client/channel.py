@@ -99,13 +99,14 @@ def _trusted(endpoint: Endpoint, certificate: str, timeout_seconds: float) -> tu
         pem = _presented_by(endpoint, timeout_seconds)
         got = _fingerprint(pem)
         if got != wanted:
-            raise ServerUntrusted(f"cannot trust {endpoint}: its certificate is sha256:{got}, need sha256:{wanted}")
+            raise ServerUntrusted(f"cannot trust {endpoint}: got certificate sha256:{got}, need sha256:{wanted}")
         return pem, got
     try:
         pem = Path(certificate).expanduser().read_bytes()
     except OSError as error:
         raise ServerUntrusted(
-            f"cannot read certificate {certificate}: {error.strerror or error}; need a PEM file or sha256:<64 hex digits>"
+            f"cannot read certificate {certificate}: {error.strerror or error}",
+            "need a PEM file, or try sha256:<64 hex digits>",
         ) from error
     return pem, _fingerprint(pem)
 
@@ -119,14 +120,16 @@ def _fingerprint(pem: bytes) -> str:
         der = ssl.PEM_cert_to_DER_cert(found[0].decode())
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=der)
     except (ValueError, ssl.SSLError) as error:
-        raise ServerUntrusted("cannot use the certificate: need an X.509 certificate in PEM form") from error
+        raise ServerUntrusted(
+            "cannot use the certificate: need an X.509 certificate in PEM form", "try the server's certificate.pem"
+        ) from error
     return hashlib.sha256(der).hexdigest()
 
 
 def _presented_by(endpoint: Endpoint, timeout_seconds: float) -> bytes:
     """The certificate that the server shows, unverified: the caller compares it with a pin before trusting it."""
     if endpoint.is_socket:
-        raise ServerUntrusted(f"cannot pin a certificate of {endpoint}: need host:port; try without certificate=")
+        raise ServerUntrusted(f"cannot pin a certificate of {endpoint}: need host:port", "try without certificate=")
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -143,7 +146,7 @@ def _presented_by(endpoint: Endpoint, timeout_seconds: float) -> bytes:
             code="UNAVAILABLE",
         ) from error
     if shown is None:
-        raise ServerUntrusted(f"cannot trust {endpoint}: it shows no certificate, need the pinned one")
+        raise ServerUntrusted(f"cannot trust {endpoint}: got no certificate, need the pinned one")
     return ssl.DER_cert_to_PEM_cert(shown).encode()
 
 

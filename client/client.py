@@ -79,6 +79,7 @@ class Client:
         transport = Transport(channel, str(endpoint), timeout_seconds=timeout)
         try:
             server = transport.list_models().server
+            require_printable((server.build,), limits)
             _check_wire_version(server)
         except BaseException:
             transport.close()
@@ -164,8 +165,8 @@ class Client:
         spec, _ = self._fetched(model, version)
         samples, single = check_input(spec, x, strict)  # before keys are made: a wrong shape costs nothing
         ready = self.prepare(model, version, progress)
-        limit = min(self.limits.max_message_bytes, self.server.max_message_bytes or self.limits.max_message_bytes)
-        return run(self._transport, ready, samples, single, limit)
+        most = min(self.limits.max_message_bytes, self.server.max_message_bytes or self.limits.max_message_bytes)
+        return run(self._transport, ready, samples, single, self.limits, most)
 
     def _fetched(self, model: str, version: str | None) -> tuple[ClientSpec, str]:
         name = (model, version or "")
@@ -185,7 +186,7 @@ class Client:
 def _check_wire_version(server: ServerInfo) -> None:
     if server.wire_version != WIRE_VERSION:
         raise ServerError(
-            f"cannot talk to this server: it speaks wire version {server.wire_version}, need {WIRE_VERSION}; try client "
-            "and server of one release",
+            f"cannot talk to this server: got wire version {server.wire_version}, need {WIRE_VERSION}; try client and "
+            "server of one release",
             Reason.VERSION_UNKNOWN,
         )

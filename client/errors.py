@@ -19,6 +19,9 @@ class ServerUntrusted(SecateurError):
 
     reason = Reason.SERVER_UNTRUSTED
 
+    def __init__(self, message: str, remedy: str = "try another server, or ask its operator") -> None:
+        super().__init__(f"{message}; {remedy}")
+
 
 class ServerError(SecateurError):
     """The server refused or failed; `code` is the gRPC status name, `retry_after` seconds where the server names it."""

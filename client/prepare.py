@@ -53,11 +53,13 @@ def fetch_spec(transport: Transport, model: str, version: str, limits: Limits) -
     served = transport.get_model(model, version)
     digest = hashlib.sha256(served.client_spec).hexdigest()
     if digest != served.client_spec_digest:
-        raise ServerUntrusted(f"cannot use the server's spec of {model!r}: its bytes do not have the digest it states")
+        raise ServerUntrusted(
+            f"cannot use the server's spec of {model!r}: got bytes that do not have the digest it states"
+        )
     spec = parse_spec(served.client_spec, limits)
     if spec.model != model or spec.version != served.version or (version and spec.version != version):
         raise ServerUntrusted(
-            f"cannot use the server's spec: it is of model {spec.model!r} version {spec.version!r}, need {model!r} "
+            f"cannot use the server's spec: got that of model {spec.model!r} version {spec.version!r}, need {model!r} "
             f"version {version or served.version!r}"[:600]
         )
     return spec, digest

@@ -13,16 +13,20 @@ from protos.native import InferenceCall, InferenceReply
 
 from .errors import ServerError, ServerUntrusted
 from .exchange import decode_reply, decrypt, encrypt
+from .limits import Limits
 from .prediction import Floats, Prediction, Timings, post_process
 from .prepare import Prepared
 from .transport import Transport
+from .trust import require_printable
 
 __all__ = ["run"]
 
 _REQUEST_OVERHEAD_BYTES = 4096  # the other fields of a request
 
 
-def run(transport: Transport, ready: Prepared, samples: Floats, single: bool, max_request_bytes: int) -> Prediction:
+def run(
+    transport: Transport, ready: Prepared, samples: Floats, single: bool, limits: Limits, max_request_bytes: int
+) -> Prediction:
     """The prediction for normalized samples (B, *input shape), one request each; without the B if `single`."""
     outputs: list[Floats] = []
     timings, up_bytes, down_bytes, counts = Timings(), 0, 0, Counter[str]()
@@ -32,6 +36,7 @@ def run(transport: Transport, ready: Prepared, samples: Floats, single: bool, ma
         encrypted = time.perf_counter()
         reply = _infer(transport, ready, request, max_request_bytes)
         replied = time.perf_counter()
+        require_printable(reply.counts, limits)
         outputs.append(decrypt(ready.spec, ready.secret, decode_reply(ready.spec, reply.ciphertexts)))
         timings += _timings(start, encrypted, replied, time.perf_counter(), reply)
         up_bytes += len(request)
@@ -71,7 +76,7 @@ def _infer(transport: Transport, ready: Prepared, ciphertexts: bytes, max_reques
     )
     reply = transport.infer(call)
     if (reply.model, reply.version, reply.plan_digest) != (spec.model, spec.version, spec.plan_digest):
-        raise ServerUntrusted("cannot use the reply: another model, version or plan answered than the one asked")
+        raise ServerUntrusted("cannot use the reply: got one of another model, version or plan than the one asked")
     return reply
 
 

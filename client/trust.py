@@ -23,6 +23,7 @@ from .limits import Limits
 __all__ = ["check_spec", "parse_spec", "require_printable"]
 
 _MAX_DIMENSIONS = 8
+_LARGER_LIMITS = "try a larger client.Limits if you trust this server"
 _LARGEST = 1e30  # of numbers in a spec; their quotients still fit a double
 
 
@@ -74,12 +75,11 @@ def _check_counts(data: bytes, limits: Limits) -> None:
             ("output dimensions", len(record["output"]["shape"]), _MAX_DIMENSIONS),
         )
     except Exception as error:  # hostile JSON may fail in any way, RecursionError included
-        raise ServerUntrusted(f"cannot use the server's spec: malformed ({type(error).__name__})") from error
+        raise ServerUntrusted(f"cannot use the server's spec: got malformed JSON ({type(error).__name__})") from error
     for what, count, most in counts:
         if count > most:
             raise ServerUntrusted(
-                f"cannot use the server's spec: it asks for {count} {what}, need at most {most}; "
-                "try a larger client.Limits if you trust this server"
+                f"cannot use the server's spec: it asks for {count} {what}, need at most {most}", _LARGER_LIMITS
             )
 
 
@@ -89,7 +89,7 @@ def _check_security(params: CkksParams) -> None:
     if params.insecure or limit is None:
         raise ParameterError(
             f"cannot use the server's parameters {params.name}: they are marked INSECURE or have no row in the "
-            "security table, need 128-bit security; never send data under them",
+            "security table, need 128-bit security; try another server, and never send data under them",
             Reason.PARAMETERS_INSECURE,
         )
     wrong = [q for q in every if not is_prime(q) or q % (2 * params.degree) != 1]
@@ -101,7 +101,7 @@ def _check_security(params: CkksParams) -> None:
     if math.prod(every) > 1 << limit:  # exact, where a sum of logarithms is rounded
         raise ParameterError(
             f"cannot use the server's parameters: log2(QP) is {math.log2(math.prod(every)):.2f} at N={params.degree}, "
-            f"need at most {limit} for 128-bit security",
+            f"need at most {limit} for 128-bit security; try another server, and never send data under them",
             Reason.PARAMETERS_INSECURE,
         )
 
@@ -110,14 +110,13 @@ def _check_keys(spec: ClientSpec, limits: Limits) -> None:
     count = len(spec.keys.requests)
     if count > limits.max_keys:
         raise ServerUntrusted(
-            f"cannot make the server's keys: it asks for {count}, need at most {limits.max_keys}; "
-            "try a larger client.Limits if you trust this server"
+            f"cannot make the server's keys: it asks for {count}, need at most {limits.max_keys}", _LARGER_LIMITS
         )
     size = key_set_byte_size(spec.keys, spec.params, seeded=True)
     if size > limits.max_key_bytes:
         raise ServerUntrusted(
-            f"cannot make the server's keys: they take {size} bytes, need at most {limits.max_key_bytes}; "
-            "try a larger client.Limits if you trust this server"
+            f"cannot make the server's keys: they take {size} bytes, need at most {limits.max_key_bytes}",
+            _LARGER_LIMITS,
         )
 
 
@@ -146,7 +145,8 @@ def _check_tensor(role: str, tensor: TensorSpec, params: CkksParams, limits: Lim
     if not 1 <= tensor.ciphertexts <= limits.max_ciphertexts or len(tensor.shape) > _MAX_DIMENSIONS:
         raise ServerUntrusted(
             f"cannot use the server's {role}: {tensor.ciphertexts} ciphertexts of {len(tensor.shape)} dimensions, "
-            f"need at most {limits.max_ciphertexts} and {_MAX_DIMENSIONS}; try a larger client.Limits"
+            f"need at most {limits.max_ciphertexts} and {_MAX_DIMENSIONS}",
+            _LARGER_LIMITS,
         )
     log2_scale = math.log2(tensor.scale) if math.isfinite(tensor.scale) and tensor.scale > 0 else math.nan
     fits = log2_scale < params.log2_q(tensor.level)

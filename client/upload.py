@@ -113,7 +113,7 @@ def chunk_size(stated: int) -> int:
 
 def _checked_offset(offset: int, least: int, most: int) -> int:
     if not least <= offset <= most:
-        raise ServerUntrusted(f"cannot upload keys: the server committed offset {offset}, need {least} to {most}")
+        raise ServerUntrusted(f"cannot upload the keys: got a committed offset {offset}, need {least} to {most}")
     return offset
 
 
@@ -125,5 +125,5 @@ def _checked_key_set(found: KeySetInfo, offer: UploadOffer) -> KeySetInfo:
     )
     usable = 0 < len(found.key_set_id) <= 256 and found.key_set_id.isascii() and found.key_set_id.isprintable()
     if not (same and usable):
-        raise ServerUntrusted("cannot use the uploaded keys: the server describes another key set than the one sent")
+        raise ServerUntrusted("cannot use the uploaded keys: got the description of another key set than the one sent")
     return found

@@ -113,11 +113,12 @@ def _open_store(config: ServerConfig) -> KeyStore:
 def _make_server(config: ServerConfig) -> grpc.aio.Server:
     limits = config.limits
     return grpc.aio.server(
-        interceptors=[Boundary()],
+        interceptors=[Boundary(limits.receive_seconds)],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),  # replies are bounded where they are read from a worker
+            ("grpc.max_concurrent_streams", limits.max_connection_rpcs),
             ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a load balancer
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 20_000),

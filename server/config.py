@@ -49,6 +49,8 @@ class LimitsConfig:
     max_chunk_bytes: int = 2 * _MIB  # data of one UploadChunkRequest
     max_upload_bytes: int = 2 * _GIB  # one key set
     max_concurrent_rpcs: int = 256
+    max_connection_rpcs: int = 64  # of them for one connection; further ones wait on its client's side
+    receive_seconds: float = 60.0  # for each message of a request to arrive whole
     max_queue: int = 32  # requests that wait for a worker
     max_evaluate_seconds: float = 600.0  # also the deadline of a caller who states none
     request_window_seconds: float = 120.0  # how long a request_id is remembered

@@ -156,7 +156,7 @@ class Engine:
                 outcome, reply = await ticket.future
         except TimeoutError:
             raise Cancelled(
-                f"cannot finish within {seconds:.1f} s: the deadline has passed; try a later deadline",
+                f"cannot finish: got a deadline of {seconds:.1f} s, which has passed; try a later one",
                 Reason.DEADLINE_EXCEEDED,
             ) from None
         finally:
@@ -169,7 +169,7 @@ class Engine:
         if self._stopping or (len(self._waiting) >= self._limits.max_queue and not self._idle):
             seconds = self._typical_seconds * (len(self._waiting) + 1) / max(1, len(self._slots))
             raise ServiceError(
-                f"cannot take the request: {len(self._waiting)} are waiting, the queue holds {self._limits.max_queue}; "
+                f"cannot take the request: got {len(self._waiting)} waiting, need fewer than {self._limits.max_queue}; "
                 f"try again in about {seconds:.1f} s",
                 Reason.SERVER_BUSY,
                 subject="queue",
@@ -262,7 +262,7 @@ class Engine:
 
 def _lost() -> ServiceError:
     return ServiceError(
-        "cannot finish: the worker process was lost; try again",
+        "cannot finish: got no answer, for the worker process was lost; try again",
         Reason.WORKER_LOST,
         retry_after_seconds=_LOST_RETRY_SECONDS,
     )

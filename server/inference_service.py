@@ -42,7 +42,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         keys = await asyncio.to_thread(self._store.find, call.key_set_id)
         if keys.params_digest != model.params_digest:
             raise ServiceError(
-                f"cannot use this key set: made for parameters {keys.params_digest[:12]}, need {model.params_digest[:12]}; "
+                f"cannot use this key set: got one made for parameters {keys.params_digest[:12]}, need {model.params_digest[:12]}; "
                 "try uploading keys made from the current client spec",
                 Reason.KEY_PARAMETERS_DIFFER,
                 subject="key_set",
@@ -76,18 +76,20 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 def _check_call(call: InferenceCall, model: ModelDescription) -> None:
     if not call.ciphertexts:
         raise ServiceError(
-            "cannot infer: got no ciphertexts; need one codec object", Reason.BYTES_TRUNCATED, subject="ciphertexts"
+            "cannot infer: got no ciphertexts, need one codec object of them; try encrypting an input",
+            Reason.BYTES_TRUNCATED,
+            subject="ciphertexts",
         )
     if len(call.request_id) > _MAX_REQUEST_ID:
         raise ServiceError(
-            f"cannot use a request_id of {len(call.request_id)} characters: need at most {_MAX_REQUEST_ID}",
+            f"cannot use the request_id: got {len(call.request_id)} characters, need at most {_MAX_REQUEST_ID}; try a UUID",
             Reason.LIMIT_EXCEEDED,
             subject="request_id",
         )
     if call.client_spec_digest and call.client_spec_digest != model.client_spec_digest:
         raise ServiceError(
-            f"cannot use an input packed by client spec {call.client_spec_digest[:12]!r}: {model.name} version {model.version} "
-            f"has {model.client_spec_digest[:12]}; try fetching the spec again",
+            f"cannot use the input: got one packed by client spec {call.client_spec_digest[:12]!r}, need "
+            f"{model.client_spec_digest[:12]} for {model.name} version {model.version}; try fetching the spec again",
             Reason.VERSION_UNKNOWN,
             subject="client_spec_digest",
         )

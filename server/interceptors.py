@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from he_runtime.errors import Reason, SecateurError
+from he_runtime.errors import Cancelled, Reason, SecateurError, WireError
 from protos import status
 from protos.status import Failure
 
@@ -42,7 +43,14 @@ def failure_of(error: BaseException) -> tuple[Failure, str]:
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps the handlers of the project's own services; health and reflection pass."""
+    """Wraps the handlers of the project's own services; health and reflection pass.
+
+    Every request is read here, unary ones included, so that a message which does not arrive, or is no protobuf, gets
+    an answer like any other error instead of a call slot for as long as the caller likes.
+    """
+
+    def __init__(self, receive_seconds: float) -> None:
+        self._receive_seconds = receive_seconds
 
     async def intercept_service(
         self,
@@ -53,19 +61,20 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = handler_call_details.method
         if handler is None or not method.startswith(_OURS):
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
-        make = (
-            grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
-        )
-        inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-        wrapped: Any = _wrap(inner, method.removeprefix(_OURS))
-        return make(wrapped, handler.request_deserializer, handler.response_serializer)
+        wrapped: Any = _wrap(handler, method.removeprefix(_OURS), self._receive_seconds)
+        # On the wire a unary request is a stream of one message.
+        return grpc.stream_unary_rpc_method_handler(wrapped, None, handler.response_serializer)
 
 
-def _wrap(inner: Handler, method: str) -> Handler:
-    async def handle(request: Any | AsyncIterator[Any], context: Any) -> Any:
+def _wrap(handler: Any, method: str, receive_seconds: float) -> Handler:
+    async def handle(incoming: AsyncIterator[bytes], context: Any) -> Any:
         started = time.monotonic()
+        requests = _requests(incoming, handler.request_deserializer, receive_seconds)
         try:
-            reply = await inner(request, context)
+            if handler.request_streaming:
+                reply = await handler.stream_unary(requests, context)
+            else:
+                reply = await handler.unary_unary(await _only(requests), context)
         except asyncio.CancelledError:
             _log(method, started, "CANCELLED")
             raise
@@ -75,6 +84,38 @@ def _wrap(inner: Handler, method: str) -> Handler:
         return reply
 
     return handle
+
+
+async def _requests(
+    incoming: AsyncIterator[bytes], parse: Callable[[bytes], Any], seconds: float
+) -> AsyncIterator[Any]:
+    """The caller's messages, parsed, each of which must arrive whole within `seconds` of the one before."""
+    receive = aiter(incoming)
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                data = await anext(receive)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Cancelled(
+                f"cannot receive the request: got no whole message within {seconds:g} s; try again, on a faster connection",
+                Reason.DEADLINE_EXCEEDED,
+            ) from None
+        try:
+            message = parse(data)
+        except DecodeError:
+            raise WireError(
+                f"cannot read the request: got {len(data)} bytes that are not its protobuf message; try a client of the "
+                "server's version"
+            ) from None
+        yield message
+
+
+async def _only(requests: AsyncIterator[Any]) -> Any:
+    async for request in requests:
+        return request
+    raise WireError("cannot answer: got a call without a request, need one; try again", Reason.BYTES_TRUNCATED)
 
 
 async def _abort(error: Exception, context: Any, method: str, started: float) -> NoReturn:

@@ -35,6 +35,7 @@ _KEYS_ARE_BAD = frozenset(
         Reason.KEY_MISSING,
         Reason.KEY_PARAMETERS_DIFFER,
         Reason.PARAMETERS_INVALID,
+        Reason.LIMIT_EXCEEDED,
     }
 )
 
@@ -59,27 +60,27 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
     def _check_offer(self, offer: UploadOffer, model: ModelDescription) -> None:
         if not _SHA256.fullmatch(offer.sha256):
             raise ServiceError(
-                "cannot start the upload: sha256 is not 64 lower-case hexadecimal digits",
+                "cannot start the upload: need a sha256 of 64 lower-case hexadecimal digits; try hashing the whole file",
                 Reason.BYTES_MALFORMED,
                 subject="sha256",
             )
         if offer.params_digest != model.params_digest:
             raise ServiceError(
-                f"cannot use keys for parameters {offer.params_digest[:12]!r}: need {model.params_digest[:12]}; "
+                f"cannot use the keys: got parameters {offer.params_digest[:12]!r}, need {model.params_digest[:12]}; "
                 "try making keys from the current client spec",
                 Reason.KEY_PARAMETERS_DIFFER,
                 subject="params_digest",
             )
         if offer.total_bytes < 1:
             raise ServiceError(
-                "cannot start an upload of no bytes: need total_bytes of at least 1",
+                "cannot start the upload: got total_bytes of 0, need at least 1; try the size of the whole file",
                 Reason.BYTES_MALFORMED,
                 subject="total_bytes",
             )
         most = min(model.max_key_bytes, self._limits.max_upload_bytes)
         if offer.total_bytes > most:
             raise ServiceError(
-                f"cannot take {offer.total_bytes} bytes of keys: need at most {most} for this model on this server; "
+                f"cannot take the keys: got {offer.total_bytes} bytes, need at most {most} for this model on this server; "
                 "try only the keys that the client spec names",
                 Reason.LIMIT_EXCEEDED,
                 subject="total_bytes",
@@ -99,7 +100,9 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
                 progress = await asyncio.to_thread(self._store.progress, upload_id)
         if not upload_id:
             raise ServiceError(
-                "cannot upload: the stream held no chunk; need at least one", Reason.BYTES_TRUNCATED, subject="data"
+                "cannot upload: got a stream without a chunk, need at least one; try again from the committed offset",
+                Reason.BYTES_TRUNCATED,
+                subject="data",
             )
         return keys_pb2.UploadChunkResponse(committed_offset=progress.committed_offset)
 
@@ -111,7 +114,7 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
     async def _append(self, upload_id: str, chunk: keys_pb2.UploadChunkRequest) -> None:
         if len(chunk.data) > self._limits.max_chunk_bytes:
             raise ServiceError(
-                f"cannot take a chunk of {len(chunk.data)} bytes: need at most {self._limits.max_chunk_bytes}",
+                f"cannot take the chunk: got {len(chunk.data)} bytes, need at most {self._limits.max_chunk_bytes}; try smaller ones",
                 Reason.LIMIT_EXCEEDED,
                 subject="data",
             )

@@ -56,7 +56,7 @@ def _hash(token: str) -> str:
 
 def _unknown_key_set() -> ServiceError:
     return ServiceError(
-        "cannot find the key set: the id is unknown, or the set was evicted or deleted; try uploading the keys again",
+        "cannot find the key set: got an id that is unknown, or whose set was evicted or deleted; try uploading the keys again",
         Reason.KEY_SET_UNKNOWN,
         subject="key_set_id",
     )
@@ -140,7 +140,8 @@ class KeyStore:
     def _require_room(self, total_bytes: int) -> None:
         if total_bytes > self._config.budget_bytes:
             raise ServiceError(
-                f"cannot store {total_bytes} bytes of keys: this server keeps at most {self._config.budget_bytes} bytes",
+                f"cannot store the keys: got {total_bytes} bytes, need at most {self._config.budget_bytes} on this server; "
+                "try its operator",
                 Reason.LIMIT_EXCEEDED,
                 subject="total_bytes",
             )
@@ -162,7 +163,7 @@ class KeyStore:
         row, offset = self._uploads.sync(_hash(upload_id))
         if offset != row.total_bytes:
             raise ServiceError(
-                f"cannot commit the upload: got {offset} of {row.total_bytes} bytes; try resuming from there",
+                f"cannot commit the upload: got {offset} bytes, need {row.total_bytes}; try resuming from there",
                 Reason.UPLOAD_INCOMPLETE,
                 subject="upload_id",
                 metadata={"committed_offset": str(offset)},
@@ -175,7 +176,7 @@ class KeyStore:
         if not matches:
             self._uploads.drop(row.id_hash)
             raise ServiceError(
-                "cannot commit the upload: its bytes do not have the announced sha256; try uploading again",
+                "cannot commit the upload: got bytes that do not have the announced sha256; try uploading again",
                 Reason.DIGEST_MISMATCH,
                 subject="sha256",
             )
@@ -267,7 +268,7 @@ class KeyStore:
 def _require_same_parameters(stored: str, offered: str) -> None:
     if stored != offered:
         raise ServiceError(
-            f"cannot use these keys for parameters {offered[:12]}: the same bytes are stored for {stored[:12]}; "
+            f"cannot use these keys for parameters {offered[:12]}: got bytes that are stored for {stored[:12]}; "
             "try making keys from the current client spec",
             Reason.KEY_PARAMETERS_DIFFER,
             subject="params_digest",

@@ -90,7 +90,7 @@ class Repository:
             if broken.name == name and version in ("", broken.version):
                 # A fresh error without the verifier's text, which may name the operator's directories.
                 raise ServiceError(
-                    f"cannot serve model {name!r} version {broken.version!r}: it does not verify on this server; "
+                    f"cannot serve model {name!r} version {broken.version!r}: got one that does not verify on this server; "
                     "try another version, or the server's operator",
                     broken.error.reason,
                     subject=name,
@@ -101,14 +101,18 @@ class Repository:
             else f"one of {', '.join(self._models) or 'none: this server has no models'}"
         )
         asked = f"{name!r}" + (f" version {version!r}" if version else "")
-        raise ServiceError(f"cannot find model {asked[:200]}; need {known}", Reason.MODEL_UNKNOWN, subject=name[:64])
+        raise ServiceError(
+            f"cannot find model {asked[:200]}: need {known}; try listing the models",
+            Reason.MODEL_UNKNOWN,
+            subject=name[:64],
+        )
 
     def by_spec(self, client_spec_digest: str) -> ModelDescription:
         """The version whose client spec has this digest; MODEL_UNKNOWN when none (any more) has."""
         model = self._by_spec.get(client_spec_digest)
         if model is None:
             raise ServiceError(
-                f"cannot find a model with client spec {client_spec_digest[:12]!r}: it is not served here (any more); "
+                f"cannot find a model with client spec {client_spec_digest[:12]!r}: got one that is not served here (any more); "
                 "try fetching the spec again",
                 Reason.MODEL_UNKNOWN,
                 subject="client_spec_digest",

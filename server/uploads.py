@@ -87,7 +87,7 @@ class Uploads:
                 count, total = count - 1, total - row.total_bytes
         if count > self._config.max_uploads or total > self._config.upload_budget_bytes:
             raise ServiceError(
-                f"cannot start the upload: {count - 1} uploads under way leave no room for {incoming} bytes; try again later",
+                f"cannot start the upload: got {incoming} bytes, and {count - 1} uploads under way leave less room; try again later",
                 Reason.LIMIT_EXCEEDED,
                 subject="uploads",
                 retry_after_seconds=_RETRY_SECONDS,
@@ -122,15 +122,15 @@ class Uploads:
                 raise unknown_upload()
             if offset != part.size:
                 raise ServiceError(
-                    f"cannot take a chunk at offset {offset}: need offset {part.size}; try resuming from there",
+                    f"cannot take the chunk: got offset {offset}, need {part.size}; try resuming from there",
                     Reason.UPLOAD_OFFSET_WRONG,
                     subject="offset",
                     metadata={"committed_offset": str(part.size)},
                 )
             if offset + len(data) > part.row.total_bytes:
                 raise ServiceError(
-                    f"cannot take {len(data)} bytes at offset {offset}: the upload was announced as "
-                    f"{part.row.total_bytes} bytes; try creating an upload of the right size",
+                    f"cannot take the chunk: got {len(data)} bytes at offset {offset}, need an end of at most "
+                    f"{part.row.total_bytes} as announced; try creating an upload of the right size",
                     Reason.SIZE_MISMATCH,
                     subject="data",
                 )

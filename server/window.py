@@ -66,7 +66,7 @@ class RequestWindow:
                 reply = await asyncio.shield(running.task)
         except TimeoutError:
             raise Cancelled(
-                f"cannot finish within {seconds:.1f} s: the deadline has passed; try a later deadline",
+                f"cannot finish: got a deadline of {seconds:.1f} s, which has passed; try a later one",
                 Reason.DEADLINE_EXCEEDED,
             ) from None
         finally:

@@ -70,7 +70,9 @@ class Worker:
 
     def _check_reply(self, reply: bytes) -> None:
         if len(reply) > self._max_reply_bytes:
-            message = f"cannot reply with {len(reply)} bytes: this server sends at most {self._max_reply_bytes}"
+            message = (
+                f"cannot reply: got {len(reply)} bytes, need at most {self._max_reply_bytes}; try the server's operator"
+            )
             raise ServiceError(message, Reason.LIMIT_EXCEEDED)
 
     def _model(self, directory: str) -> WorkerModel:
@@ -87,7 +89,7 @@ class Worker:
             try:
                 keys = model.load_keys(Path(job.key_path))
             except FileNotFoundError:  # evicted between look-up and load
-                message = "cannot find the key set: it was evicted; try uploading the keys again"
+                message = "cannot find the key set: got one that was just evicted; try uploading the keys again"
                 raise ServiceError(message, Reason.KEY_SET_UNKNOWN) from None
             self._keys.put(at, keys)
         return keys
@@ -100,7 +102,7 @@ def _guard(job: Job, flag: CancelFlag, parent: int) -> Callable[[], None]:
         if flag.is_requested(job.number):
             raise Cancelled("cannot finish: the caller cancelled")
         if time.monotonic() > job.deadline:
-            raise Cancelled("cannot finish: the deadline has passed; try a later deadline", Reason.DEADLINE_EXCEEDED)
+            raise Cancelled("cannot finish: got a deadline that has passed; try a later one", Reason.DEADLINE_EXCEEDED)
         if os.getppid() != parent:
             raise SystemExit(0)
 
@@ -117,7 +119,7 @@ def _answer(worker: Worker, job: Job, payload: bytes, check: Callable[[], None])
     except SecateurError as error:
         reason, message = error.reason, error.message
     except MemoryError:
-        reason, message = Reason.LIMIT_EXCEEDED, "cannot evaluate: the worker ran out of memory; try again later"
+        reason, message = Reason.SERVER_BUSY, "cannot evaluate: got too little memory for it; try again later"
     except Exception as error:
         event("job failed", level=logging.ERROR, error=error, kind=job.kind, directory=job.directory)
     return Outcome(job.number, reason, message, resident=worker.resident()), b""

@@ -94,12 +94,16 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
 def _refuse_too_large(name: str, need: int) -> None:
     from he_runtime.errors import DoesNotFit
 
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if need > 0.8 * available:
+    free = _free_bytes()
+    if need > 0.8 * free:
         raise DoesNotFit(
-            f"cannot measure {name!r}: it takes {need / 1e9:.1f} GB, {available / 1e9:.1f} GB are free; "
-            "try a machine with more memory"
+            f"cannot measure {name!r}: got {free / 1e9:.1f} GB of free memory, need {need / 1e9:.1f} GB; "
+            "try a machine with more"
         )
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:

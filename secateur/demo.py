@@ -133,7 +133,7 @@ def _record(planned: Plan, measured: _Measured, clear: npt.NDArray[np.float64]) 
 
 
 def _render(console: Console, record: dict[str, Any], sample: npt.NDArray[np.float64]) -> None:
-    console.print(_draw(sample), markup=False)
+    console.print(_draw(sample))
     console.print()
     disturbed = f", {record['disturbed_runs']} disturbed" if record["disturbed_runs"] else ""
     facts = [

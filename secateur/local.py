@@ -49,4 +49,6 @@ class Local:
         """The output tensor (*output shape)."""
         import numpy as np
 
-        return self._spec.output.unpack(np.stack([self._secret.decrypt(ciphertext) for ciphertext in outputs]))[0]
+        slots = np.stack([self._secret.decrypt(ciphertext) for ciphertext in outputs])
+        answer: Floats = self._spec.output.unpack(slots)[0]
+        return answer

@@ -42,7 +42,8 @@ def emit(record: Mapping[str, Any], as_json: bool, render: Callable[[Console], N
     if as_json:
         typer.echo(json.dumps(record, default=_plain, allow_nan=False))
     else:
-        render(Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH, highlight=False))
+        width = None if sys.stdout.isatty() else WIDTH
+        render(Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False))
 
 
 def _plain(value: Any) -> Any:

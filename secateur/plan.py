@@ -32,7 +32,7 @@ def plan(
     if output is not None:
         planned.save(output)
         say(f"wrote {output}")
-    emit(plan_record(planned), as_json, lambda console: console.print(planned.listing(), markup=False, soft_wrap=True))
+    emit(plan_record(planned), as_json, lambda console: console.print(planned.listing(), soft_wrap=True))
 
 
 def _plan(directory: Path, degree: int | None, max_error: float | None) -> Plan:

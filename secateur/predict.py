@@ -84,11 +84,11 @@ def _record(model: str, answer: Prediction) -> dict[str, Any]:
 
 def _render(console: Console, answer: Prediction) -> None:
     if answer.label is not None:
-        console.print(answer.label if isinstance(answer.label, str) else "\n".join(answer.label), markup=False)
+        console.print(answer.label if isinstance(answer.label, str) else "\n".join(answer.label))
     elif answer.index is not None:
         console.print(str(answer.index))
     else:
-        console.print(str(answer.logits), markup=False)
+        console.print(str(answer.logits))
     timings = answer.timings
     facts = [
         ("server", f"{timings.server_evaluate_seconds * 1e3:.0f} ms evaluating"),

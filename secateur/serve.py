@@ -73,7 +73,7 @@ def _backend_problems(settings: ServerConfig) -> list[str]:
 def _report(settings: ServerConfig, problems: list[str], as_json: bool) -> None:
     def render(console: Console) -> None:
         if not problems:
-            console.print(f"ready to serve {settings.models} on {settings.address}", markup=False, soft_wrap=True)
+            console.print(f"ready to serve {settings.models} on {settings.address}", soft_wrap=True)
 
     emit({"ok": not problems, "problems": problems, "address": settings.address}, as_json, render)
 

@@ -1,0 +1,97 @@
+"""compress, plan, estimate and calibrate: what they write, and what they say of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from he_runtime import CompressedModel, Plan, compile, price
+from he_runtime.cost import CostTable
+from he_runtime.plan.counts import leaf_totals
+from secateur.artifacts import dense_twin
+
+PLAN_KEYS = {
+    "model", "model_digest", "plan_digest", "N", "log2_qp", "prime_bits", "special_prime_bits", "gadget", "keys",
+    "plaintexts", "ops", "counts", "sigma", "error_bound", "layers",
+}  # fmt: skip
+ESTIMATE_KEYS = {
+    "model", "plan_digest", "latency_ms", "low_ms", "high_ms", "upload_ms", "download_ms", "layers", "counts", "levels",
+    "upload_bytes", "download_bytes", "key_bytes", "plaintext_bytes", "peak_bytes", "sigma", "table", "table_kind",
+    "confidence",
+}  # fmt: skip
+
+
+def test_compress_writes_what_it_reports(made: Any) -> None:
+    record = made.record
+    assert set(record) == {"model", "version", "directory", "model_digest", "metadata", "dense_counts", "plan"}
+    model, plan = CompressedModel.load(made.directory), Plan.load(made.directory / "plan")
+    assert (record["model"], record["version"], record["directory"]) == ("tiny", "1", str(made.directory))
+    assert record["model_digest"] == model.digest == plan.model_digest
+    assert record["plan"]["plan_digest"] == plan.digest
+    assert record["metadata"]["accuracy"]["final"] > 0.5
+    assert record["dense_counts"] == json.loads((made.directory / "plan" / "dense_counts.json").read_text())
+    assert record["dense_counts"] == leaf_totals(compile(dense_twin(model)).counts)
+    assert record["dense_counts"]["mul_plain"] > record["plan"]["counts"]["mul_plain"]
+
+
+def test_compress_keeps_what_is_there_unless_told(made: Any, recipe: Any, refused: Any) -> None:
+    before = (made.directory / "DIGEST").read_text()
+    assert "--overwrite" in refused("compress", recipe, "--out", made.models)
+    assert (made.directory / "DIGEST").read_text() == before
+
+
+def test_compress_a_network_of_ones_own(ask: Any, recipe: Any, tmp_path: Any) -> None:
+    """By package.module:factory, found in the working directory."""
+    source = "from torch import nn\n\ndef small():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    (tmp_path / "my_network.py").write_text(source)
+    record = ask("compress", recipe, "--module", "my_network:small", "--version", "own")
+    assert record["directory"] == "models/tiny/own"
+    assert [layer["kind"] for layer in record["plan"]["layers"]] == ["linear"]
+
+
+def test_plan_describes_the_plan(made: Any, ask: Any) -> None:
+    record = ask("plan", made.directory)
+    assert set(record) == PLAN_KEYS
+    planned = compile(CompressedModel.load(made.directory))
+    assert record["plan_digest"] == planned.digest
+    assert record["counts"] == leaf_totals(planned.counts)
+    assert record["N"] == 2 ** round(len(f"{record['N']:b}") - 1)
+    assert record["log2_qp"] == pytest.approx(sum(record["prime_bits"]) + sum(record["special_prime_bits"]))
+    assert record["error_bound"] == pytest.approx(6 * record["sigma"])
+
+
+def test_plan_prints_the_listing_of_a_stored_plan(made: Any, cli: Any, tmp_path: Any) -> None:
+    said = cli("plan", made.directory / "plan", "--output", tmp_path / "copy")
+    assert said.code == 0
+    assert said.out.rstrip("\n") == Plan.load(made.directory / "plan").listing().rstrip("\n")
+    assert Plan.load(tmp_path / "copy").digest == Plan.load(made.directory / "plan").digest
+
+
+def test_plan_takes_a_degree_and_an_error(made: Any, ask: Any) -> None:
+    record = ask("plan", made.directory, "--degree", 16384, "--max-error", 0.5)
+    assert record["N"] == 16384
+    assert record["error_bound"] <= 0.5
+
+
+def test_estimate_by_the_shipped_table(made: Any, ask: Any) -> None:
+    record = ask("estimate", made.directory)
+    assert set(record) == ESTIMATE_KEYS
+    assert record["plan_digest"] == Plan.load(made.directory / "plan").digest
+    assert record["low_ms"] < record["latency_ms"] < record["high_ms"]
+    assert record["confidence"] == "order of magnitude"
+    parts = sum(layer["ms"] for layer in record["layers"]) + record["upload_ms"] + record["download_ms"]
+    assert parts == pytest.approx(record["latency_ms"])
+
+
+def test_estimate_by_a_table_measured_here(made: Any, ask: Any, tmp_path: Any) -> None:
+    path = tmp_path / "table.json"
+    record = ask("calibrate", made.directory, "--output", path, "--seconds", 0.5)
+    assert set(record) == {"file", "backend", "machine", "date", "digest", "entries"}
+    table = CostTable.load(path)
+    assert (record["file"], record["digest"], len(record["entries"])) == (str(path), table.digest, len(table.entries))
+    assert all(entry["seconds"] > 0 for entry in record["entries"])
+    found = ask("estimate", made.directory, "--table", path)
+    assert found["latency_ms"] == price(Plan.load(made.directory / "plan"), table).latency_ms
+    assert found["confidence"] == "calibrated on this machine"

@@ -32,6 +32,7 @@ def accuracy(
     import numpy as np
 
     from he_runtime import compile, run_clear
+    from he_runtime.cost.calibrate import machine_name
     from he_runtime.reference import normalize
 
     from .service import served
@@ -50,6 +51,8 @@ def accuracy(
         "stage_accuracy": dict(model.metadata.get("accuracy", {})),
         "backend": backend,
         "data": dataset.name,
+        "machine": machine_name(),
+        "threads": 1,
     }
     emit(record, as_json, lambda console: _render(console, record))
 
@@ -94,5 +97,7 @@ def _render(console: Console, record: dict[str, Any]) -> None:
         ("largest error", f"{record['max_error']:.3g}, stated bound {record['error_bound']:.3g}"),
         ("median margin", f"{record['median_margin']:.3g}; the bound is {record['bound_over_margin']:.1%} of it"),
         *stage_facts(metadata),
+        ("parameters", f"N={record['N']}, log2(QP)={record['log2_qp']:.1f}"),
+        ("machine", f"{record['machine']}, {record['backend']}, one thread"),
     ]
     console.print(facts_table("encrypted against clear (float64, same polynomials)", facts))

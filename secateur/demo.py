@@ -74,6 +74,7 @@ def demo(
         "data": data.name,
         "accuracy": model.metadata.get("accuracy", {}).get("final"),
         "machine": table.machine,
+        "threads": table.threads,
     }
     emit(record, as_json, lambda console: _render(console, record, sample))
 
@@ -146,7 +147,7 @@ def _render(console: Console, record: dict[str, Any], sample: npt.NDArray[np.flo
         ("bytes", f"{record['up_bytes']:,} up, {record['down_bytes']:,} down, {record['key_bytes']:,} of keys once"),
         ("error", f"{record['max_error']:.2g}, stated bound {record['error_bound']:.2g}"),
         ("security", f"128 bits: N={record['N']}, log2(QP)={record['log2_qp']:.1f}"),
-        ("machine", record["machine"]),
+        ("machine", f"{record['machine']}, one thread"),
     ]
     console.print(facts_table("", facts))
     console.print()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +33,15 @@ def plan(
     if output is not None:
         planned.save(output)
         say(f"wrote {output}")
-    emit(plan_record(planned), as_json, lambda console: console.print(planned.listing(), soft_wrap=True))
+    emit(plan_record(planned), as_json, lambda console: _print_listing(console, planned.listing()))
+
+
+def _print_listing(console: Console, listing: str) -> None:
+    """One line per op; where a terminal is narrower, it goes on further to the right."""
+    for line in listing.splitlines():
+        if console.is_terminal and len(line) > console.width:
+            line = textwrap.fill(line, console.width, subsequent_indent=" " * 8)
+        console.print(line, soft_wrap=True)
 
 
 def _plan(directory: Path, degree: int | None, max_error: float | None) -> Plan:

@@ -24,7 +24,7 @@ TENSEAL_KEYS = {"tenseal_s", "ours_s", "ratio", "argmax_matches", "images", "rel
 ACCURACY_KEYS = {
     "images", "argmax_matches", "encrypted_accuracy", "clear_accuracy", "rms_error", "sigma", "rms_over_sigma",
     "max_error", "error_bound", "within_bound", "median_margin", "bound_over_margin", "logit_rms_change",
-    "stage_accuracy", "N", "log2_qp", "backend", "data",
+    "stage_accuracy", "N", "log2_qp", "backend", "data", "machine", "threads",
 }  # fmt: skip
 LATENCY_KEYS = {
     "network", "fits", "predicted_ms", "measured_ms", "wall_ms", "ratio", "runs", "disturbed_runs", "counters_equal",

@@ -25,7 +25,7 @@ from protos.gen.secateur.v1 import (
 from protos.native import ServerInfo
 
 from . import logs
-from .config import ServerConfig
+from .config import LimitsConfig, ServerConfig
 from .engine import Engine
 from .errors import ConfigError
 from .inference_service import InferenceServicer
@@ -45,6 +45,7 @@ SERVICES = (
     keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
 )
+_FRAME_BYTES = 64 << 10  # what a message holds beside its ciphertexts or its chunk
 _PARTING_SECONDS = 1.0  # for answers of the last calls to leave
 
 
@@ -74,14 +75,15 @@ class App:
         if table is not None and not table.is_file():
             raise ConfigError(f"cannot use engine.cost_table = {table}: no such file; try `secateur calibrate`")
         repository = await asyncio.to_thread(Repository.scan, config.models, runtime)
+        message_bytes = _message_bytes(config.limits, repository)
         store = await asyncio.to_thread(_open_store, config)
         engine = Engine(config.engine, config.limits, config.log_level)
         try:
             await engine.start(repository.defaults() if config.engine.preload else [])
-            server = _make_server(config)
+            server = _make_server(config, message_bytes)
             checker: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
             health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-            _add_services(server, config, runtime, repository, store, engine)
+            _add_services(server, config, message_bytes, runtime, repository, store, engine)
             address = _open_port(server, config)
             await server.start()
         except BaseException:
@@ -110,13 +112,19 @@ def _open_store(config: ServerConfig) -> KeyStore:
         raise ConfigError(f"cannot use state = {config.state}: {error.strerror or error}") from error
 
 
-def _make_server(config: ServerConfig) -> grpc.aio.Server:
+def _message_bytes(limits: LimitsConfig, repository: Repository) -> int:
+    """The largest message that the server receives: no larger than the models have use for, as callers make it allocate."""
+    largest = max(repository.max_request_bytes, limits.max_chunk_bytes)
+    return min(limits.max_message_bytes, largest + _FRAME_BYTES)
+
+
+def _make_server(config: ServerConfig, message_bytes: int) -> grpc.aio.Server:
     limits = config.limits
     return grpc.aio.server(
         interceptors=[Boundary(limits.receive_seconds)],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         options=[
-            ("grpc.max_receive_message_length", limits.max_message_bytes),
+            ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_send_message_length", -1),  # replies are bounded where they are read from a worker
             ("grpc.max_concurrent_streams", limits.max_connection_rpcs),
             ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a load balancer
@@ -129,6 +137,7 @@ def _make_server(config: ServerConfig) -> grpc.aio.Server:
 def _add_services(
     server: grpc.aio.Server,
     config: ServerConfig,
+    message_bytes: int,
     runtime: Runtime,
     repository: Repository,
     store: KeyStore,
@@ -138,7 +147,7 @@ def _add_services(
     info = ServerInfo(
         build=build_version(),
         wire_version=runtime.wire_version(),
-        max_message_bytes=limits.max_message_bytes,
+        max_message_bytes=message_bytes,
         max_upload_bytes=limits.max_upload_bytes,
         max_chunk_bytes=limits.max_chunk_bytes,
     )

@@ -45,7 +45,7 @@ class TlsConfig:
 class LimitsConfig:
     """What one request may ask for."""
 
-    max_message_bytes: int = 64 * _MIB  # one gRPC message, so also the input ciphertexts of one request
+    max_message_bytes: int = 64 * _MIB  # one gRPC message; lowered at the start to what the models have use for
     max_chunk_bytes: int = 2 * _MIB  # data of one UploadChunkRequest
     max_upload_bytes: int = 2 * _GIB  # one key set
     max_concurrent_rpcs: int = 256

@@ -90,7 +90,7 @@ class Engine:
         """Start all workers and load `preload` in each; ConfigError when a worker does not come up."""
         try:
             await asyncio.gather(*(self._start_slot(preload) for _ in range(self._engine.workers)))
-        except WorkerLost as error:
+        except (WorkerLost, OSError) as error:
             await self.stop()
             raise ConfigError(f"cannot start a worker: {error}; see its messages above") from error
         self._idle = list(self._slots)
@@ -239,7 +239,7 @@ class Engine:
             try:
                 slot.process = await self._spawn()
                 return
-            except WorkerLost as error:
+            except (WorkerLost, OSError) as error:  # OSError: no memory, processes or descriptors left
                 event("worker does not start", level=logging.ERROR, cause=str(error))
 
     async def stop(self, drain_seconds: float = 0.0) -> None:

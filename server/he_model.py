@@ -17,6 +17,7 @@ from he_runtime.execute import LoadedKeys
 from he_runtime.ring import EvaluationKeys
 from he_runtime.wire import (
     WIRE_VERSION,
+    ciphertexts_byte_size,
     decode_ciphertexts,
     encode_ciphertexts,
     key_set_byte_size,
@@ -63,7 +64,12 @@ def describe(directory: Path, name: str, version: str) -> ModelDescription:
         model_digest=model.digest,
         plan_digest=plan.digest,
         max_key_bytes=key_set_byte_size(plan.keys, plan.params, seeded=False),
+        max_request_bytes=ciphertexts_byte_size(_input_count(plan), spec.input.level, plan.params),
     )
+
+
+def _input_count(plan: Plan) -> int:
+    return sum(len(port.values) for port in plan.inputs)
 
 
 def _client_spec(plan: Plan, name: str, version: str) -> ClientSpec:
@@ -115,7 +121,7 @@ class _HeModel:
     def __init__(self, plan: Plan, backend: str) -> None:
         self._plan = plan
         self._executor = Executor(plan, backend)
-        self._max_inputs = sum(len(port.values) for port in plan.inputs)
+        self._max_inputs = _input_count(plan)
 
     def load_keys(self, path: Path) -> LoadedKeys:
         params = self._plan.params

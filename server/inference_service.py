@@ -80,6 +80,13 @@ def _check_call(call: InferenceCall, model: ModelDescription) -> None:
             Reason.BYTES_TRUNCATED,
             subject="ciphertexts",
         )
+    if len(call.ciphertexts) > model.max_request_bytes:
+        raise ServiceError(
+            f"cannot infer: got {len(call.ciphertexts)} bytes of ciphertexts, need at most {model.max_request_bytes} for "
+            f"{model.name} version {model.version}; try packing by the client spec",
+            Reason.LIMIT_EXCEEDED,
+            subject="ciphertexts",
+        )
     if len(call.request_id) > _MAX_REQUEST_ID:
         raise ServiceError(
             f"cannot use the request_id: got {len(call.request_id)} characters, need at most {_MAX_REQUEST_ID}; try a UUID",

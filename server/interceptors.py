@@ -20,7 +20,7 @@ from he_runtime.errors import Cancelled, Reason, SecateurError, WireError
 from protos import status
 from protos.status import Failure
 
-from .errors import ServiceError
+from .errors import ServiceError, storage_failure
 from .logs import event
 
 __all__ = ["Boundary", "failure_of"]
@@ -119,7 +119,10 @@ async def _only(requests: AsyncIterator[Any]) -> Any:
 
 
 async def _abort(error: Exception, context: Any, method: str, started: float) -> NoReturn:
-    failure, incident = failure_of(error)
+    stored = storage_failure(error)
+    failure, incident = failure_of(stored or error)
+    if stored is not None:
+        event("storage", level=logging.ERROR, cause=str(error), method=method)
     if incident:
         event("incident", level=logging.ERROR, error=error, incident=incident, method=method)
     _log(method, started, failure.reason)

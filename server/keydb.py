@@ -18,6 +18,7 @@ from .errors import ConfigError
 __all__ = ["BlobRow", "KeyDb", "KeySetRow", "UploadRow"]
 
 SCHEMA_VERSION = 1
+_LOCKED_SECONDS = 2.0  # for another program, such as a backup, to let go of the database
 _MAX_SETS_PER_BLOB = 64  # the same bytes offered again and again must not grow the table without bound
 _SCHEMA = """
 CREATE TABLE blobs (
@@ -73,7 +74,16 @@ class KeyDb:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.RLock()
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_LOCKED_SECONDS)
+        try:
+            self._set_up(path)
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise ConfigError(
+                f"cannot use the key store {path}: {error}; try a new `state`, clients upload their keys again"
+            ) from error
+
+    def _set_up(self, path: Path) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA foreign_keys = ON")
@@ -96,10 +106,11 @@ class KeyDb:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # a full disk may have rolled it back already
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
 
     def _one(self, statement: str, *values: object) -> tuple[object, ...] | None:
         with self._lock:

@@ -9,8 +9,10 @@ login yet: whoever holds a key-set id may use and delete that set, and nobody el
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from . import durable
 from .config import KeysConfig
 from .errors import ServiceError
 from .keydb import KeyDb, KeySetRow, UploadRow
+from .logs import event
 from .uploads import Uploads, unknown_upload
 
 __all__ = ["KeyStore", "ReadyUpload", "StoredKeys"]
@@ -98,10 +101,13 @@ class KeyStore:
         self._uploads.sweep()
 
     def close(self) -> None:
-        self._uploads.close()
-        self._flush()
-        self.db.close()
-        os.close(self._owner)
+        """Make durable what can be, and let go of the directory."""
+        try:
+            self._uploads.close()
+            self._flush()
+        finally:
+            self.db.close()
+            os.close(self._owner)
 
     def _blob_path(self, sha256: str) -> Path:
         return self._blobs / sha256
@@ -194,24 +200,39 @@ class KeyStore:
             stored = self.db.blob(row.sha256)
             if stored is not None:
                 _require_same_parameters(stored.params_digest, row.params_digest)
-            evicted = self._evictions(0 if stored else row.total_bytes)
+            if self.db.upload(row.id_hash) is None:  # dropped, or committed by another call, since it was complete
+                raise unknown_upload()
+            evicted = self._evictions(row)
             with self._uploads.released(row.id_hash):
-                self._on_step("before-move")
-                try:
-                    durable.move(part, self._blob_path(row.sha256))
-                except FileNotFoundError:
-                    raise unknown_upload() from None
-                self._on_step("moved")
-                self.db.commit_upload(row, _hash(token), evicted, time.time())
+                if stored is None:
+                    self._place(part, row, _hash(token), evicted)
+                else:
+                    self.db.commit_upload(row, _hash(token), evicted, time.time())
+                    durable.remove(part)
                 self._on_step("recorded")
             self._remove_blobs(evicted)
         return KeySetInfo(token, row.sha256, row.total_bytes, row.params_digest, row.client_spec_digest)
 
-    def _evictions(self, incoming: int) -> list[str]:
-        """Digests of the least recently used blobs that make room for `incoming` bytes within the budget."""
+    def _place(self, part: Path, row: UploadRow, set_hash: str, evicted: list[str]) -> None:
+        """Move a part to its place and record it; what cannot be recorded is moved back."""
+        blob = self._blob_path(row.sha256)
+        self._on_step("before-move")
+        try:
+            durable.move(part, blob)
+        except FileNotFoundError:
+            raise unknown_upload() from None
+        self._on_step("moved")
+        try:
+            self.db.commit_upload(row, set_hash, evicted, time.time())
+        except BaseException:
+            durable.move(blob, part)
+            raise
+
+    def _evictions(self, incoming: UploadRow) -> list[str]:
+        """Digests of the least recently used blobs that make room for an upload's bytes within the budget."""
         self._flush()
-        blobs = self.db.blobs()
-        total = sum(b.total_bytes for b in blobs) + incoming
+        blobs = [b for b in self.db.blobs() if b.sha256 != incoming.sha256]
+        total = sum(b.total_bytes for b in blobs) + incoming.total_bytes
         evicted = []
         for blob in blobs:
             if total <= self._config.budget_bytes:
@@ -258,11 +279,16 @@ class KeyStore:
                 self._flush()
 
     def _flush(self) -> None:
+        """Record what was used when. Failing at that is no reason not to serve: a full disk can still be read."""
         with self._lock:
-            if self._used:
-                self.db.touch(self._used)
-                self._used.clear()
             self._flushed = time.monotonic()
+            if self._used:
+                try:
+                    self.db.touch(self._used)
+                except sqlite3.Error as error:
+                    event("cannot record when keys were used", level=logging.WARNING, cause=str(error))
+                else:
+                    self._used.clear()
 
 
 def _require_same_parameters(stored: str, offered: str) -> None:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from he_runtime.errors import Reason, SecateurError
+from he_runtime.errors import ModelError, Reason, SecateurError
 from protos.native import ModelSummary
 
 from .errors import ConfigError, ServiceError
@@ -56,16 +57,10 @@ class Repository:
         broken: list[Broken] = []
         for name, version, directory in _directories(root):
             try:
-                models.append(runtime.describe(directory, name, version))
+                models.append(_describe(runtime, directory, name, version))
             except SecateurError as error:
-                event(
-                    "model not served",
-                    level=logging.ERROR,
-                    model=name,
-                    version=version,
-                    reason=error.reason,
-                    cause=error.message,
-                )
+                facts: dict[str, Any] = {"model": name, "version": version, "reason": error.reason}
+                event("model not served", level=logging.ERROR, cause=error.message, **facts)
                 broken.append(Broken(name, version, error))
         return cls(models, broken)
 
@@ -75,6 +70,11 @@ class Repository:
     def summary(self, name: str) -> ModelSummary:
         versions = tuple(self._models[name])
         return ModelSummary(name, versions, versions[-1])
+
+    @property
+    def max_request_bytes(self) -> int:
+        """The most that the ciphertexts of one request can be, whatever the model."""
+        return max((m.max_request_bytes for m in self._by_spec.values()), default=0)
 
     def defaults(self) -> list[ModelDescription]:
         """The default version of every model."""
@@ -118,6 +118,18 @@ class Repository:
                 subject="client_spec_digest",
             )
         return model
+
+
+def _describe(runtime: Runtime, directory: Path, name: str, version: str) -> ModelDescription:
+    """Raises nothing but SecateurError: one damaged version must not keep the others from being served."""
+    try:
+        return runtime.describe(directory, name, version)
+    except SecateurError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"cannot read {directory}: got damaged files ({type(error).__name__}); try writing this version again"
+        ) from error
 
 
 def _directories(root: Path) -> Iterator[tuple[str, str, Path]]:

@@ -19,7 +19,7 @@ __all__ = ["Cost", "LoadedKeys", "ModelDescription", "Runtime", "WorkerModel", "
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model version as the front door knows it. `max_key_bytes` bounds an upload of its keys."""
+    """A model version as the front door knows it, with bounds on an upload of its keys and on the ciphertexts of a request."""
 
     name: str
     version: str
@@ -30,6 +30,7 @@ class ModelDescription:
     model_digest: str
     plan_digest: str
     max_key_bytes: int
+    max_request_bytes: int
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ client that reconnects before its first connection is noticed dead): whoever sen
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -140,24 +142,22 @@ class Uploads:
 
     def _write(self, part: _Part, data: bytes) -> None:
         view, at = memoryview(data), part.size
-        try:
-            while view:
-                written = os.pwrite(part.descriptor, view, at)
-                view, at = view[written:], at + written
-        except OSError as error:
-            raise ServiceError(
-                f"cannot store the chunk: {error.strerror}; try again later",
-                Reason.LIMIT_EXCEEDED,
-                subject="disk",
-                retry_after_seconds=_RETRY_SECONDS,
-            ) from error
+        while view:
+            written = os.pwrite(part.descriptor, view, at)
+            view, at = view[written:], at + written
         part.size, part.touched = at, time.time()
 
     def _sync(self, part: _Part) -> None:
         if part.durable == part.size:
             return
         self._on_step("before-part-sync")
-        os.fsync(part.descriptor)
+        try:
+            os.fsync(part.descriptor)
+        except OSError:
+            # The system may have dropped what it could not write, and would call the next sync a success.
+            os.ftruncate(part.descriptor, part.durable)
+            part.size = part.durable
+            raise
         self._on_step("part-synced")
         self._db.set_offset(part.row.id_hash, part.size, part.touched)
         part.durable = part.size
@@ -169,6 +169,7 @@ class Uploads:
             if part.closed:
                 raise unknown_upload()
             self._sync(part)
+            part.touched = time.time()
             return part.row, part.durable
 
     def drop(self, id_hash: str) -> None:
@@ -204,7 +205,7 @@ class Uploads:
         """Make everything received durable and close all files."""
         with self._lock:
             for id_hash, part in list(self._parts.items()):
-                with part.lock:
+                with part.lock, contextlib.suppress(OSError, sqlite3.Error):  # then the client sends these bytes again
                     self._sync(part)
                 self._close(id_hash)
 

@@ -49,19 +49,18 @@ class WorkerProcess:
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         ours, theirs = socket.socketpair()
-        with tempfile.TemporaryFile() as shared:
+        with ours, theirs, tempfile.TemporaryFile() as shared:
             shared.truncate(CancelFlag.SIZE)
-            self._memory = mmap.mmap(shared.fileno(), CancelFlag.SIZE)
-            self._flag = CancelFlag(self._memory)
             descriptors = (theirs.fileno(), shared.fileno())
             self._process = subprocess.Popen(
-                [*_command(settings, descriptors)],
+                _command(settings, descriptors),
                 pass_fds=descriptors,
                 stdin=subprocess.DEVNULL,
                 env=_environment(settings),
             )
-        theirs.close()
-        self._connection = Connection(ours.detach())
+            self._memory = mmap.mmap(shared.fileno(), CancelFlag.SIZE)
+            self._flag = CancelFlag(self._memory)
+            self._connection = Connection(ours.detach())
 
     @property
     def pid(self) -> int:
@@ -80,8 +79,8 @@ class WorkerProcess:
             raise WorkerLost("the process had ended", before_start=True)
         try:
             send_job(self._connection, job, payload)
-        except OSError as error:
-            raise WorkerLost(str(error)) from error
+        except OSError as error:  # it dies before it has the whole job, or never begins
+            raise WorkerLost(str(error), before_start=True) from error
         return self._receive(job.number)
 
     def _receive(self, number: int) -> tuple[Outcome, bytes]:

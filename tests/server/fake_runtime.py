@@ -28,6 +28,8 @@ def wire_version() -> int:
 
 def describe(directory: Path, name: str, version: str) -> ModelDescription:
     record = json.loads((directory / "model.json").read_text())
+    if record.get("explodes"):
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
     if record.get("broken"):
         raise PlanError(
             "cannot read plan format 99: this build reads 1; try planning again", Reason.PLAN_VERSION_UNKNOWN
@@ -43,6 +45,7 @@ def describe(directory: Path, name: str, version: str) -> ModelDescription:
         model_digest="aa" * 32,
         plan_digest=hashlib.sha256(version.encode()).hexdigest(),
         max_key_bytes=record.get("max_key_bytes", 1 << 24),
+        max_request_bytes=record.get("max_request_bytes", 1 << 24),
     )
 
 

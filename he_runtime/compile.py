@@ -10,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import DoesNotFit, ParameterError
-from .lower.emit import Scales, VectorPool, emit
+from .lower.constants import fold_constants
+from .lower.emission import VectorPool
+from .lower.emit import Program, Scales, Values, emit
 from .lower.levels import stage_levels
-from .lower.packing import Packing, choose_packing
-from .lower.stages import Stage, build_stages
+from .lower.packing import choose_packing
+from .lower.stages import build_stages
 from .model import CompressedModel
 from .noise import encoding_error, quietest, slot_variance
 from .params import MAX_LOG2_QP, CkksParams, find_primes
@@ -36,8 +38,7 @@ class _Problem:
     """What is fixed for one ring degree while scales are searched."""
 
     model: CompressedModel
-    stages: list[Stage]
-    packing: Packing
+    program: Program
     degree: int
     depth: int
     magnitudes: dict[str, float]
@@ -45,7 +46,7 @@ class _Problem:
     pool: VectorPool = field(default_factory=VectorPool)
 
 
-_Candidate = tuple[Plan, dict[str, tuple[int, ...]]]  # a plan, and the values of each tensor in it
+_Candidate = tuple[Plan, dict[str, Values]]  # a plan, and the values of each tensor in it
 
 
 def compile(
@@ -54,8 +55,12 @@ def compile(
     degrees: tuple[int, ...] = DEGREES,
     max_error: float | None = None,
     margin_share: float = 0.25,
+    batch: int = 1,
 ) -> Plan:
-    """Plan `model` for one query at the least latency: the smallest ring whose predicted error holds the budget.
+    """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
+
+    `batch` samples (a power of two) are interleaved in every ciphertext; with as many samples as slots there is one
+    feature per ciphertext and no rotation at all.
 
     The budget bounds six predicted sigmas: `max_error` in output units, or by default `margin_share` of the model's
     median margin between the two largest outputs. Among the prime chains of a ring the one with the smallest
@@ -67,7 +72,7 @@ def compile(
     reasons = []
     for degree in degrees:
         try:
-            plan = _plan_for_degree(model, degree, budget)
+            plan = _plan_for_degree(model, degree, budget, batch)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(f"N={degree}: {error.message}")
             continue
@@ -89,16 +94,19 @@ def _budget(model: CompressedModel, max_error: float | None, share: float) -> fl
     return share * float(margin)
 
 
-def _plan_for_degree(model: CompressedModel, degree: int, budget: float) -> Plan:
-    slots = degree // 2
-    stages = build_stages(model, slots)
+def _plan_for_degree(model: CompressedModel, degree: int, budget: float, batch: int) -> Plan:
+    slots = degree // 2 // batch  # lane groups: what one sample has of a ciphertext
+    if slots < 1:
+        raise DoesNotFit(f"a batch of {batch} does not fit {degree // 2} slots")
+    stages, constants = fold_constants(build_stages(model, slots))
     levels = stage_levels(stages)
     depth = max(levels.values())
     _room(model, degree, depth)
     source = model.input.name
     packing = choose_packing(stages, source, model.input.shape, slots, levels, _stage_cost)
     magnitudes = {name: max(abs(low), abs(high)) for name, (low, high) in model.ranges.items()}
-    return _best_scales(_Problem(model, stages, packing, degree, depth, magnitudes, budget))
+    program = Program(stages, constants, packing, source, batch)
+    return _best_scales(_Problem(model, program, degree, depth, magnitudes, budget))
 
 
 def _room(model: CompressedModel, degree: int, depth: int) -> None:
@@ -170,9 +178,9 @@ def _try(problem: _Problem, delta_bits: float, last_bits: float) -> _Candidate |
 
 
 def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> _Candidate:
-    model, packing = problem.model, problem.packing
+    model, packing = problem.model, problem.program.packing
     source, target = model.input.name, model.output.node
-    e, tensors, layers = emit(problem.stages, packing, params, scales, source, problem.magnitudes, problem.pool)
+    e, tensors, layers = emit(problem.program, params, scales, problem.magnitudes, problem.pool)
     plan = Plan(
         model_name=model.name,
         model_digest=model.digest,
@@ -181,9 +189,12 @@ def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> _Candida
         values=tuple(e.values),
         vectors=tuple(e.pool.vectors),
         plaintexts=tuple(e.plaintexts),
-        inputs=(Port(source, model.input.shape, tensors[source], packing.input_layout.slot_map),),
-        outputs=(Port(target, model.shape_of(target), tensors[target], packing.layouts[target].slot_map),),
+        inputs=(Port(source, model.input.shape, tuple(tensors[source].values()), packing.input_layout.slot_map),),
+        outputs=(
+            Port(target, model.shape_of(target), tuple(tensors[target].values()), packing.layouts[target].slot_map),
+        ),
         layers=layers,
+        batch=problem.program.batch,
         client={
             "mean": list(model.input.mean),
             "std": list(model.input.std),
@@ -197,13 +208,13 @@ def _assemble(problem: _Problem, params: CkksParams, scales: Scales) -> _Candida
     return quietest(plan, slot_variance(plan, known)), tensors
 
 
-def _predicted(problem: _Problem, plan: Plan, tensors: Mapping[str, tuple[int, ...]]) -> Plan:
+def _predicted(problem: _Problem, plan: Plan, tensors: Mapping[str, Values]) -> Plan:
     """The plan with the error predicted along single calibration samples, where the model kept any."""
     samples = problem.model.mean_square("samples")
     if samples is None:
         return plan
     squares = {name: values**2 for name, values in forward_all(problem.model, samples).items()}
-    whole = replace(plan.outputs[0], slot_map=problem.packing.layouts[problem.model.output.node].slot_map)
+    whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
     random = slot_variance(plan, _per_slot(problem, tensors, squares), encoding=False)
     inputs = _per_slot(
@@ -215,7 +226,7 @@ def _predicted(problem: _Problem, plan: Plan, tensors: Mapping[str, tuple[int, .
 def _mean_squares(problem: _Problem) -> dict[str, npt.NDArray[np.float64]]:
     """Calibrated mean squares per tensor, (1, *shape); a third of the squared magnitude where there are none."""
     found = {}
-    for name in (problem.model.input.name, *(s.name for s in problem.stages)):
+    for name in (problem.model.input.name, *(s.name for s in problem.program.stages)):
         stats = problem.model.mean_square(name)
         if stats is None:
             stats = np.full(problem.model.shape_of(name), problem.magnitudes.get(name, 1.0) ** 2 / 3)
@@ -224,14 +235,15 @@ def _mean_squares(problem: _Problem) -> dict[str, npt.NDArray[np.float64]]:
 
 
 def _per_slot(
-    problem: _Problem, tensors: Mapping[str, tuple[int, ...]], squares: Mapping[str, npt.NDArray[np.float64]]
+    problem: _Problem, tensors: Mapping[str, Values], squares: Mapping[str, npt.NDArray[np.float64]]
 ) -> dict[int, npt.NDArray[np.float64]]:
     """Squares per element (samples, *shape) -> per slot (samples, slots), by value of the plan."""
     known: dict[int, npt.NDArray[np.float64]] = {}
     for name, values in tensors.items():
         is_input = name == problem.model.input.name
-        slot_map = (problem.packing.input_layout if is_input else problem.packing.layouts[name]).slot_map
+        packing = problem.program.packing
+        slot_map = (packing.input_layout if is_input else packing.layouts[name]).slot_map
         flat = squares[name].reshape(len(squares[name]), -1)
         padded = np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)
-        known.update({value: padded[:, part] for value, part in zip(values, slot_map, strict=True)})
+        known.update({value: padded[:, slot_map[k]] for k, value in values.items()})
     return known

@@ -10,16 +10,24 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["rounded"]
+__all__ = ["constant", "rounded"]
 
 Vectors = npt.NDArray[np.float64]
+
+
+def constant(value: float, scale: float) -> float:
+    """The nearest multiple of 1 / scale, but not zero: SEAL refuses the product by an operand that rounds to nothing."""
+    integer = round(value * scale)
+    if integer == 0 and value:
+        integer = 1 if value > 0 else -1
+    return integer / scale
 
 
 def rounded(vectors: Vectors, scale: float) -> Vectors:
     """Real vectors (count, period) as they are after encoding at `scale` and decoding again: (count, period)."""
     period = vectors.shape[1]
     if period == 1:
-        return np.asarray(np.rint(vectors * scale) / scale)
+        return np.array([[constant(float(v), scale)] for v in vectors[:, 0]])
     exponents = np.array([pow(3, j, 4 * period) for j in range(period)])
     slot, conjugate = (exponents - 1) // 2, (4 * period - exponents - 1) // 2
     values = np.empty((len(vectors), 2 * period))

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from ..encoding import constant
 from ..errors import KeyMismatch
 from ..params import CkksParams
 from ..plan import Plan
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord
 from .base import Evaluator
+from .plaintexts import PlaintextStore
 from .pyfhel_bridge import PyfhelContext, check_keys, galois_permutation, make_context, pyfhel
 
 __all__ = ["PyfhelBackend", "PyfhelEvaluator", "PyfhelKeys", "PyfhelValue"]
@@ -51,12 +53,15 @@ class PyfhelBackend:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.context = make_context(plan.params)
-        self.plaintexts = [self._encode(index) for index in range(len(plan.plaintexts))]
+        self._plaintexts = PlaintextStore(plan, self._encode)
+        self.plaintext = self._plaintexts.__getitem__
 
     def _encode(self, index: int) -> Any:
         plain = self.plan.plaintexts[index]
         vector = self.plan.vectors[plain.vector]
-        return self.context.encode(vector if len(vector) == 1 else self.plan.vector(plain), plain.level, plain.scale)
+        if len(vector) == 1:
+            return self.context.encode(np.array([constant(float(vector[0]), plain.scale)]), plain.level, plain.scale)
+        return self.context.encode(self.plan.vector(plain), plain.level, plain.scale)
 
     def load_keys(self, keys: EvaluationKeys) -> PyfhelKeys:
         """Validated records -> SEAL keys; KeyMismatch when the plan needs one that is absent or cut too low."""
@@ -91,7 +96,7 @@ class PyfhelEvaluator(Evaluator[PyfhelValue]):
 
     def __init__(self, backend: PyfhelBackend, keys: PyfhelKeys) -> None:
         super().__init__(backend.plan)
-        self._plaintexts = backend.plaintexts
+        self._plaintext = backend.plaintext
         self._keys = keys
         self._he = keys.context.he
         self._copy = pyfhel().PyCtxt
@@ -128,10 +133,10 @@ class PyfhelEvaluator(Evaluator[PyfhelValue]):
         return self._call("add", self._he.add, x, y.ct)
 
     def add_plain(self, x: PyfhelValue, plaintext: int) -> PyfhelValue:
-        return self._call("add_plain", self._he.add_plain, x, self._plaintexts[plaintext])
+        return self._call("add_plain", self._he.add_plain, x, self._plaintext(plaintext))
 
     def mul_plain(self, x: PyfhelValue, plaintext: int) -> PyfhelValue:
-        return self._call("mul_plain", self._he.multiply_plain, x, self._plaintexts[plaintext])
+        return self._call("mul_plain", self._he.multiply_plain, x, self._plaintext(plaintext))
 
     def mul(self, x: PyfhelValue, y: PyfhelValue) -> PyfhelValue:
         return self._call("mul", self._he.multiply, x, y.ct)

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..encoding import constant
 from ..errors import KeyMismatch
 from ..plan import Plan
 from ..ring import CiphertextData, EvaluationKeys
 from .base import Evaluator
+from .plaintexts import PlaintextStore
 from .seal_bridge import download_ciphertext, make_context, parms_id, sealapi, upload_ciphertext, upload_keys
 
 __all__ = ["TensealBackend", "TensealEvaluator"]
@@ -40,14 +42,15 @@ class TensealBackend:
         self.evaluator = seal.Evaluator(self.context)
         self.parms_ids = [parms_id(self.context, level) for level in range(plan.params.max_level + 1)]
         self._encoder = seal.CKKSEncoder(self.context)
-        self.plaintexts = [self._encode(index) for index in range(len(plan.plaintexts))]
+        self._plaintexts = PlaintextStore(plan, self._encode)
+        self.plaintext = self._plaintexts.__getitem__
 
     def _encode(self, index: int) -> Any:
         plain = self.plan.plaintexts[index]
         vector = self.plan.vectors[plain.vector]
         target = sealapi().Plaintext()
         # A constant is encoded as an integer: exact, and without a transform.
-        value = float(vector[0]) if len(vector) == 1 else self.plan.vector(plain).tolist()
+        value = constant(float(vector[0]), plain.scale) if len(vector) == 1 else self.plan.vector(plain).tolist()
         self._encoder.encode(value, self.parms_ids[plain.level], plain.scale, target)
         return target
 
@@ -95,10 +98,10 @@ class TensealEvaluator(Evaluator[Any]):
         return self._call("add", self._seal.add, x, y)
 
     def add_plain(self, x: Any, plaintext: int) -> Any:
-        return self._call("add_plain", self._seal.add_plain, x, self._backend.plaintexts[plaintext])
+        return self._call("add_plain", self._seal.add_plain, x, self._backend.plaintext(plaintext))
 
     def mul_plain(self, x: Any, plaintext: int) -> Any:
-        return self._call("mul_plain", self._seal.multiply_plain, x, self._backend.plaintexts[plaintext])
+        return self._call("mul_plain", self._seal.multiply_plain, x, self._backend.plaintext(plaintext))
 
     def mul(self, x: Any, y: Any) -> Any:
         return self._call("mul", self._seal.multiply, x, y)

@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DoesNotFit
 from ..params import CkksParams
-from ..plan import Kind, LayerInfo, Op, Plaintext, ValueType
-from ..plan.ops import TYPING
+from ..plan import Kind, LayerInfo, Op
+from .constants import Constants
 from .diagonals import PackedLinear
+from .emission import Emission, VectorPool
 from .levels import is_lazy, stage_levels
 from .packing import Packing
 from .stages import AddStage, LinearStage, QuadraticStage, Stage
 
-__all__ = ["Emission", "Scales", "emit"]
+__all__ = ["Scales", "Values", "emit"]
 
 Vector = npt.NDArray[np.float64]
-Values = tuple[int, ...]
+# Index of a tensor's ciphertext -> value. One whose elements are all constant is never computed, and absent.
+Values = dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -38,92 +40,28 @@ class Scales:
     coefficient: float = 2.0**16
 
 
-class VectorPool:
-    """The operands of one problem, each stored once; shared by all candidate plans, which differ in scales only."""
+@dataclass(frozen=True)
+class Program:
+    """What is lowered: stages and their constant elements, the packing, and how many samples share a ciphertext."""
 
-    def __init__(self) -> None:
-        self.vectors: list[Vector] = []
-        self._ids: dict[bytes, int] = {}
-        self._rows: dict[int, tuple[PackedLinear, list[int]]] = {}
-
-    def intern(self, vector: Vector) -> int:
-        """Index of the operand; a constant one is stored with period 1."""
-        if (vector == vector[0]).all():
-            vector = vector[:1]
-        key = vector.tobytes()
-        if key not in self._ids:
-            self._ids[key] = len(self.vectors)
-            self.vectors.append(vector)
-        return self._ids[key]
-
-    def rows(self, packed: PackedLinear) -> list[int]:
-        """Indices of the vectors of a packed layer, hashed once however many candidates ask."""
-        if id(packed) not in self._rows:
-            self._rows[id(packed)] = (packed, [self.intern(v) for v in packed.vectors])
-        return self._rows[id(packed)][1]
-
-
-@dataclass
-class Emission:
-    """The growing plan: values, ops and operands, with equal plaintexts shared."""
-
-    params: CkksParams
-    pool: VectorPool = field(default_factory=VectorPool)
-    values: list[ValueType] = field(default_factory=list)
-    ops: list[Op] = field(default_factory=list)
-    plaintexts: list[Plaintext] = field(default_factory=list)
-    _plain_ids: dict[Plaintext, int] = field(default_factory=dict)
-
-    def value(self, level: int, scale: float, size: int = 2) -> int:
-        self.values.append(ValueType(level, scale, size))
-        return len(self.values) - 1
-
-    def plain(self, vector: int, level: int, scale: float) -> int:
-        """Index of the plaintext that encodes a vector of the pool."""
-        plain = Plaintext(vector, level, scale)
-        if plain not in self._plain_ids:
-            self._plain_ids[plain] = len(self.plaintexts)
-            self.plaintexts.append(plain)
-        return self._plain_ids[plain]
-
-    def op(self, kind: Kind, layer: str, *inputs: int, plaintext: int = -1, step: int = 0) -> int:
-        """Append a leaf op; its result type follows from the op table's rule."""
-        plain = self.plaintexts[plaintext] if plaintext >= 0 else None
-        op = Op(kind, inputs, (len(self.values),), layer, plaintext, step)
-        self.values.append(TYPING[kind](op, [self.values[v] for v in inputs], plain, self.params))
-        self.ops.append(op)
-        return op.outputs[0]
-
-    def lowered(self, value: int, level: int, layer: str) -> int:
-        """The value mod-switched down to `level`."""
-        while self.values[value].level > level:
-            value = self.op(Kind.MOD_SWITCH, layer, value)
-        return value
-
-    def scaled(self, value: int, scale: float, layer: str) -> int:
-        """The value brought to a larger scale by the constant one: no level, an error of half an integer at most."""
-        have = self.values[value]
-        if have.same_scale(scale):
-            return value
-        if scale < have.scale * 2**8:
-            raise DoesNotFit(
-                f"cannot align scales in layer {layer!r}: got 2^{math.log2(have.scale):.1f}, need at least 8 bits below "
-                f"2^{math.log2(scale):.1f}; try larger primes"
-            )
-        one = self.plain(self.pool.intern(np.ones(1)), have.level, scale / have.scale)
-        return self.op(Kind.MUL_PLAIN, layer, value, plaintext=one)
+    stages: list[Stage]
+    constants: Constants
+    packing: Packing
+    source: str
+    batch: int
 
 
 class _Lowering:
-    def __init__(
-        self, stages: list[Stage], packing: Packing, params: CkksParams, scales: Scales, source: str, pool: VectorPool
-    ) -> None:
-        self.stages, self.packing, self.scales, self.params = stages, packing, scales, params
+    def __init__(self, program: Program, params: CkksParams, scales: Scales, pool: VectorPool) -> None:
+        self.stages, self.packing, self.batch = program.stages, program.packing, program.batch
+        self.constants, self.scales, self.params = program.constants, scales, params
         self.emission = Emission(params, pool)
-        self.levels = stage_levels(stages)
-        top = max((self.levels[s.name] for s in stages if source in s.inputs), default=0)
-        count = packing.input_layout.ciphertexts
-        self.tensors: dict[str, Values] = {source: tuple(self.emission.value(top, scales.delta) for _ in range(count))}
+        self.levels = stage_levels(self.stages)
+        top = max((self.levels[s.name] for s in self.stages if program.source in s.inputs), default=0)
+        count = self.packing.input_layout.ciphertexts
+        self.tensors: dict[str, Values] = {
+            program.source: {k: self.emission.value(top, scales.delta) for k in range(count)}
+        }
 
     def target_scale(self, stage: Stage) -> float:
         """The scale that a lazy value must have: what its activation turns back into Delta, or the output's."""
@@ -140,76 +78,83 @@ class _Lowering:
     def linear(self, stage: LinearStage) -> Values:
         e, packed = self.emission, self.packing.packed[stage.name]
         level = self.levels[stage.name]
-        inputs = tuple(e.lowered(v, level, stage.name) for v in self.tensors[stage.input])
+        inputs = {k: e.lowered(v, level, stage.name) for k, v in self.tensors[stage.input].items()}
+        if not len(packed.diagonals.cells):
+            return {}
         lazy = is_lazy(self.stages, stage.name)
-        have = e.values[inputs[0]].scale
+        have = e.values[next(iter(inputs.values()))].scale
         scale = self.target_scale(stage) / have if lazy else self.params.primes[level] * self.scales.delta / have
         outputs = self._transform(stage.name, inputs, packed, level, scale)
         for step in packed.diagonals.folds:
-            outputs = tuple(e.op(Kind.ADD, stage.name, v, e.op(Kind.ROTATE, stage.name, v, step=step)) for v in outputs)
+            for k, v in outputs.items():
+                turned = e.op(Kind.ROTATE, stage.name, v, step=step * self.batch)
+                outputs[k] = e.op(Kind.ADD, stage.name, v, turned)
         outputs = self._biased(stage.name, outputs, packed.bias)
-        return outputs if lazy else tuple(e.op(Kind.RESCALE, stage.name, v) for v in outputs)
+        return outputs if lazy else {k: e.op(Kind.RESCALE, stage.name, v) for k, v in outputs.items()}
 
     def _transform(self, layer: str, inputs: Values, packed: PackedLinear, level: int, scale: float) -> Values:
         e, found = self.emission, packed.diagonals
-        if len(set(found.cells[:, 0].tolist())) != len(packed.bias):
-            raise DoesNotFit(f"cannot lower layer {layer!r}: a whole output ciphertext has no weight; try pruning less")
-        used = sorted(set(found.cells[:, 1].tolist()))
-        renumber = {j: k for k, j in enumerate(used)}
+        targets, rows = np.unique(found.cells[:, 0], return_inverse=True)
+        sources, columns = np.unique(found.cells[:, 1], return_inverse=True)
         plains = [e.plain(vector, level, scale) for vector in e.pool.rows(packed)]
-        sources = [renumber[j] for j in found.cells[:, 1].tolist()]
-        cells = np.stack([found.cells[:, 0], sources, found.split.baby, found.split.giant, plains], axis=1)
-        out_scale = e.values[inputs[0]].scale * scale
-        outputs = tuple(e.value(level, out_scale) for _ in range(len(packed.bias)))
-        operands = tuple(inputs[j] for j in used)
-        e.ops.append(Op(Kind.LINEAR_TRANSFORM, operands, outputs, layer, cells=cells))
+        steps = (self.batch * found.split.baby, self.batch * found.split.giant)
+        cells = np.stack([rows, columns, *steps, plains], axis=1).astype(np.int64)
+        operands = tuple(inputs[int(j)] for j in sources)
+        out_scale = e.values[operands[0]].scale * scale
+        outputs = {int(i): e.value(level, out_scale) for i in targets}
+        e.ops.append(Op(Kind.LINEAR_TRANSFORM, operands, tuple(outputs.values()), layer, cells=cells))
         return outputs
 
-    def _biased(self, layer: str, outputs: Values, bias: Vector) -> Values:
-        e = self.emission
-        result = []
-        for value, part in zip(outputs, bias, strict=True):
-            kind = e.values[value]
-            result.append(
-                e.op(Kind.ADD_PLAIN, layer, value, plaintext=e.plain(e.pool.intern(part), kind.level, kind.scale))
-                if part.any()
-                else value
-            )
-        return tuple(result)
+    def _biased(self, layer: str, values: Values, bias: Vector) -> Values:
+        return {k: self._shifted(layer, v, bias[k]) for k, v in values.items()}
+
+    def _shifted(self, layer: str, value: int, constant: Vector) -> int:
+        """The value plus a plaintext; itself when that is zero."""
+        if not constant.any():
+            return value
+        e, kind = self.emission, self.emission.values[value]
+        plain = e.plain(e.pool.intern(constant), kind.level, kind.scale)
+        return e.op(Kind.ADD_PLAIN, layer, value, plaintext=plain)
+
+    def _spread(self, tensor: str, values: Vector) -> Vector:
+        """Elements -> (ciphertexts, period) in the tensor's layout."""
+        layout = self.packing.layouts[tensor]
+        return layout.spread(values).reshape(layout.ciphertexts, layout.period)
 
     def quadratic(self, stage: QuadraticStage) -> Values:
-        e, level, layout = self.emission, self.levels[stage.name], self.packing.layouts[stage.name]
+        e, level = self.emission, self.levels[stage.name]
         prime = self.params.primes[level]
-        a, b, c = (layout.spread(v).reshape(layout.ciphertexts, layout.period) for v in (stage.a, stage.b, stage.c))
-        results = []
-        for k, value in enumerate(self.tensors[stage.input]):
+        a, b, c = (self._spread(stage.name, v) for v in (stage.a, stage.b, stage.c))
+        results = {}
+        for k, value in self.tensors[stage.input].items():
             x = e.lowered(value, level, stage.name)
             if stage.is_square:
                 product = e.op(Kind.SQUARE, stage.name, e.scaled(x, math.sqrt(self.scales.delta * prime), stage.name))
             else:
                 product = self._general(stage.name, x, a[k], b[k], prime)
-            results.append(e.op(Kind.RESCALE, stage.name, e.op(Kind.RELINEARIZE, stage.name, product)))
-        return self._biased(stage.name, tuple(results), c)
+            results[k] = e.op(Kind.RESCALE, stage.name, e.op(Kind.RELINEARIZE, stage.name, product))
+        return self._biased(stage.name, results, c)
 
     def _general(self, layer: str, x: int, a: Vector, b: Vector, prime: int) -> int:
         """(a*x + b) * x at scale Delta * prime."""
         e, have = self.emission, self.emission.values[x]
         scale = self.scales.delta * prime / have.scale**2
         inner = e.op(Kind.MUL_PLAIN, layer, x, plaintext=e.plain(e.pool.intern(a), have.level, scale))
-        kind = e.values[inner]
-        if b.any():
-            inner = e.op(Kind.ADD_PLAIN, layer, inner, plaintext=e.plain(e.pool.intern(b), kind.level, kind.scale))
-        return e.op(Kind.MUL, layer, inner, x)
+        return e.op(Kind.MUL, layer, self._shifted(layer, inner, b), x)
 
     def add(self, stage: AddStage) -> Values:
         e, level = self.emission, self.levels[stage.name]
-        pairs = zip(self.tensors[stage.left], self.tensors[stage.right], strict=True)
-        results = []
-        for left, right in pairs:
-            x, y = (e.lowered(v, level, stage.name) for v in (left, right))
-            scale = max(e.values[x].scale, e.values[y].scale)
-            results.append(e.op(Kind.ADD, stage.name, e.scaled(x, scale, stage.name), e.scaled(y, scale, stage.name)))
-        return tuple(results)
+        sides = [{k: e.lowered(v, level, stage.name) for k, v in self.tensors[name].items()} for name in stage.inputs]
+        if not any(sides):
+            return {}
+        scale = max(e.values[v].scale for side in sides for v in side.values())
+        left, right = ({k: e.scaled(v, scale, stage.name) for k, v in side.items()} for side in sides)
+        results = {k: e.op(Kind.ADD, stage.name, left[k], right[k]) for k in left.keys() & right.keys()}
+        for present, absent in ((left, stage.right), (right, stage.left)):
+            constant = self._spread(absent, np.nan_to_num(self.constants.get(absent, np.zeros(0))))
+            for k in present.keys() - results.keys():
+                results[k] = self._shifted(stage.name, present[k], constant[k])
+        return dict(sorted(results.items()))
 
     def run(self) -> None:
         for stage in self.stages:
@@ -222,32 +167,33 @@ class _Lowering:
 
 
 def emit(
-    stages: list[Stage],
-    packing: Packing,
-    params: CkksParams,
-    scales: Scales,
-    source: str,
-    magnitudes: Mapping[str, float],
-    pool: VectorPool,
+    program: Program, params: CkksParams, scales: Scales, magnitudes: Mapping[str, float], pool: VectorPool
 ) -> tuple[Emission, dict[str, Values], tuple[LayerInfo, ...]]:
     """The ops, the values of every tensor, and what listings say of each layer.
 
-    Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor) would overflow its modulus.
+    Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor) would overflow its modulus, or when a whole
+    output ciphertext depends on no input.
     """
-    lowering = _Lowering(stages, packing, params, scales, source, pool)
+    lowering = _Lowering(program, params, scales, pool)
     lowering.run()
-    e = lowering.emission
+    e, layouts = lowering.emission, program.packing.layouts
     info = []
-    for stage in stages:
+    for stage in program.stages:
         magnitude = magnitudes.get(stage.name, 1.0)
         squared = isinstance(stage, QuadraticStage)
-        for value in lowering.tensors[stage.name]:
+        for value in lowering.tensors[stage.name].values():
             kind = e.values[value]
             _check_room(params, stage.name, kind.level, kind.scale, magnitude)
             if squared:  # the product before its rescale is the tightest point
                 level = kind.level + 1
                 _check_room(params, stage.name, level, kind.scale * params.primes[level], magnitude)
-        info.append(LayerInfo(stage.name, _kind(stage), packing.layouts[stage.name].describe(), magnitude))
+        info.append(LayerInfo(stage.name, _kind(stage), layouts[stage.name].describe(), magnitude))
+    last = program.stages[-1].name
+    if len(lowering.tensors[last]) < layouts[last].ciphertexts:
+        raise DoesNotFit(
+            f"cannot lower layer {last!r}: an output depends on no input, and SEAL has no encryption of a constant; "
+            "try pruning it less, or leave that output out"
+        )
     return e, lowering.tensors, tuple(info)
 
 

@@ -22,7 +22,7 @@ InputLayout = Layout | WindowLayout
 # (rotations, plaintext products, level of the operands) -> price in any unit
 StageCost = Callable[[int, int, int], float]
 _SWEEPS = 3
-_MAX_INPUT_CIPHERTEXTS = 16
+_MAX_CIPHERTEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,9 @@ class _Search:
         found: list[InputLayout] = [*image_candidates(shape, self.slots, planes)]
         if group == self.group[self.source] and len(readers) == 1 and readers[0].windowed is not None:
             found.append(readers[0].windowed[0])
-        return [x for x in found if x.ciphertexts <= _MAX_INPUT_CIPHERTEXTS]
+        if self.slots == 1:  # one feature per ciphertext: any order costs the same
+            return found[:1]
+        return [x for x in found if x.ciphertexts <= _MAX_CIPHERTEXTS]
 
     def run(self) -> dict[str, InputLayout]:
         groups = list(dict.fromkeys(self.group.values()))
@@ -104,7 +106,7 @@ class _Search:
         if not all(options.values()):
             tight = next(g for g in groups if not options[g])
             raise DoesNotFit(
-                f"cannot pack tensor {tight!r}: more than {_MAX_INPUT_CIPHERTEXTS} ciphertexts of {self.slots} slots; try a larger N"
+                f"cannot pack tensor {tight!r}: more than {_MAX_CIPHERTEXTS} ciphertexts of {self.slots} slots; try a larger N"
             )
         layouts: dict[str, InputLayout] = {g: options[g][0] for g in groups}
         for _ in range(_SWEEPS):

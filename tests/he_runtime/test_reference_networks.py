@@ -45,7 +45,9 @@ def test_a_backend_runs_the_network(case: tuple[Plan, Any, Any, Any], backend: s
     keys = executor.load_keys(EvaluationKeys(plan.params.digest, records))
     spec = plan.client_spec()
     for sample, clear in zip(inputs, run_clear(plan, inputs), strict=True):
-        encrypted = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample[None])]
+        encrypted = [
+            secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(sample[None])
+        ]
         answer = executor.run(encrypted, keys)
         assert executor.counters == plan.counts
         logits = spec.output.unpack(np.stack([secret.decrypt(ct) for ct in answer]))[0]

@@ -1,0 +1,95 @@
+"""A plan under construction: ops, value types and operands, each plaintext stored once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DoesNotFit
+from ..params import CkksParams
+from ..plan import Kind, Op, Plaintext, ValueType
+from ..plan.ops import TYPING
+from .diagonals import PackedLinear
+
+__all__ = ["Emission", "VectorPool"]
+
+Vector = npt.NDArray[np.float64]
+
+
+class VectorPool:
+    """The operands of one problem, each stored once; shared by all candidate plans, which differ in scales only."""
+
+    def __init__(self) -> None:
+        self.vectors: list[Vector] = []
+        self._ids: dict[bytes, int] = {}
+        self._rows: dict[int, tuple[PackedLinear, list[int]]] = {}
+
+    def intern(self, vector: Vector) -> int:
+        """Index of the operand; a constant one is stored with period 1."""
+        if (vector == vector[0]).all():
+            vector = vector[:1]
+        key = vector.tobytes()
+        if key not in self._ids:
+            self._ids[key] = len(self.vectors)
+            self.vectors.append(vector)
+        return self._ids[key]
+
+    def rows(self, packed: PackedLinear) -> list[int]:
+        """Indices of the vectors of a packed layer, hashed once however many candidates ask."""
+        if id(packed) not in self._rows:
+            self._rows[id(packed)] = (packed, [self.intern(v) for v in packed.vectors])
+        return self._rows[id(packed)][1]
+
+
+@dataclass
+class Emission:
+    """The growing plan: values, ops and operands, with equal plaintexts shared."""
+
+    params: CkksParams
+    pool: VectorPool = field(default_factory=VectorPool)
+    values: list[ValueType] = field(default_factory=list)
+    ops: list[Op] = field(default_factory=list)
+    plaintexts: list[Plaintext] = field(default_factory=list)
+    _plain_ids: dict[Plaintext, int] = field(default_factory=dict)
+
+    def value(self, level: int, scale: float, size: int = 2) -> int:
+        self.values.append(ValueType(level, scale, size))
+        return len(self.values) - 1
+
+    def plain(self, vector: int, level: int, scale: float) -> int:
+        """Index of the plaintext that encodes a vector of the pool."""
+        plain = Plaintext(vector, level, scale)
+        if plain not in self._plain_ids:
+            self._plain_ids[plain] = len(self.plaintexts)
+            self.plaintexts.append(plain)
+        return self._plain_ids[plain]
+
+    def op(self, kind: Kind, layer: str, *inputs: int, plaintext: int = -1, step: int = 0) -> int:
+        """Append a leaf op; its result type follows from the op table's rule."""
+        plain = self.plaintexts[plaintext] if plaintext >= 0 else None
+        op = Op(kind, inputs, (len(self.values),), layer, plaintext, step)
+        self.values.append(TYPING[kind](op, [self.values[v] for v in inputs], plain, self.params))
+        self.ops.append(op)
+        return op.outputs[0]
+
+    def lowered(self, value: int, level: int, layer: str) -> int:
+        """The value mod-switched down to `level`."""
+        while self.values[value].level > level:
+            value = self.op(Kind.MOD_SWITCH, layer, value)
+        return value
+
+    def scaled(self, value: int, scale: float, layer: str) -> int:
+        """The value brought to a larger scale by the constant one: no level, an error of half an integer at most."""
+        have = self.values[value]
+        if have.same_scale(scale):
+            return value
+        if scale < have.scale * 2**8:
+            raise DoesNotFit(
+                f"cannot align scales in layer {layer!r}: got 2^{math.log2(have.scale):.1f}, need at least 8 bits below "
+                f"2^{math.log2(scale):.1f}; try larger primes"
+            )
+        one = self.plain(self.pool.intern(np.ones(1)), have.level, scale / have.scale)
+        return self.op(Kind.MUL_PLAIN, layer, value, plaintext=one)

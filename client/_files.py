@@ -14,11 +14,23 @@ from typing import IO
 
 from .errors import KeyStoreError
 
-__all__ = ["locked", "private_directory", "write_atomic"]
+__all__ = ["locked", "private_directory", "storing", "write_atomic"]
 
 _POLL_SECONDS = 0.05
 _EXPOSED = stat.S_IRWXG | stat.S_IRWXO
 _WRITABLE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Turn what the system says of `path` (a full disk, no permission) into a KeyStoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise KeyStoreError(
+            f"cannot write {path}: {error.strerror or error}; need space and permission there; try another directory "
+            "with home= or SECATEUR_HOME"
+        ) from error
 
 
 def private_directory(path: Path, *, readable: bool = False) -> Path:
@@ -54,22 +66,25 @@ def _replace_file(temporary: Path, final: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` to `path` with mode 0600, whole or not at all."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp creates 0600
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        _replace_file(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write `data` to `path` with mode 0600, whole or not at all; KeyStoreError when that fails."""
+    with storing(path):
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp creates 0600
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            _replace_file(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path, timeout_seconds: float) -> Iterator[None]:
     """Hold an advisory lock on `path` (made if absent) against other processes; KeyStoreError after the timeout."""
     deadline = time.monotonic() + timeout_seconds
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+    with storing(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    with os.fdopen(descriptor, "r+b") as file:
         while not _try_lock(file):
             if time.monotonic() >= deadline:
                 raise KeyStoreError(

@@ -29,7 +29,7 @@ from he_runtime.errors import SecateurError
 from he_runtime.params import CkksParams
 from he_runtime.ring import KeySetSpec
 
-from ._files import locked, private_directory, write_atomic
+from ._files import locked, private_directory, storing, write_atomic
 from .errors import KeyStoreError
 
 if TYPE_CHECKING:
@@ -159,7 +159,8 @@ class KeyEntry:
         secret = SecretKey.generate(self.params)
         info = {"params_name": self.params.name, "params": self.params.to_json(), "created": time.time()}
         write_atomic(self.path / "entry.json", _json(info))
-        secret.save(file)
+        with storing(file):
+            secret.save(file)
         return secret
 
     def key_set_id(self, keys: KeySetSpec) -> str | None:

@@ -12,7 +12,7 @@ from he_runtime.params import CkksParams
 from he_runtime.ring import KeySetSpec
 from he_runtime.wire import KeySetWriter
 
-from ._files import write_atomic
+from ._files import storing, write_atomic
 from .keystore import KeyEntry, key_list_digest
 
 if TYPE_CHECKING:
@@ -62,10 +62,15 @@ def spool_keys(entry: KeyEntry, secret: SecretKey, keys: KeySetSpec) -> Spool:
 
 
 def _write(path: Path, params: CkksParams, secret: SecretKey, keys: KeySetSpec) -> None:
-    path.touch(mode=0o600)
-    with path.open("wb") as file, KeySetWriter(file, params, keys) as writer:
-        for record in secret.make_keys(keys):
-            writer.write(record)
+    try:
+        with storing(path):
+            path.touch(mode=0o600)
+            with path.open("wb") as file, KeySetWriter(file, params, keys) as writer:
+                for record in secret.make_keys(keys):
+                    writer.write(record)
+    except BaseException:
+        path.unlink(missing_ok=True)  # a part of a key set is of no use, and may be what fills the disk
+        raise
 
 
 def _sha256(path: Path) -> str:

@@ -46,7 +46,7 @@ class LimitsConfig:
     """What one request may ask for."""
 
     max_message_bytes: int = 64 * _MIB  # one gRPC message; lowered at the start to what the models have use for
-    max_chunk_bytes: int = 2 * _MIB  # data of one UploadChunkRequest
+    max_chunk_bytes: int = _MIB  # data of one UploadChunkRequest
     max_upload_bytes: int = 2 * _GIB  # one key set
     max_concurrent_rpcs: int = 256
     max_connection_rpcs: int = 64  # of them for one connection; further ones wait on its client's side

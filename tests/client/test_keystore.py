@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import subprocess
 import sys
@@ -192,7 +194,7 @@ def test_a_damaged_note_is_a_typed_error(spec: ClientSpec, tmp_path: Path) -> No
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_atomic(tmp_path / "note", b"old")
     monkeypatch.setattr("client._files._replace_file", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(KeyStoreError, match="disk full; need space and permission"):
         write_atomic(tmp_path / "note", b"new")
     assert (tmp_path / "note").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["note"]
@@ -231,3 +233,17 @@ def test_two_clients_at_once_make_one_secret_and_one_upload(server: Any, sample:
         thread.join(timeout=30)
     assert answers == [5, 5]
     assert server.calls.count("CommitUpload") == 1
+
+
+def test_a_full_disk_is_a_typed_error_and_leaves_no_part_of_a_key_set(
+    client: Client, server: Any, sample: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("client.spool.KeySetWriter.write", full)
+        with pytest.raises(KeyStoreError, match="No space left on device"):
+            client.predict("echo", sample)
+    assert not list(tmp_path.rglob("pending.*")) and "CreateUpload" not in server.calls
+    assert client.predict("echo", sample).index == 5

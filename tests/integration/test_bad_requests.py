@@ -102,7 +102,7 @@ CIPHERTEXTS: dict[str, tuple[Callable[[RawClient], bytes], str]] = {
     "a scale above the modulus": (_patched(SCALE, "<d", 2.0**900), "SCALE_MISMATCH"),
     "sixteen polynomials": (_patched(SIZE, "<I", 16), "SIZE_MISMATCH"),
     "one polynomial": (_patched(SIZE, "<I", 1), "SIZE_MISMATCH"),
-    "three polynomials": (_tripled, "SIZE_MISMATCH"),
+    "three polynomials": (_tripled, "LIMIT_EXCEEDED"),  # more bytes than the model takes
     "no ciphertext": (lambda r: _encoded(r, []), "SIZE_MISMATCH"),
     "a ciphertext too many": (lambda r: _encoded(r, r.encrypted() * 2), "LIMIT_EXCEEDED"),
     "2^32 - 1 ciphertexts": (_patched(COUNT, "<I", 2**32 - 1), "LIMIT_EXCEEDED"),
@@ -128,7 +128,7 @@ REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown model": ({"model": "nope"}, "MODEL_UNKNOWN"),
     "a path for a model": ({"model": "../models/pooled"}, "MODEL_UNKNOWN"),
     "no model": ({"model": ""}, "MODEL_UNKNOWN"),
-    "a model of a megabyte": ({"model": "x" * (1 << 20)}, "MODEL_UNKNOWN"),
+    "a model of 100 KB": ({"model": "x" * 100_000}, "MODEL_UNKNOWN"),
     "unknown version": ({"version": "2"}, "MODEL_UNKNOWN"),
     "a path for a version": ({"version": "../../mlp/1"}, "MODEL_UNKNOWN"),
     "a version of an unknown plan format": ({"version": "9"}, "PLAN_VERSION_UNKNOWN"),

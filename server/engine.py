@@ -72,6 +72,7 @@ class Engine:
         self._slots: list[_Slot] = []
         self._idle: list[_Slot] = []
         self._waiting: deque[_Ticket] = deque()
+        self._preloaded: list[ModelDescription] = []
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         self._typical_seconds = _FIRST_GUESS_SECONDS
@@ -88,24 +89,26 @@ class Engine:
 
     async def start(self, preload: list[ModelDescription]) -> None:
         """Start all workers and load `preload` in each; ConfigError when a worker does not come up."""
+        self._preloaded = preload[: self._engine.models_per_worker]
         try:
-            await asyncio.gather(*(self._start_slot(preload) for _ in range(self._engine.workers)))
+            await asyncio.gather(*(self._start_slot() for _ in range(self._engine.workers)))
         except (WorkerLost, OSError) as error:
             await self.stop()
             raise ConfigError(f"cannot start a worker: {error}; see its messages above") from error
         self._idle = list(self._slots)
         self._dispatch()
 
-    async def _start_slot(self, preload: list[ModelDescription]) -> None:
-        slot = _Slot(await self._spawn())
-        self._slots.append(slot)
-        await self._preload(slot, preload)
+    async def _start_slot(self) -> None:
+        self._slots.append(_Slot(await self._spawn()))
 
     async def _spawn(self) -> WorkerProcess:
+        """A new worker that has loaded what is preloaded, also after a loss: or callers of little patience would see a
+        large model loaded on their time, give up, and have the worker replaced for it, again and again."""
         loop = asyncio.get_running_loop()
         process = WorkerProcess(self._settings)
         try:
             await loop.run_in_executor(self._threads, process.wait_until_up)
+            await self._preload(process)
         except BaseException:
             process.kill()
             process.close()
@@ -113,16 +116,16 @@ class Engine:
         event("worker up", worker=process.pid)
         return process
 
-    async def _preload(self, slot: _Slot, models: list[ModelDescription]) -> None:
+    async def _preload(self, process: WorkerProcess) -> None:
         """Load models ahead of the first request. One that does not load stays, and answers with its error."""
-        for model in models:
+        for model in self._preloaded:
             job = Job(
                 next(self._numbers), "load", str(model.directory), time.monotonic() + self._limits.max_evaluate_seconds
             )
-            outcome, _ = await asyncio.get_running_loop().run_in_executor(self._threads, slot.process.call, job, b"")
+            outcome, _ = await asyncio.get_running_loop().run_in_executor(self._threads, process.call, job, b"")
             event(
                 "model loaded",
-                worker=slot.process.pid,
+                worker=process.pid,
                 model=model.name,
                 version=model.version,
                 reason=outcome.reason,

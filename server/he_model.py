@@ -123,9 +123,12 @@ class _HeModel:
         self._executor = Executor(plan, backend)
         self._max_inputs = _input_count(plan)
 
-    def load_keys(self, path: Path) -> LoadedKeys:
+    def load_keys(self, path: Path, check: Callable[[], None]) -> LoadedKeys:
         params = self._plan.params
-        records = {record.element: record for record in read_key_set(path, params)}
+        records = {}
+        for record in read_key_set(path, params):
+            check()
+            records[record.element] = record
         return self._executor.load_keys(EvaluationKeys(params.digest, records))
 
     def run(self, ciphertexts: bytes, keys: LoadedKeys, check: Callable[[], None]) -> tuple[bytes, Mapping[str, int]]:

@@ -59,8 +59,8 @@ class LoadedKeys(Protocol):
 class WorkerModel(Protocol):
     """A model version in a worker. Every method raises errors of he_runtime's tree for bad bytes."""
 
-    def load_keys(self, path: Path) -> LoadedKeys:
-        """Parse and check a key-set file against the plan."""
+    def load_keys(self, path: Path, check: Callable[[], None]) -> LoadedKeys:
+        """Parse and check a key-set file against the plan. `check` is called between any two keys and may raise."""
 
     def run(self, ciphertexts: bytes, keys: Any, check: Callable[[], None]) -> tuple[bytes, Mapping[str, int]]:
         """(reply bytes, operations executed). `check` is called between any two HE operations and may raise."""

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from he_runtime.errors import Cancelled, Reason, SecateurError
 
@@ -58,7 +57,7 @@ class Worker:
         started = time.monotonic()
         check()
         model = self._model(job.directory)
-        keys = None if job.kind == "load" else self._load_keys(model, job)
+        keys = None if job.kind == "load" else self._load_keys(model, job, check)
         loaded = time.monotonic()
         reply, counts = b"", {}
         if job.kind == "infer":
@@ -82,12 +81,12 @@ class Worker:
             self._models.put(directory, model)
         return model
 
-    def _load_keys(self, model: WorkerModel, job: Job) -> Any:
+    def _load_keys(self, model: WorkerModel, job: Job, check: Callable[[], None]) -> LoadedKeys:
         at = (job.directory, job.key_sha256)
         keys = self._keys.get(at)
         if keys is None:
             try:
-                keys = model.load_keys(Path(job.key_path))
+                keys = model.load_keys(Path(job.key_path), check)
             except FileNotFoundError:  # evicted between look-up and load
                 message = "cannot find the key set: got one that was just evicted; try uploading the keys again"
                 raise ServiceError(message, Reason.KEY_SET_UNKNOWN) from None

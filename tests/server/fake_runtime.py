@@ -63,7 +63,7 @@ class FakeModel:
     def __init__(self) -> None:
         self.loads = 0
 
-    def load_keys(self, path: Path) -> FakeKeys:
+    def load_keys(self, path: Path, check: Callable[[], None]) -> FakeKeys:
         content = path.read_bytes()
         if not content.startswith(b"KEYS"):
             raise WireError("cannot read a key set: got other magic bytes", Reason.BYTES_MALFORMED)
@@ -105,4 +105,5 @@ def _sleep(seconds: float, check: Callable[[], None]) -> None:
 def build(directory: Path, backend: str) -> FakeModel:
     if backend == "absent":
         raise BackendUnavailable("cannot use backend 'absent': try pip install absent")
+    time.sleep(json.loads((directory / "model.json").read_text()).get("build_seconds", 0.0))
     return FakeModel()

@@ -15,7 +15,7 @@ import pytest
 from harness import KEYS, PARAMS, failure, make_config, sha256, spec_digest
 
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
-from server import durable, engine, uploads
+from server import durable, uploads
 from server.config import KeysConfig
 from server.errors import ConfigError
 from server.keystore import KeyStore
@@ -208,20 +208,3 @@ def test_requests_are_bounded_by_what_the_model_takes(serve: Any, tmp_path: Path
     assert (over.reason, over.subject) == ("LIMIT_EXCEEDED", "ciphertexts")
     assert caller.get_model().server.max_message_bytes == (1 << 18) + (1 << 16)
     assert failure(lambda: caller.infer(keys, bytes(400_000))).code is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def test_a_worker_that_cannot_be_started_is_tried_again(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, caller = serve()
-    keys = caller.upload(KEYS).key_set_id
-    made, original = [], engine.WorkerProcess
-
-    def starved(*arguments: Any) -> Any:
-        made.append(1)
-        if len(made) < 3:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return original(*arguments)
-
-    monkeypatch.setattr(engine, "WorkerProcess", starved)
-    assert failure(lambda: caller.infer(keys, b"die:")).reason == "WORKER_LOST"
-    assert caller.infer(keys, b"echo:x", timeout=20).ciphertexts
-    assert len(made) == 3

@@ -12,12 +12,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from he_runtime.compile import lower
+from he_runtime.cost import load_default
 from he_runtime.layout import WindowLayout
 from he_runtime.lower.diagonals import diagonal_set
-from he_runtime.lower.levels import stage_levels
 from he_runtime.lower.maps import LinearMap
-from he_runtime.lower.packing import Packing, choose_packing
-from he_runtime.lower.stages import LinearStage, Stage, build_stages
+from he_runtime.lower.packing import Packing
+from he_runtime.lower.stages import LinearStage
 from he_runtime.model import InputSpec
 
 from .diagonals import Ints, contiguous_positions, diagonal_classes, set_ids
@@ -25,23 +26,20 @@ from .graph import LINEAR_OPS, Graph
 
 __all__ = ["packed_classes"]
 
-_ROTATION_OVER_PRODUCT = 20.0  # measured with SEAL; only the order of candidate layouts depends on it
-
 
 def packed_classes(graph: Graph, degree: int = 8192) -> dict[str, Ints]:
     """Array name -> class of each weight: weights of one class occupy the same diagonals at ring degree `degree`.
 
     A layer that the planner merges with another one that has weights or averages is classified by contiguous slots.
     """
-    numbered = _numbered(graph)
-    stages = build_stages(numbered.to_model("numbered", InputSpec("", graph.input_shape)), degree // 2)
-    packing = _packing(graph, stages, degree // 2)
+    model = _numbered(graph).to_model("numbered", InputSpec("", graph.input_shape))
+    program, _ = lower(model, degree, 1, load_default("tenseal"))
     found: dict[str, Ints] = {}
-    for stage in stages:
+    for stage in program.stages:
         key = _only_weight(graph, stage) if isinstance(stage, LinearStage) else None
         if key is not None and key not in found:
             assert isinstance(stage, LinearStage)
-            found[key] = _stage_classes(stage, packing, graph.arrays[key].shape)
+            found[key] = _stage_classes(stage, program.packing, graph.arrays[key].shape)
     return found | {key: _fallback(graph, key) for key in _weight_keys(graph) if key not in found}
 
 
@@ -53,13 +51,6 @@ def _numbered(graph: Graph) -> Graph:
     """Weights become 1, 2, 3, ...: exact in float64 and never zero, so that the pattern is the dense one."""
     numbers = {k: np.arange(1.0, 1 + graph.arrays[k].size).reshape(graph.arrays[k].shape) for k in _weight_keys(graph)}
     return replace(graph, arrays={**graph.arrays, **numbers})
-
-
-def _packing(graph: Graph, stages: list[Stage], slots: int) -> Packing:
-    def cost(rotations: int, products: int, level: int) -> float:
-        return (rotations * _ROTATION_OVER_PRODUCT + products) * (level + 1) * (level + 2)
-
-    return choose_packing(stages, graph.input_name, graph.input_shape, slots, stage_levels(stages), cost)
 
 
 def _only_weight(graph: Graph, stage: LinearStage) -> str | None:

@@ -8,6 +8,7 @@ layers before them are told which scale to deliver.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -49,6 +50,29 @@ class Program:
     packing: Packing
     source: str
     batch: int
+
+    def leaf_counts(self) -> Counter[tuple[str, int]]:
+        """(leaf, level) -> how often, border included, before scales are known: alignments and biases are left out."""
+        levels = stage_levels(self.stages)
+        top = max(levels[s.name] for s in self.stages if self.source in s.inputs)
+        counts = Counter({("upload", top): self.packing.input_layout.ciphertexts})
+        for stage in self.stages:
+            level, ciphertexts = levels[stage.name], self.packing.layouts[stage.name].ciphertexts
+            if isinstance(stage, LinearStage):
+                found = self.packing.packed[stage.name].diagonals
+                counts[Kind.ROTATE, level] += found.rotations
+                counts[Kind.MUL_PLAIN, level] += found.products
+                counts[Kind.ADD, level] += found.products - found.outputs
+                ciphertexts *= not is_lazy(self.stages, stage.name)
+            elif isinstance(stage, QuadraticStage):
+                counts[Kind.SQUARE if stage.is_square else Kind.MUL, level] += ciphertexts
+                counts[Kind.MUL_PLAIN, level] += 0 if stage.is_square else ciphertexts
+                counts[Kind.RELINEARIZE, level] += ciphertexts
+            else:
+                counts[Kind.ADD, level] += ciphertexts
+                continue
+            counts[Kind.RESCALE, level] += ciphertexts
+        return counts
 
 
 class _Lowering:

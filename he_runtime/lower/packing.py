@@ -7,22 +7,19 @@ or two sweeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import DoesNotFit
 from ..layout import Layout, WindowLayout, contiguous, image_candidates
+from .costs import Costs
 from .diagonals import DiagonalSet, PackedLinear, diagonal_set, pack
 from .maps import LinearMap
 from .stages import LinearStage, Stage
 
-__all__ = ["Packing", "StageCost", "choose_packing"]
+__all__ = ["Packing", "choose_packing"]
 
 InputLayout = Layout | WindowLayout
-# (rotations, plaintext products, level of the operands) -> price in any unit
-StageCost = Callable[[int, int, int], float]
 _SWEEPS = 3
-_MAX_CIPHERTEXTS = 64
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,11 @@ class _Search:
         shape: tuple[int, ...],
         slots: int,
         levels: dict[str, int],
-        cost: StageCost,
+        costs: Costs,
+        max_ciphertexts: int,
     ) -> None:
-        self.stages, self.source, self.slots, self.levels, self.cost = stages, source, slots, levels, cost
+        self.max_ciphertexts = max_ciphertexts
+        self.stages, self.source, self.slots, self.levels, self.costs = stages, source, slots, levels, costs
         self.shapes = {source: shape} | {s.name: s.shape for s in stages}
         self.group = self._groups()
         self._sets: dict[tuple[str, int, int], DiagonalSet] = {}
@@ -86,7 +85,11 @@ class _Search:
                 target = layouts[ends[1]]
                 assert isinstance(target, Layout)
                 found = self.diagonals(stage, layouts[ends[0]], target)
-                total += self.cost(found.rotations, found.products, self.levels[stage.name])
+                total += self.costs.linear(found.rotations, found.products, self.levels[stage.name])
+        entry = self.group[self.source]
+        if touching in (None, entry):
+            top = max(self.levels[s.name] for s in self.stages if self.source in s.inputs)
+            total += self.costs.border(layouts[entry].ciphertexts, top)
         return total
 
     def candidates(self, group: str) -> list[InputLayout]:
@@ -98,7 +101,7 @@ class _Search:
             found.append(readers[0].windowed[0])
         if self.slots == 1:  # one feature per ciphertext: any order costs the same
             return found[:1]
-        return [x for x in found if x.ciphertexts <= _MAX_CIPHERTEXTS]
+        return [x for x in found if x.ciphertexts <= self.max_ciphertexts]
 
     def run(self) -> dict[str, InputLayout]:
         groups = list(dict.fromkeys(self.group.values()))
@@ -106,25 +109,32 @@ class _Search:
         if not all(options.values()):
             tight = next(g for g in groups if not options[g])
             raise DoesNotFit(
-                f"cannot pack tensor {tight!r}: more than {_MAX_CIPHERTEXTS} ciphertexts of {self.slots} slots; try a larger N"
+                f"cannot pack tensor {tight!r}: more than {self.max_ciphertexts} ciphertexts of {self.slots} slots; try a larger N"
             )
         layouts: dict[str, InputLayout] = {g: options[g][0] for g in groups}
         for _ in range(_SWEEPS):
             before = dict(layouts)
             for group in groups:
-                layouts[group] = min(
-                    options[group], key=lambda c: self.price({**layouts, group: c}, group) + 1e-9 * c.ciphertexts
-                )
+                layouts[group] = min(options[group], key=lambda c: self.price({**layouts, group: c}, group))
             if layouts == before:
                 break
         return layouts
 
 
 def choose_packing(
-    stages: list[Stage], source: str, shape: tuple[int, ...], slots: int, levels: dict[str, int], cost: StageCost
+    stages: list[Stage],
+    source: str,
+    shape: tuple[int, ...],
+    slots: int,
+    levels: dict[str, int],
+    costs: Costs,
+    max_ciphertexts: int,
 ) -> Packing:
-    """Price the candidates and pack every linear stage in the cheapest layouts found."""
-    search = _Search(stages, source, shape, slots, levels, cost)
+    """Price the candidates and pack every linear stage in the cheapest layouts found.
+
+    DoesNotFit for a tensor that takes more than `max_ciphertexts` in every layout.
+    """
+    search = _Search(stages, source, shape, slots, levels, costs, max_ciphertexts)
     chosen = search.run()
     by_tensor = {name: chosen[search.group[name]] for name in search.shapes}
     packed = {}

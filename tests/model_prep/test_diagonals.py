@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from he_runtime.lower.levels import stage_levels
-from he_runtime.lower.packing import choose_packing
-from he_runtime.lower.stages import LinearStage, build_stages
+from he_runtime.compile import lower
+from he_runtime.cost import load_default
+from he_runtime.lower.stages import LinearStage
 from he_runtime.model import CompressedModel, Node
 from model_prep.diagonals import contiguous_positions, diagonal_classes, diagonal_mask, set_ids
 from model_prep.graph import Graph
@@ -81,11 +81,9 @@ def test_set_ids_ignore_order_repetition_and_absence() -> None:
 
 def operands(model: CompressedModel) -> dict[str, int]:
     """Occupied diagonals per linear stage in the planner's own packing."""
-    stages = build_stages(model, 4096)
-    packing = choose_packing(
-        stages, model.input.name, model.input.shape, 4096, stage_levels(stages), lambda r, p, _: 20 * r + p
-    )
-    return {s.name: packing.packed[s.name].diagonals.products for s in stages if isinstance(s, LinearStage)}
+    program, _ = lower(model, 8192, 1, load_default("tenseal"))
+    packed = program.packing.packed
+    return {s.name: packed[s.name].diagonals.products for s in program.stages if isinstance(s, LinearStage)}
 
 
 @pytest.mark.parametrize("name", ["digits-mlp", "digits-cnn", "mnist-tenseal-cnn"])

@@ -74,27 +74,20 @@ def _padded(positions: Ints) -> int:
 
 
 def diagonal_mask(
-    weights: Mapping[str, npt.NDArray[Any]],
-    classes: Mapping[str, Ints],
-    density: Mapping[str, float],
-    importance: Mapping[str, npt.NDArray[Any]] | None = None,
+    weights: Mapping[str, npt.NDArray[Any]], classes: Mapping[str, Ints], density: Mapping[str, float]
 ) -> Mask:
-    """Keep the share `density[array]` of each layer's classes (at least one), those with the largest saliency.
+    """Keep the share `density[array]` of each layer's classes (at least one), those with the largest energy.
 
     `classes[array]` numbers each weight's diagonal (`packing.packed_classes`, or `diagonal_classes` for given slots).
-    The saliency of a class is the sum of its squared weights, each times `importance` (a Fisher diagonal in the
-    weight's shape) where given. Ties fall to the lower class number.
+    The energy of a class is the sum of its squared weights. Ties fall to the lower class number.
     """
-    keep: dict[str, Bools] = {}
-    for key, weight in weights.items():
-        saliency = weight**2 * (1.0 if importance is None else importance[key])
-        keep[key] = _strongest_classes(classes[key], saliency, density[key])
+    keep = {key: _strongest_classes(classes[key], weight**2, density[key]) for key, weight in weights.items()}
     return Mask(keep, "diagonal", {"method": "diagonal classes", "density": dict(density)})
 
 
-def _strongest_classes(classes: Ints, saliency: npt.NDArray[Any], density: float) -> Bools:
+def _strongest_classes(classes: Ints, energy: npt.NDArray[Any], density: float) -> Bools:
     labels, inverse = np.unique(classes.ravel(), return_inverse=True)
-    sums = np.bincount(inverse, weights=saliency.ravel(), minlength=len(labels))
+    sums = np.bincount(inverse, weights=energy.ravel(), minlength=len(labels))
     count = max(1, round(density * len(labels)))
     chosen = np.zeros(len(labels), dtype=np.bool_)
     chosen[np.argsort(-sums, kind="stable")[:count]] = True

@@ -6,6 +6,8 @@ every step of preparation works on a `Graph`, which speaks the same vocabulary p
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -62,6 +64,14 @@ class Graph:
 
     def users_of_array(self, key: str) -> list[Node]:
         return [n for n in self.nodes if key in n.arrays.values()]
+
+    def positions(self) -> dict[str, int]:
+        """Weight array -> how many output positions each of its entries serves, over all layers that use it."""
+        counts: Counter[str] = Counter()
+        for node in self.nodes:
+            if node.op in LINEAR_OPS:
+                counts[node.arrays["weight"]] += math.prod(node.shape[1:])
+        return dict(counts)
 
     def with_node(self, node: Node) -> Graph:
         """The graph with the node of the same name replaced."""

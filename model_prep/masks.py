@@ -41,6 +41,15 @@ class Mask:
         total = sum(k.size * positions[name] for name, k in self.keep.items())
         return sum(int(k.sum()) * positions[name] for name, k in self.keep.items()) / max(1, total)
 
+    def report(self, positions: Mapping[str, int]) -> dict[str, Any]:
+        """What a model's metadata says of its pruning; `positions` as for `multiply_add_density`."""
+        return {
+            "structure": self.structure,
+            "density": self.density,
+            "nonzeros": self.nonzeros,
+            "multiply_add_density": self.multiply_add_density(positions),
+        }
+
 
 def scheduled_density(final: float, progress: float, ramp: float) -> float:
     """1 - S*(1 - (1 - t)^3) with t rising to 1 over the part `ramp` of training, S = 1 - final."""

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from he_runtime import compile
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.reference import calibrate, forward
 
 from .capture import capture
 from .data import Dataset, load
-from .diagonals import Ints, diagonal_mask
+from .diagonals import diagonal_mask
 from .folding import fold, fold_affine
 from .graph import Graph
 from .masks import Mask, magnitude_mask, scheduled_density
@@ -28,27 +29,29 @@ from .networks import build
 from .packing import packed_classes
 from .polynomial import constrain, range_penalty, replace_activations
 from .quantize import quantize_model
-from .recipe import Recipe
+from .recipe import Pruning, Recipe
 from .train import Hooks, accuracy, fit, predict
 from .trainable import TrainableGraph
 
 __all__ = ["compress"]
 
 Float32 = npt.NDArray[np.float32]
+_Schedule = Callable[[float], float]  # a final density -> the density of the moment
 _FIT_SAMPLES = 2048
 _REFERENCE_BATCH = 256
 
 
 @dataclass
 class _Run:
-    """What every step of one compression shares, and the logits it has measured so far."""
+    """What every step of one compression shares, and what has been measured so far: test logits per stage, and facts."""
 
     recipe: Recipe
     data: Dataset
     x: Float32
     x_test: Float32
     quiet: bool
-    logits: dict[str, npt.NDArray[Any]]
+    logits: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def fit(self, net: nn.Module, training: Any, label: str, **options: Any) -> None:
         fit(net, self.x, self.data.y_train, training, seed=self.recipe.seed, label=label, quiet=self.quiet, **options)
@@ -62,29 +65,29 @@ def compress(
     recipe: Recipe,
     data: Dataset | None = None,
     *,
-    classes: Mapping[str, Ints] | None = None,
     quiet: bool = False,
     data_directory: Path | str | None = None,
 ) -> CompressedModel:
     """Train (if the recipe says so), replace activations, prune, fold, quantize and calibrate a module.
 
-    `model` None builds the recipe's reference network; `data` None loads the recipe's data set. `classes` overrides,
-    per weight array, the diagonal classes that the planner's packing gives. The result's metadata reports every stage's accuracy on the test
-    set and how far each step moved the logits. A module given by the caller is trained in place.
+    `model` None builds the recipe's reference network; `data` None loads the recipe's data set. A module given by the
+    caller is trained in place. The result's metadata reports every stage's accuracy on the test set and how far each
+    step moved the logits.
 
-    Raises ModelError where the module cannot be captured or the recipe cannot be met.
+    Raises ModelError where the module cannot be captured or the recipe cannot be met, and DoesNotFit where diagonals
+    are to be pruned and no packing holds the network.
     """
     started = time.monotonic()
     with _threads(recipe.threads):
         run = _prepare(recipe, data, data_directory, quiet)
         teacher = _train_teacher(run, model if model is not None else _reference_network(recipe))
-        captured = fold_affine(capture(teacher, run.x[:2], input_name=run.data.input_spec.name))
+        captured = fold_affine(_capture(run, teacher))
         student = _polynomialize(run, captured)
-        mask = _prune(run, student, TrainableGraph(captured), classes)
+        _prune(run, student, TrainableGraph(captured))
         folded = fold(student.to_graph())
-        quantized = _quantize(run, folded, mask)
+        quantized = _quantize(run, folded)
         calibrated = _calibrate(run, quantized)
-        return _describe(run, calibrated, mask, time.monotonic() - started)
+        return _describe(run, calibrated, time.monotonic() - started)
 
 
 @contextmanager
@@ -101,7 +104,7 @@ def _prepare(recipe: Recipe, data: Dataset | None, directory: Path | str | None,
     data = data if data is not None else load(recipe.dataset, directory)
     if recipe.train_limit:
         data = data.subset(recipe.train_limit, len(data.x_test))
-    return _Run(recipe, data, data.normalized("train"), data.normalized("test"), quiet, {})
+    return _Run(recipe, data, data.normalized("train"), data.normalized("test"), quiet)
 
 
 def _reference_network(recipe: Recipe) -> nn.Module:
@@ -111,9 +114,18 @@ def _reference_network(recipe: Recipe) -> nn.Module:
 
 
 def _train_teacher(run: _Run, module: nn.Module) -> nn.Module:
+    _capture(run, module)  # what cannot be captured is refused before the training, not after
     run.fit(module, run.recipe.teacher, "teacher")
     run.measure("teacher", module)
     return module
+
+
+def _capture(run: _Run, module: nn.Module) -> Graph:
+    graph = capture(module, run.x[:2], input_name=run.data.input_spec.name)
+    shape, classes = graph.shape_of(graph.output), len(run.data.labels)
+    if shape != (classes,):
+        raise ModelError(f"cannot compress: the network yields shape {shape}, need one logit per label, ({classes},)")
+    return graph
 
 
 def _polynomialize(run: _Run, captured: Graph) -> TrainableGraph:
@@ -122,35 +134,37 @@ def _polynomialize(run: _Run, captured: Graph) -> TrainableGraph:
     graph, sites = replace_activations(captured, run.x[:_FIT_SAMPLES])
     net = TrainableGraph(graph, sites)
     if sites:
-        net.recording = settings.range_penalty > 0
 
         def blend(progress: float) -> None:
             net.blend = 1.0 if progress >= settings.blend else progress / settings.blend
 
-        hooks = Hooks(
-            before_step=blend,
-            after_step=lambda: constrain(net),
-            penalty=lambda: settings.range_penalty * range_penalty(net, settings.range_exponent),
-        )
+        hooks = Hooks(before_step=blend, after_step=lambda: constrain(net), penalty=_range_penalty(run, net))
         run.fit(net, settings.training, "polynomial", teacher=TrainableGraph(captured), hooks=hooks)
-        net.blend, net.recording = 1.0, False
+        net.blend = 1.0
     run.measure("polynomial", net)
     return net
 
 
-def _prune(run: _Run, net: TrainableGraph, teacher: TrainableGraph, classes: Mapping[str, Ints] | None) -> Mask | None:
+def _range_penalty(run: _Run, net: TrainableGraph) -> Callable[[], Tensor] | None:
+    """The recipe's penalty on inputs of quadratics that leave their range; None where it is switched off."""
+    settings = run.recipe.polynomial
+    if not settings.range_penalty:
+        return None
+    return lambda: settings.range_penalty * range_penalty(net, settings.range_exponent)
+
+
+def _prune(run: _Run, net: TrainableGraph, teacher: TrainableGraph) -> None:
     """Raise sparsity over the ramp, ranking dense shadow weights each epoch; then freeze the mask and retrain."""
     settings = run.recipe.pruning
     if settings is None:
-        return None
+        return
     final: list[Mask] = []
-    if settings.structure == "diagonal":
-        classes = {**packed_classes(net.graph, settings.degree), **(classes or {})}
+    rank = _ranking(run, net, settings)
 
     def choose(progress: float) -> None:
         if final:
             return
-        mask = _choose_mask(run, net, classes, lambda d: scheduled_density(d, progress, settings.ramp))
+        mask = rank(lambda density: scheduled_density(density, progress, settings.ramp))
         net.masks = {key: torch.from_numpy(keep) for key, keep in mask.keep.items()}
         if progress >= settings.ramp:
             final.append(mask)
@@ -162,28 +176,36 @@ def _prune(run: _Run, net: TrainableGraph, teacher: TrainableGraph, classes: Map
                 for key, keep in net.masks.items():
                     net.parameter(key).mul_(keep)
 
-    hooks = Hooks(before_epoch=choose, after_step=apply)
+    hooks = Hooks(before_epoch=choose, after_step=apply, penalty=_range_penalty(run, net))
     run.fit(net, settings.training, "pruning", teacher=teacher, hooks=hooks)
     choose(1.0)
     apply()
     _refuse_collapse(final[0])
     run.measure("pruned", net)
-    return final[0]
+    run.facts["pruning"] = final[0].report(net.graph.positions())
 
 
-def _choose_mask(run: _Run, net: TrainableGraph, classes: Mapping[str, Ints] | None, schedule: Any) -> Mask:
-    settings = run.recipe.pruning
-    assert settings is not None
-    weights = {key: net.parameter(key).detach().double().numpy() for key in net.weight_keys()}
+def _ranking(run: _Run, net: TrainableGraph, settings: Pruning) -> Callable[[_Schedule], Mask]:
+    """How the recipe's structure chooses a mask from the weights as they are, at the densities of the moment."""
+
+    def weights() -> dict[str, npt.NDArray[np.float64]]:
+        return {key: net.parameter(key).detach().double().numpy() for key in net.weight_keys()}
+
     if settings.structure == "magnitude":
-        return magnitude_mask(weights, schedule(settings.density), settings.minimum)
-    names = {key: net.graph.users_of_array(key)[0].name for key in weights}
+        return lambda schedule: magnitude_mask(weights(), schedule(settings.density), settings.minimum)
+    names = {key: net.graph.users_of_array(key)[0].name for key in net.weight_keys()}
     unknown = sorted(set(settings.layers) - set(names.values()))
     if unknown:
         raise ModelError(f"cannot prune layers {unknown}: need some of {sorted(names.values())}")
-    density = {key: schedule(settings.layers.get(name, settings.density)) for key, name in names.items()}
-    assert classes is not None
-    return diagonal_mask(weights, classes, density)
+    density = {key: settings.layers.get(name, settings.density) for key, name in names.items()}
+    classes = packed_classes(net.graph, settings.degree or _planned_degree(run, net))
+    return lambda schedule: diagonal_mask(weights(), classes, {key: schedule(d) for key, d in density.items()})
+
+
+def _planned_degree(run: _Run, net: TrainableGraph) -> int:
+    """The ring degree of the plan of the network before pruning, whose packing the pruned one will share."""
+    model = fold(net.to_graph()).to_model(run.recipe.name, run.data.input_spec)
+    return compile(calibrate(model, run.x[:_FIT_SAMPLES].astype(np.float64))).params.degree
 
 
 def _refuse_collapse(mask: Mask) -> None:
@@ -193,7 +215,7 @@ def _refuse_collapse(mask: Mask) -> None:
         )
 
 
-def _quantize(run: _Run, graph: Graph, mask: Mask | None) -> CompressedModel:
+def _quantize(run: _Run, graph: Graph) -> CompressedModel:
     """Straight-through training on the folded network, then integers; without the step, the folded network as it is."""
     settings, data, spec = run.recipe.quantization, run.data, run.data.input_spec
     net = TrainableGraph(graph)
@@ -201,7 +223,8 @@ def _quantize(run: _Run, graph: Graph, mask: Mask | None) -> CompressedModel:
     if settings is None:
         return graph.to_model(run.recipe.name, spec, data.labels)
     keys = net.weight_keys()
-    net.masks = {key: torch.from_numpy(np.asarray(graph.arrays[key]) != 0) for key in keys} if mask else {}
+    if run.recipe.pruning is not None:
+        net.masks = {key: torch.from_numpy(np.asarray(graph.arrays[key]) != 0) for key in keys}
     net.step_bits = dict.fromkeys(keys, settings.bits)
     teacher = TrainableGraph(graph)
     run.fit(net, settings.training, "quantization", teacher=teacher)
@@ -219,7 +242,7 @@ def _calibrate(run: _Run, model: CompressedModel) -> CompressedModel:
     return calibrated
 
 
-def _describe(run: _Run, model: CompressedModel, mask: Mask | None, seconds: float) -> CompressedModel:
+def _describe(run: _Run, model: CompressedModel, seconds: float) -> CompressedModel:
     """Metadata: accuracy per stage, the error that each step adds to the logits, sparsity, provenance."""
     y = run.data.y_test
     report = {
@@ -232,9 +255,7 @@ def _describe(run: _Run, model: CompressedModel, mask: Mask | None, seconds: flo
         "logit_rms_change": _changes(run.logits),
         "wall_seconds": round(seconds, 2),
     }
-    if mask is not None:
-        report["pruning"] = {"structure": mask.structure, "density": mask.density, "nonzeros": mask.nonzeros}
-    return model.with_(metadata={**model.metadata, **report})
+    return model.with_(metadata={**model.metadata, **report, **run.facts})
 
 
 def _changes(logits: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:

@@ -70,7 +70,6 @@ def replace_activations(graph: Graph, x: npt.NDArray[np.float32]) -> tuple[Graph
     Sites are fitted in order, each on what the *original* network feeds it.
     """
     net = TrainableGraph(graph)
-    net.recording = True
     net(torch.as_tensor(x, dtype=torch.float32))
     sites: dict[str, Site] = {}
     for node in graph.activations():
@@ -98,7 +97,7 @@ def constrain(net: TrainableGraph) -> None:
 
 
 def range_penalty(net: TrainableGraph, exponent: int) -> torch.Tensor:
-    """mean(|x / r|^exponent) over the inputs of every site, r its radius (after PILLAR); needs `net.recording`."""
+    """mean(|x / r|^exponent) over the inputs of every site, in the last forward pass; r is its radius (after PILLAR)."""
     terms = [
         ((x / net.sites[name].radius) ** exponent).mean()
         for name, x in net.pre_activations.items()

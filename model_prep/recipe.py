@@ -9,6 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from he_runtime.compile import DEGREES
 from he_runtime.errors import ModelError
 
 __all__ = ["Calibration", "Polynomial", "Pruning", "Quantization", "Recipe", "Training"]
@@ -67,7 +68,7 @@ class Pruning:
     layers: Mapping[str, float] = field(default_factory=dict)
     ramp: float = 0.5
     minimum: float = 0.0005
-    degree: int = 8192  # ring degree whose packing defines the diagonals
+    degree: int = 0  # ring degree whose packing defines the diagonals; 0: that of the plan before pruning
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
@@ -75,6 +76,7 @@ class Pruning:
         _require(all(0 < d <= 1 for d in (self.density, *self.layers.values())), "pruning", "densities in (0, 1]")
         _require(0 <= self.ramp <= 1 and 0 <= self.minimum < 1, "pruning", "ramp in [0, 1] and minimum in [0, 1)")
         _require(not self.layers or self.structure == "diagonal", "pruning", "layers only with structure = 'diagonal'")
+        _require(self.degree == 0 or self.degree in DEGREES, "pruning", f"degree 0 or one of {DEGREES}")
 
 
 @dataclass(frozen=True)

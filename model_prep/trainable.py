@@ -42,8 +42,8 @@ class TrainableGraph(nn.Module):
     """Forward pass of a graph on normalized inputs (B, *shape).
 
     `blend` mixes each site's activation (0) with its quadratic (1). `masks` and `step_bits` map array names to a bool
-    tensor that multiplies the weights, and to the width of a straight-through integer grid. While `recording`, the
-    input of every activation and quadratic is kept in `pre_activations`.
+    tensor that multiplies the weights, and to the width of a straight-through integer grid. The inputs of activations
+    and quadratics in the last forward pass are kept in `pre_activations`.
     """
 
     def __init__(self, graph: Graph, sites: Mapping[str, Site] | None = None) -> None:
@@ -52,7 +52,6 @@ class TrainableGraph(nn.Module):
         self.blend = 1.0
         self.masks: dict[str, Tensor] = {}
         self.step_bits: dict[str, int] = {}
-        self.recording = False
         self.pre_activations: dict[str, Tensor] = {}
         self._index = {key: i for i, key in enumerate(graph.arrays)}
         self._units = {key: u for name, site in self.sites.items() for key, u in _unit_factors(graph, name, site)}
@@ -151,8 +150,7 @@ def _affine(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
 
 
 def _quadratic(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
-    if net.recording:
-        net.pre_activations[node.name] = x
+    net.pre_activations[node.name] = x
     site = net.sites.get(node.name)
     if site is not None and net.blend == 0.0:
         return _original(site, x)
@@ -168,8 +166,7 @@ def _original(site: Site, x: Tensor) -> Tensor:
 
 
 def _activation(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
-    if net.recording:
-        net.pre_activations[node.name] = x
+    net.pre_activations[node.name] = x
     return _original(Site(node.attrs, np.ones(1), 0.0), x)
 
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from he_runtime import compile
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.reference import forward
-from model_prep import Recipe, compress
+from model_prep import Recipe, compress, pipeline
 from model_prep.data import Dataset, load
 from model_prep.graph import Graph
 from model_prep.packing import packed_classes
@@ -90,6 +91,13 @@ def test_the_report_says_what_was_measured_on_which_data(compressed: CompressedM
     assert set(report["logit_rms_change"]) == {"approximation", "pruning", "quantization"}
     assert all(0 < change < 100 for change in report["logit_rms_change"].values())
     assert report["pruning"]["structure"] == "diagonal" and 0.4 < report["pruning"]["density"] < 0.6
+    weights = {n.name: compressed.arrays[n.arrays["weight"]] for n in compressed.nodes if "weight" in n.arrays}
+    kept, total = (
+        sum(f(weights[name]) * positions for name, positions in {"stem": 16, "branch": 16, "head": 1}.items())
+        for f in (np.count_nonzero, np.size)
+    )
+    # Rounding to integers may bring a kept weight to zero, never a pruned one to life.
+    assert kept / total <= report["pruning"]["multiply_add_density"] < kept / total + 0.02
     assert report["recipe"]["name"] == "tiny" and report["median_margin"] > 0
     assert set(compressed.ranges) == {compressed.input.name, *(n.name for n in compressed.nodes)}
     assert compressed.output.labels == digits_labels() and compressed.output.post_processing == "argmax"
@@ -167,6 +175,55 @@ def test_a_collapsed_layer_stops_the_compression() -> None:
 def test_a_recipe_without_a_network_needs_a_module() -> None:
     with pytest.raises(ModelError, match="names no network"):
         compress(None, Recipe.from_dict({"name": "bare"}), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ([nn.Flatten(), nn.Linear(64, 10), nn.LayerNorm(10)], "aten.layer_norm"),
+        ([nn.Flatten(), nn.Linear(64, 9)], r"yields shape \(9,\), need one logit per label, \(10,\)"),
+        ([nn.Conv2d(1, 10, 8)], r"yields shape \(10, 1, 1\)"),
+    ],
+    ids=["unsupported", "nine-logits", "image"],
+)
+def test_what_cannot_be_compressed_is_refused_before_it_trains(
+    layers: list[nn.Module], message: str, digits: Dataset
+) -> None:
+    module = nn.Sequential(*layers)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(ModelError, match=message):
+        compress(module, Recipe.from_dict(BASE), digits, quiet=True)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+class Deep(nn.Module):
+    """Five squares: more levels than the smaller rings have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(64, 64) for _ in range(5)])
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = torch.square(layer(x))
+        y: Tensor = self.head(x)
+        return y
+
+
+def test_diagonals_are_those_of_the_ring_that_the_plan_takes(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def recorded(graph: Graph, degree: int) -> dict[str, np.ndarray]:
+        asked.append(degree)
+        return packed_classes(graph, degree)
+
+    monkeypatch.setattr(pipeline, "packed_classes", recorded)
+    torch.manual_seed(0)
+    pruning = {"structure": "diagonal", "density": 0.5, "training": {}}
+    model = compress(Deep(), Recipe.from_dict({"name": "deep", "pruning": pruning}), digits, quiet=True)
+    assert asked == [compile(model).params.degree] and asked[0] > 8192
 
 
 def test_augmentation_moves_images_and_keeps_their_values() -> None:

@@ -58,17 +58,22 @@ def test_relu_under_a_centred_normal_has_the_known_fit(std: float) -> None:
     assert c[0] == pytest.approx(std / root, rel=2e-2)
 
 
+@pytest.mark.parametrize("mean", [0.3, -4.0, 8.0])
 @pytest.mark.parametrize("function", sorted(ACTIVATIONS))
-def test_no_quadratic_nearby_is_better(function: str) -> None:
-    """Where no constraint binds, the fit minimises the mean square error over samples of the normal distribution."""
-    mean, std = 0.3, 1.2
-    x = mean + std * np.random.default_rng(0).normal(size=200_000)
+def test_no_allowed_quadratic_is_better(function: str, mean: float) -> None:
+    """The fit has the least mean square error over samples among a fine grid of coefficients within the constraints."""
+    std = 1.2
+    x = mean + std * np.random.default_rng(0).normal(size=50_000)
     target = evaluate({"function": function}, x)
     a, b, c = (float(v[0]) for v in fit_quadratic({"function": function}, np.full(1, mean), np.full(1, std)))
-    best = np.polynomial.polynomial.polyfit(x, target, 2)
+    # For given a and b the best constant leaves the variance of a*x^2 + b*x - target: a form in their covariances.
+    cov = np.cov(np.stack([x**2, x, target]), bias=True)
+    grid_a = MIN_CURVATURE / std + np.geomspace(1e-6, 2.0, 400)[:, None]
+    grid_b = 2 * grid_a * std * MAX_CENTER * np.linspace(-1, 1, 401)[None, :]
+    form = [np.broadcast_to(v, np.broadcast(grid_a, grid_b).shape) for v in (grid_a, grid_b, -np.ones(1))]
+    errors = sum(cov[i, j] * form[i] * form[j] for i in range(3) for j in range(3))
     fitted_error = np.mean((a * x**2 + b * x + c - target) ** 2)
-    best_error = np.mean((best[2] * x**2 + best[1] * x + best[0] - target) ** 2)
-    assert fitted_error <= best_error * 1.02 + 1e-12
+    assert fitted_error <= errors.min() * 1.03 + 1e-4
 
 
 @given(mean=st.floats(-20, 20), std=st.floats(1e-3, 50))
@@ -132,7 +137,6 @@ def test_the_range_penalty_grows_with_the_inputs() -> None:
     module, x = network()
     graph, sites = replace_activations(capture(module, x[:2]), x)
     net = TrainableGraph(graph, sites)
-    net.recording = True
     net(torch.from_numpy(x))
     inside = float(range_penalty(net, 6).detach())
     net(torch.from_numpy(x * 4))

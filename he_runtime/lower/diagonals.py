@@ -47,7 +47,12 @@ class DiagonalSet:
 
     @cached_property
     def split(self) -> Split:
-        return best_split(self.cells[:, 2], self.cells[:, 1], self.cells[:, 0], self.modulus)
+        return self.best_split(frozenset())
+
+    def best_split(self, known: frozenset[int]) -> Split:
+        """The cheapest split when keys for the steps `known` (and for the folds) exist anyway."""
+        columns = (self.cells[:, 2], self.cells[:, 1], self.cells[:, 0])
+        return best_split(*columns, self.modulus, known | frozenset(self.folds))
 
     @property
     def outputs(self) -> int:
@@ -66,13 +71,14 @@ class DiagonalSet:
 
 @dataclass(frozen=True)
 class PackedLinear:
-    """A packed map: cell k multiplies input `cells[k, 1]` rotated by `baby[k]` with `vectors[k]`.
+    """A packed map: cell k multiplies input `cells[k, 1]` rotated by `split.baby[k]` with `vectors[k]`.
 
     The sum over cells that share (output, giant) is rotated by the giant, then summed, then folded. `vectors` is
     (cells, period); `bias` is (output ciphertexts, output period).
     """
 
     diagonals: DiagonalSet
+    split: Split
     vectors: npt.NDArray[np.float64]
     bias: npt.NDArray[np.float64]
 
@@ -95,9 +101,14 @@ def diagonal_set(map_: LinearMap, source: Layout, target: Layout) -> DiagonalSet
     return DiagonalSet(cells.astype(np.int64), modulus, source.period, target.period, entry_cell, rows, columns)
 
 
-def pack(map_: LinearMap, source: Layout, target: Layout, diagonals: DiagonalSet) -> PackedLinear:
-    """Fill the plaintext vectors, already rotated back by their giant step. Every weight is used exactly once."""
-    split = diagonals.split
+def pack(
+    map_: LinearMap, source: Layout, target: Layout, diagonals: DiagonalSet, known: frozenset[int] = frozenset()
+) -> PackedLinear:
+    """Fill the plaintext vectors, already rotated back by their giant step. Every weight is used exactly once.
+
+    Among splits of equal cost the one that needs the fewest steps beyond `known` is taken.
+    """
+    split = diagonals.best_split(known)
     period = max(diagonals.input_period, diagonals.output_period)
     giant, baby = split.giant[diagonals.entry_cell], split.baby[diagonals.entry_cell]
     if diagonals.output_period < diagonals.input_period:
@@ -107,4 +118,4 @@ def pack(map_: LinearMap, source: Layout, target: Layout, diagonals: DiagonalSet
     vectors = np.zeros((len(diagonals.cells), period))
     vectors[diagonals.entry_cell, slot] = map_.matrix.tocoo().data
     bias = target.spread(map_.bias).reshape(target.ciphertexts, target.period)
-    return PackedLinear(diagonals, vectors, bias)
+    return PackedLinear(diagonals, split, vectors, bias)

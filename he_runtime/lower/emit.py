@@ -121,7 +121,7 @@ class _Lowering:
         targets, rows = np.unique(found.cells[:, 0], return_inverse=True)
         sources, columns = np.unique(found.cells[:, 1], return_inverse=True)
         plains = [e.plain(vector, level, scale) for vector in e.pool.rows(packed)]
-        steps = (self.batch * found.split.baby, self.batch * found.split.giant)
+        steps = (self.batch * packed.split.baby, self.batch * packed.split.giant)
         cells = np.stack([rows, columns, *steps, plains], axis=1).astype(np.int64)
         operands = tuple(inputs[int(j)] for j in sources)
         out_scale = e.values[operands[0]].scale * scale

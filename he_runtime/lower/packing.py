@@ -137,13 +137,16 @@ def choose_packing(
     search = _Search(stages, source, shape, slots, levels, costs, max_ciphertexts)
     chosen = search.run()
     by_tensor = {name: chosen[search.group[name]] for name in search.shapes}
-    packed = {}
-    for stage in stages:
-        if isinstance(stage, LinearStage):
-            target = by_tensor[stage.name]
-            assert isinstance(target, Layout)
-            map_, inner = search.linear_inputs(stage, by_tensor[stage.input])
-            packed[stage.name] = pack(map_, inner, target, search.diagonals(stage, by_tensor[stage.input], target))
     layouts = {n: x for n, x in by_tensor.items() if isinstance(x, Layout)}
+    packed: dict[str, PackedLinear] = {}
+    linear = [s for s in stages if isinstance(s, LinearStage)]
+    steps: frozenset[int] = frozenset()
+    # The stage with most rotations chooses its steps first; the others reuse its keys where that costs nothing.
+    sets = {s.name: search.diagonals(s, by_tensor[s.input], layouts[s.name]) for s in linear}
+    for stage in sorted(linear, key=lambda s: -sets[s.name].rotations):
+        map_, inner = search.linear_inputs(stage, by_tensor[stage.input])
+        found = pack(map_, inner, layouts[stage.name], sets[stage.name], steps)
+        packed[stage.name] = found
+        steps |= found.split.steps | frozenset(found.diagonals.folds)
     layouts.setdefault(source, contiguous(shape, slots))
     return Packing(layouts, by_tensor[source], packed)

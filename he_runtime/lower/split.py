@@ -26,27 +26,30 @@ class Split:
     baby: Ints
     giant: Ints
     rotations: int
-    steps: int  # distinct rotation amounts, hence Galois keys
+    steps: frozenset[int]  # distinct rotation amounts, hence Galois keys
 
 
-def best_split(diagonals: Ints, inputs: Ints, outputs: Ints, modulus: int) -> Split:
-    """The split with the fewest rotations, then the fewest distinct steps.
+def best_split(
+    diagonals: Ints, inputs: Ints, outputs: Ints, modulus: int, known: frozenset[int] = frozenset()
+) -> Split:
+    """The split with the fewest rotations, then the fewest steps that are not `known`: those have a Galois key anyway.
 
     `diagonals`, `inputs` and `outputs` are parallel: the diagonal (mod `modulus`) of each cell and the input and
     output ciphertext that it joins. Every modulus is considered; one is counted out, O(cells), only while its lower
     bound allows it to win.
     """
-    search = _Search(diagonals, inputs, outputs, modulus)
+    search = _Search(diagonals, inputs, outputs, modulus, known)
     rough = sorted(search.coarse())
     fine = {(mu, int(t)) for _, mu, _ in rough[:_REFINED] for t in search.offsets(mu)}
     ranked = sorted({(search.rotations(mu, t), mu, t) for mu, t in fine} | set(rough[:_REFINED]))
     least = ranked[0][0]
     candidates = [search.split(mu, t) for rotations, mu, t in ranked[: 4 * _REFINED] if rotations <= least + 1]
-    return min(candidates, key=lambda s: (s.rotations, s.steps))
+    return min(candidates, key=lambda s: (s.rotations, len(s.steps - known), len(s.steps)))
 
 
 class _Search:
-    def __init__(self, diagonals: Ints, inputs: Ints, outputs: Ints, modulus: int) -> None:
+    def __init__(self, diagonals: Ints, inputs: Ints, outputs: Ints, modulus: int, known: frozenset[int]) -> None:
+        self.known = known
         self.diagonals = diagonals.astype(np.int64)
         self.modulus = modulus
         self.inputs, self.outputs = inputs.astype(np.int64), outputs.astype(np.int64)
@@ -107,7 +110,8 @@ class _Search:
         high = shifted - low
         shifts = {offset % mu, int(low[0])}  # moving all babies by x and all giants back costs nothing
         return min(
-            (self._moved(low - x, high + x - offset) for x in sorted(shifts)), key=lambda s: (s.rotations, s.steps)
+            (self._moved(low - x, high + x - offset) for x in sorted(shifts)),
+            key=lambda s: (s.rotations, len(s.steps - self.known)),
         )
 
     def _moved(self, baby: Ints, giant: Ints) -> Split:
@@ -115,4 +119,4 @@ class _Search:
         pairs_in = np.unique((self.inputs * self.modulus + baby)[baby != 0])
         pairs_out = np.unique((self.outputs * self.modulus + giant)[giant != 0])
         steps = np.union1d(pairs_in % self.modulus, pairs_out % self.modulus)
-        return Split(baby, giant, len(pairs_in) + len(pairs_out), len(steps))
+        return Split(baby, giant, len(pairs_in) + len(pairs_out), frozenset(steps.tolist()))

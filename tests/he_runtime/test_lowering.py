@@ -21,8 +21,8 @@ def _apply(map_: LinearMap, source: object, target: object, x: np.ndarray) -> tu
     inputs = np.append(x, 0.0)[source.slot_map]  # type: ignore[attr-defined]
     sums: dict[tuple[int, int], np.ndarray] = {}
     for k, (i, j, _) in enumerate(found.cells):
-        term = np.resize(packed.vectors[k], slots) * np.roll(inputs[j], -found.split.baby[k])
-        key = (int(i), int(found.split.giant[k]))
+        term = np.resize(packed.vectors[k], slots) * np.roll(inputs[j], -packed.split.baby[k])
+        key = (int(i), int(packed.split.giant[k]))
         sums[key] = sums.get(key, 0) + term
     out = np.zeros((target.ciphertexts, slots))  # type: ignore[attr-defined]
     for (i, giant), value in sums.items():

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .app import run
-    from .config import ServerConfig, check, load_config
+    from .checks import check
+    from .config import ServerConfig, load_config
     from .running import RunningServer, start, start_subprocess
     from .tls import make_self_signed
 
@@ -30,7 +31,7 @@ __all__ = [
 _HOMES = {
     "RunningServer": ".running",
     "ServerConfig": ".config",
-    "check": ".config",
+    "check": ".checks",
     "load_config": ".config",
     "make_self_signed": ".tls",
     "run": ".app",

@@ -15,11 +15,11 @@ from .errors import ConfigError
 from .repository import Repository
 from .runtime import load_runtime
 
-__all__ = ["find_problems"]
+__all__ = ["check"]
 
 
-def find_problems(config: ServerConfig) -> list[str]:
-    """One sentence per problem: models, state directory, TLS, address, limits that contradict each other."""
+def check(config: ServerConfig) -> list[str]:
+    """Everything that would keep this configuration from serving, a sentence each; empty when it is fine."""
     problems: list[str] = []
     for probe in (_check_models, _check_state, _check_tls, _check_address, _check_limits, _check_cost_table):
         try:

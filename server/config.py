@@ -22,7 +22,6 @@ __all__ = [
     "LimitsConfig",
     "ServerConfig",
     "TlsConfig",
-    "check",
     "from_mapping",
     "load_config",
 ]
@@ -103,9 +102,6 @@ class ServerConfig:
     def __post_init__(self) -> None:
         for name, value in _leaves(self):
             _check_bounds(name, value)
-
-    def with_(self, **changes: Any) -> ServerConfig:
-        return replace(self, **changes)
 
 
 _MAY_BE_ZERO = frozenset({"drain_seconds", "limits.max_queue", "limits.request_window_seconds"})
@@ -232,10 +228,3 @@ def _merge(config: ServerConfig, overrides: Mapping[str, Any]) -> ServerConfig:
         else:
             config = replace(config, **{key: value})
     return config
-
-
-def check(config: ServerConfig) -> list[str]:
-    """Everything that would keep this configuration from serving, for `serve --check`; empty when it is fine."""
-    from .checks import find_problems
-
-    return find_problems(config)

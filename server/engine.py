@@ -71,6 +71,7 @@ class Engine:
         self._threads = ThreadPoolExecutor(engine.workers, thread_name_prefix="secateur-worker")
         self._slots: list[_Slot] = []
         self._idle: list[_Slot] = []
+        self._starting: set[WorkerProcess] = set()
         self._waiting: deque[_Ticket] = deque()
         self._preloaded: list[ModelDescription] = []
         self._numbers = itertools.count(1)
@@ -82,10 +83,6 @@ class Engine:
     def pids(self) -> list[int]:
         """The worker processes that are up."""
         return [slot.process.pid for slot in self._slots]
-
-    @property
-    def is_idle(self) -> bool:
-        return len(self._idle) == len(self._slots) == self._engine.workers and not self._waiting
 
     async def start(self, preload: list[ModelDescription]) -> None:
         """Start all workers and load `preload` in each; ConfigError when a worker does not come up."""
@@ -106,6 +103,7 @@ class Engine:
         large model loaded on their time, give up, and have the worker replaced for it, again and again."""
         loop = asyncio.get_running_loop()
         process = WorkerProcess(self._settings)
+        self._starting.add(process)
         try:
             await loop.run_in_executor(self._threads, process.wait_until_up)
             await self._preload(process)
@@ -113,6 +111,8 @@ class Engine:
             process.kill()
             process.close()
             raise
+        finally:
+            self._starting.discard(process)
         event("worker up", worker=process.pid)
         return process
 
@@ -250,9 +250,8 @@ class Engine:
         self._stopping = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=drain_seconds or 0.01)
-        for slot in self._slots:
-            if slot.running:
-                slot.process.kill()
+        for process in (*self._starting, *(slot.process for slot in self._slots if slot.running)):
+            process.kill()
         if self._tasks:
             await asyncio.wait(self._tasks)
         for ticket in self._waiting:
@@ -274,5 +273,5 @@ def _lost() -> ServiceError:
 def _error_of(outcome: Outcome) -> SecateurError:
     """The worker's error, to be raised here. A reason without a message is an internal one, already logged there."""
     if not outcome.message:
-        return SecateurError("", Reason.INTERNAL)
+        return SecateurError(f"job {outcome.number} failed in its worker, whose log says how", Reason.INTERNAL)
     return ServiceError(outcome.message, Reason(outcome.reason))

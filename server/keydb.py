@@ -117,11 +117,6 @@ class KeyDb:
             row: tuple[object, ...] | None = self._connection.execute(statement, values).fetchone()
             return row
 
-    def integrity(self) -> str:
-        """SQLite's own verdict, "ok" when sound."""
-        row = self._one("PRAGMA integrity_check")
-        return str(row[0]) if row else ""
-
     # Uploads
 
     def add_upload(self, row: UploadRow) -> None:

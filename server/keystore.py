@@ -42,7 +42,6 @@ class StoredKeys:
     path: Path = field(repr=False)
     sha256: str
     params_digest: str
-    total_bytes: int
 
 
 @dataclass(frozen=True)
@@ -130,17 +129,8 @@ class KeyStore:
                 return KeySetInfo(token, offer.sha256, offer.total_bytes, offer.params_digest, offer.client_spec_digest)
             self._require_room(offer.total_bytes)
             token = secrets.token_hex(_TOKEN_BYTES)
-            self._uploads.begin(
-                UploadRow(
-                    _hash(token),
-                    offer.sha256,
-                    offer.total_bytes,
-                    offer.params_digest,
-                    offer.client_spec_digest,
-                    0,
-                    time.time(),
-                )
-            )
+            about = (offer.sha256, offer.total_bytes, offer.params_digest, offer.client_spec_digest)
+            self._uploads.begin(UploadRow(_hash(token), *about, offset=0, touched=time.time()))
             return UploadInfo(token, offer.total_bytes, 0)
 
     def _require_room(self, total_bytes: int) -> None:
@@ -256,7 +246,7 @@ class KeyStore:
         """The keys behind an id, marked as used; KEY_SET_UNKNOWN for an unknown, evicted or foreign one."""
         row = self._row(key_set_id)
         self._touch(row.sha256)
-        return StoredKeys(self._blob_path(row.sha256), row.sha256, row.params_digest, row.total_bytes)
+        return StoredKeys(self._blob_path(row.sha256), row.sha256, row.params_digest)
 
     def delete(self, key_set_id: str) -> None:
         """Forget an id, and the bytes with the last id that led to them."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from he_runtime.errors import Cancelled, Reason
 from protos.native import InferenceReply
@@ -47,7 +48,7 @@ class RequestWindow:
         self._bytes = 0
 
     async def share(
-        self, key: RequestKey, seconds: float | None, evaluate: Callable[[], Awaitable[InferenceReply]]
+        self, key: RequestKey, seconds: float | None, evaluate: Callable[[], Coroutine[Any, Any, InferenceReply]]
     ) -> InferenceReply:
         """The remembered reply for `key`, the one under way, or else that of a new evaluation.
 
@@ -58,7 +59,7 @@ class RequestWindow:
             return self._done[key][1]
         running = self._running.get(key)
         if running is None:
-            running = _Running(asyncio.ensure_future(_as_coroutine(evaluate)))
+            running = _Running(asyncio.create_task(evaluate()))
             self._running[key] = running
         running.callers += 1
         try:
@@ -91,7 +92,3 @@ class RequestWindow:
                 return
             self._done.popitem(last=False)
             self._bytes -= len(reply.ciphertexts)
-
-
-async def _as_coroutine(evaluate: Callable[[], Awaitable[InferenceReply]]) -> InferenceReply:
-    return await evaluate()

@@ -120,7 +120,7 @@ def _answer(worker: Worker, job: Job, payload: bytes, check: Callable[[], None])
     except MemoryError:
         reason, message = Reason.SERVER_BUSY, "cannot evaluate: got too little memory for it; try again later"
     except Exception as error:
-        event("job failed", level=logging.ERROR, error=error, kind=job.kind, directory=job.directory)
+        event("job failed", level=logging.ERROR, error=error, job=job.number, kind=job.kind, directory=job.directory)
     return Outcome(job.number, reason, message, resident=worker.resident()), b""
 
 

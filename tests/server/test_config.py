@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from harness import make_config
 
-from server.config import ServerConfig, check, load_config
+from server.checks import check
+from server.config import ServerConfig, load_config
 from server.errors import ConfigError
 from server.running import start
 
@@ -101,7 +103,7 @@ def test_check_accepts_what_serves_and_names_a_broken_version(tmp_path: Path) ->
     ],
 )
 def test_check_names_every_problem(tmp_path: Path, changes: dict[str, object], named: str) -> None:
-    assert any(named in p for p in check(make_config(tmp_path).with_(**changes)))
+    assert any(named in p for p in check(replace(make_config(tmp_path), **changes)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_check_names_problems_of_sections(tmp_path: Path, sections: dict[str, di
 
 def test_a_port_in_use_is_a_config_error_and_nothing_is_left_behind(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config = make_config(tmp_path).with_(address=f"127.0.0.1:{taken.getsockname()[1]}")
+        config = replace(make_config(tmp_path), address=f"127.0.0.1:{taken.getsockname()[1]}")
         assert any("address" in p for p in check(config))
         with pytest.raises(ConfigError, match="cannot listen on address"):
             start(config)
@@ -130,4 +132,4 @@ def test_a_port_in_use_is_a_config_error_and_nothing_is_left_behind(tmp_path: Pa
 
 def test_a_runtime_that_a_worker_cannot_run_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent"):
-        start(make_config(tmp_path).with_(models=tmp_path / "absent"))
+        start(replace(make_config(tmp_path), models=tmp_path / "absent"))

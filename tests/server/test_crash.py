@@ -53,7 +53,7 @@ def files(directory: Path) -> list[str]:
 def test_kill_at_every_step(crashed: Path, step: str, offset: int | None, visible: bool) -> None:
     directory = crashed / step
     store = KeyStore(directory, KeysConfig())
-    assert store.db.integrity() == "ok"
+    assert store.db._one("PRAGMA integrity_check") == ("ok",)
     blobs = [f"blobs/{SHA256}"] if visible else []
     assert [f for f in files(directory) if f.startswith("blobs")] == blobs
     upload_id = (directory / "upload_id").read_text() if offset is not None else ""

@@ -24,7 +24,7 @@ from he_runtime.wire import KeySetWriter, decode_ciphertexts, encode_ciphertexts
 from protos import convert
 from protos.gen.secateur.v1 import model_pb2
 from server import he_model
-from server.checks import find_problems
+from server.checks import check
 from server.config import ServerConfig
 from server.running import start
 
@@ -166,7 +166,7 @@ def test_a_plan_of_another_model_or_format_is_named_by_check(real: Real, tmp_pat
     future = real.plan.save(model.save(tmp_path / "models" / "b" / "1") / "plan")
     record = json.loads((future / "plan.json").read_text())
     (future / "plan.json").write_text(json.dumps({**record, "version": 99}))
-    problems = find_problems(make_config(tmp_path, engine={"runtime": "server.he_model"}))
+    problems = check(make_config(tmp_path, engine={"runtime": "server.he_model"}))
     assert any("a version 1" in p and "made for model" in p for p in problems)
     assert any("b version 1" in p and "DIGEST" in p for p in problems)
     assert any("no model can be served" in p for p in problems)

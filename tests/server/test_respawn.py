@@ -49,3 +49,15 @@ def test_a_large_model_is_loaded_again_before_requests_are_taken(serve: Any, tmp
         break
     assert caller.infer(keys, b"echo:x", timeout=20).ciphertexts
     assert len(seen | set(server.worker_pids())) == 2, "one replacement, and no more"
+
+
+def test_a_server_stops_while_a_worker_is_being_replaced(serve: Any, tmp_path: Path) -> None:
+    server, caller = serve()
+    keys = caller.upload(KEYS).key_set_id
+    path = tmp_path / "models" / "digits" / "10" / "model.json"
+    path.write_text(path.read_text().replace("}", ', "build_seconds": 30}'))
+    assert failure(lambda: caller.infer(keys, b"die:")).reason == "WORKER_LOST"
+    time.sleep(1.0)
+    started = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started < 5.0

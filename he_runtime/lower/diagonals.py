@@ -88,16 +88,16 @@ def diagonal_set(map_: LinearMap, source: Layout, target: Layout) -> DiagonalSet
     coo = map_.matrix.tocoo()
     rows = target.positions[coo.row]
     columns = source.positions[coo.col]
-    slots, modulus = source.slots, min(source.period, target.period)
-    outputs, rows = rows // slots, rows % slots
-    inputs, columns = columns // slots, columns % slots
-    diagonal = (columns - rows) % modulus
-    key = (outputs * source.ciphertexts + inputs) * modulus + diagonal
+    slots, modulus = source.slots, min(source.period, target.period)  # powers of two, so masks stand for remainders
+    shift = slots.bit_length() - 1
+    block = (rows >> shift) * source.ciphertexts + (columns >> shift)
+    rows, columns = rows & (slots - 1), columns & (slots - 1)
+    key = block * modulus + ((columns - rows) & (modulus - 1))
     occupied = np.zeros(target.ciphertexts * source.ciphertexts * modulus, dtype=bool)
     occupied[key] = True  # a table of all possible keys is small, and sorting millions of entries is slow
     unique, entry_cell = np.flatnonzero(occupied), (np.cumsum(occupied) - 1)[key]
-    block, diagonals = unique // modulus, unique % modulus
-    cells = np.stack([block // source.ciphertexts, block % source.ciphertexts, diagonals], axis=1)
+    blocks, diagonals = unique // modulus, unique % modulus
+    cells = np.stack([blocks // source.ciphertexts, blocks % source.ciphertexts, diagonals], axis=1)
     return DiagonalSet(cells.astype(np.int64), modulus, source.period, target.period, entry_cell, rows, columns)
 
 

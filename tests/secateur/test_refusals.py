@@ -147,3 +147,14 @@ def test_an_unexpected_error_is_one_line_too(
     assert "ZeroDivisionError" in line and "SECATEUR_TRACEBACK=1" in line and "secret" not in line
     monkeypatch.setenv("SECATEUR_TRACEBACK", "1")
     assert cli("plan", made.directory).err == "", "the error itself is passed on, for its traceback"
+
+
+@pytest.mark.parametrize(("module", "extra"), [("torch.nn", "prep"), ("grpc", "client"), ("grpc_health.v1", "server")])
+def test_a_library_that_is_not_installed(
+    module: str, extra: str, refused: Any, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ModuleNotFoundError(name=module)
+
+    monkeypatch.setattr("he_runtime.CompressedModel.load", missing)
+    assert f"try pip install 'secateur[{extra}]'" in refused("plan", made.directory)

@@ -1,12 +1,13 @@
 """Which diagonal each weight lies on in the packing that the planner would choose.
 
-The planner is asked, not imitated: every weight is replaced by its own number, the layers are lowered as usual, and the
-numbers are read back from the packed matrices. So gaps, multiplexed channels, client-side windows, groups and several
-ciphertexts need no code here.
+The planner is asked, not imitated: the layers are lowered as usual, first with every weight one and then with every
+weight replaced by its own number, and what the packed matrices hold says which weight lies where. So gaps, multiplexed
+channels, client-side windows, groups, average pools merged with a layer and several ciphertexts need no code here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,32 +15,43 @@ import numpy.typing as npt
 
 from he_runtime.compile import lower
 from he_runtime.cost import load_default
-from he_runtime.layout import WindowLayout
+from he_runtime.layout import Layout, WindowLayout
 from he_runtime.lower.diagonals import diagonal_set
 from he_runtime.lower.maps import LinearMap
 from he_runtime.lower.packing import Packing
-from he_runtime.lower.stages import LinearStage
-from he_runtime.model import InputSpec
+from he_runtime.lower.stages import LinearStage, build_stages
+from he_runtime.model import CompressedModel, InputSpec
 
 from .diagonals import Ints, contiguous_positions, diagonal_classes, set_ids
 from .graph import LINEAR_OPS, Graph
 
 __all__ = ["packed_classes"]
 
+Floats = npt.NDArray[np.float64]
+Stages = dict[str, LinearStage]
+_TOLERANCE = 1e-9  # relative, of a quotient of two entries
 
-def packed_classes(graph: Graph, degree: int = 8192) -> dict[str, Ints]:
+
+def packed_classes(graph: Graph, degree: int) -> dict[str, Ints]:
     """Array name -> class of each weight: weights of one class occupy the same diagonals at ring degree `degree`.
 
-    A layer that the planner merges with another one that has weights or averages is classified by contiguous slots.
+    Classes are disjoint sets of diagonals for plain layers. Merged with an average pool before it, a layer has classes
+    that overlap, and a diagonal is empty only when all of its classes are. Where an entry of a packed matrix mixes
+    several weights (a convolution merged with the pool after it), the layer is classified by contiguous slots. An
+    array that several layers share gets the classes of the first.
     """
-    model = _numbered(graph).to_model("numbered", InputSpec("", graph.input_shape))
-    program, _ = lower(model, degree, 1, load_default("tenseal"))
+    ones = _model(graph, {})
+    packing = lower(ones, degree, 1, load_default("tenseal"))[0].packing
+    base = _linear_stages(ones, degree)
     found: dict[str, Ints] = {}
-    for stage in program.stages:
-        key = _only_weight(graph, stage) if isinstance(stage, LinearStage) else None
-        if key is not None and key not in found:
-            assert isinstance(stage, LinearStage)
-            found[key] = _stage_classes(stage, program.packing, graph.arrays[key].shape)
+    for key_of in _rounds(graph, base):
+        numbers, marks = (probe(graph, key_of.values()) for probe in (_numbers, _marks))
+        numbered, marked = (_linear_stages(_model(graph, values), degree) for values in (numbers, marks))
+        for name, key in key_of.items():
+            one, number, mark = (_matrix(stages[name], packing)[0] for stages in (base, numbered, marked))
+            weights = _weight_of_each_entry(one, number, mark, marks[key])
+            if weights is not None and key not in found:
+                found[key] = _stage_classes(base[name], packing, weights, graph.arrays[key].shape)
     return found | {key: _fallback(graph, key) for key in _weight_keys(graph) if key not in found}
 
 
@@ -47,34 +59,64 @@ def _weight_keys(graph: Graph) -> list[str]:
     return list(dict.fromkeys(n.arrays["weight"] for n in graph.nodes if n.op in LINEAR_OPS))
 
 
-def _numbered(graph: Graph) -> Graph:
-    """Weights become 1, 2, 3, ...: exact in float64 and never zero, so that the pattern is the dense one."""
-    numbers = {k: np.arange(1.0, 1 + graph.arrays[k].size).reshape(graph.arrays[k].shape) for k in _weight_keys(graph)}
-    return replace(graph, arrays={**graph.arrays, **numbers})
+def _numbers(graph: Graph, keys: Iterable[str]) -> dict[str, Floats]:
+    return {k: np.arange(1.0, 1 + graph.arrays[k].size).reshape(graph.arrays[k].shape) for k in keys}
 
 
-def _only_weight(graph: Graph, stage: LinearStage) -> str | None:
-    """The one array whose numbers the stage's matrix holds unmixed, if there is one."""
-    nodes = [graph.node(name) for name in stage.nodes]
-    weights = [n.arrays["weight"] for n in nodes if n.op in LINEAR_OPS]
-    unmixed = len(weights) == 1 and all(n.op in LINEAR_OPS or n.op == "reshape" for n in nodes)
-    return weights[0] if unmixed else None
+def _marks(graph: Graph, keys: Iterable[str]) -> dict[str, Floats]:
+    """Values that no mean of several of them equals, except by a chance in billions."""
+    return {k: np.random.default_rng(0).uniform(1.0, 2.0, graph.arrays[k].shape) for k in keys}
 
 
-def _stage_classes(stage: LinearStage, packing: Packing, shape: tuple[int, ...]) -> Ints:
+def _model(graph: Graph, probes: Mapping[str, Floats]) -> CompressedModel:
+    """The graph with these weights and ones for all others, so that no entry of a packed matrix cancels."""
+    scales = [n.arrays["scale"] for n in graph.nodes if n.op == "affine"]
+    ones = {key: np.ones(np.shape(graph.arrays[key])) for key in (*_weight_keys(graph), *scales)}
+    probed = replace(graph, arrays={**graph.arrays, **ones, **probes})
+    return probed.to_model("probed", InputSpec("", graph.input_shape))
+
+
+def _linear_stages(model: CompressedModel, degree: int) -> Stages:
+    return {s.name: s for s in build_stages(model, degree // 2) if isinstance(s, LinearStage)}
+
+
+def _rounds(graph: Graph, stages: Stages) -> Iterator[dict[str, str]]:
+    """Stage -> one of its weight arrays, in as few rounds as cover all."""
+    of_stage = {
+        name: [n.arrays["weight"] for n in map(graph.node, stage.nodes) if n.op in LINEAR_OPS]
+        for name, stage in stages.items()
+    }
+    for index in range(max(map(len, of_stage.values()), default=0)):
+        yield {name: keys[index] for name, keys in of_stage.items() if index < len(keys)}
+
+
+def _matrix(stage: LinearStage, packing: Packing) -> tuple[LinearMap, Layout]:
+    """The matrix that is packed, and the layout of what it is applied to."""
     layout = packing.layouts.get(stage.input, packing.input_layout)
-    matrix: LinearMap = stage.map
     if isinstance(packing.input_layout, WindowLayout) and stage.windowed is not None:
-        matrix, layout = stage.windowed[1], packing.input_layout.inner
+        return stage.windowed[1], packing.input_layout.inner
     assert not isinstance(layout, WindowLayout)
+    return stage.map, layout
+
+
+def _weight_of_each_entry(base: LinearMap, numbered: LinearMap, marked: LinearMap, marks: Floats) -> Ints | None:
+    """The flat index of the weight behind each entry, or None where some entry mixes several."""
+    ones, numbers, seen = (m.matrix.tocoo().data for m in (base, numbered, marked))
+    index = np.rint(numbers / ones).astype(np.int64) - 1
+    unmixed = (index >= 0) & (index < marks.size)
+    unmixed &= np.isclose(seen / ones, marks.ravel()[index % marks.size], rtol=_TOLERANCE, atol=0)
+    return index if unmixed.all() else None
+
+
+def _stage_classes(stage: LinearStage, packing: Packing, weights: Ints, shape: tuple[int, ...]) -> Ints:
+    matrix, layout = _matrix(stage, packing)
     cells = diagonal_set(matrix, layout, packing.layouts[stage.name]).entry_cell
-    numbers = np.rint(matrix.matrix.tocoo().data).astype(np.int64) - 1
-    return _sets_of_cells(numbers, cells.ravel().astype(np.int64), int(np.prod(shape))).reshape(shape)
+    return _sets_of_cells(weights, cells.ravel().astype(np.int64), int(np.prod(shape))).reshape(shape)
 
 
-def _sets_of_cells(numbers: Ints, cells: Ints, size: int) -> Ints:
+def _sets_of_cells(weights: Ints, cells: Ints, size: int) -> Ints:
     """(weight, cell) pairs -> for each of `size` weights the number of its set of cells."""
-    pairs = np.unique(np.stack([numbers, cells]), axis=1)
+    pairs = np.unique(np.stack([weights, cells]), axis=1)
     counts = np.bincount(pairs[0], minlength=size)
     place = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
     table: npt.NDArray[np.int64] = np.full((size, max(1, int(counts.max()))), -1, dtype=np.int64)

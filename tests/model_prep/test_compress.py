@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from he_runtime import compile
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
+from he_runtime.plan import Kind
 from he_runtime.reference import forward
 from model_prep import Recipe, compress, pipeline
 from model_prep.data import Dataset, load
@@ -77,12 +78,15 @@ def test_the_artifact_holds_only_homomorphic_operations(compressed: CompressedMo
 def test_weights_are_integers_on_the_masked_pattern(compressed: CompressedModel) -> None:
     keys = [n.arrays["weight"] for n in compressed.nodes if "weight" in n.arrays]
     assert set(compressed.quantization) == set(keys)
-    classes = packed_classes(Graph.from_model(compressed))
-    for key in keys:
+    plan = compile(compressed)
+    classes = packed_classes(Graph.from_model(compressed), plan.params.degree)
+    products = {op.layer: len(op.cells) for op in plan.ops if op.kind is Kind.LINEAR_TRANSFORM}
+    for name, key in zip(products, keys, strict=True):
         integers = compressed.arrays[key]
         assert integers.dtype == np.int8
         kept = [c for c in np.unique(classes[key]) if integers[classes[key] == c].any()]
         assert len(kept) <= round(0.5 * len(np.unique(classes[key]))), key
+        assert products[name] == len(kept)
 
 
 def test_the_report_says_what_was_measured_on_which_data(compressed: CompressedModel) -> None:

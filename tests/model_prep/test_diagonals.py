@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from he_runtime.compile import lower
 from he_runtime.cost import load_default
-from he_runtime.lower.stages import LinearStage
 from he_runtime.model import CompressedModel, Node
+from model_prep import export
 from model_prep.diagonals import contiguous_positions, diagonal_classes, diagonal_mask, set_ids
 from model_prep.graph import Graph
 from model_prep.packing import packed_classes
@@ -79,39 +81,59 @@ def test_set_ids_ignore_order_repetition_and_absence() -> None:
     assert ids[0] == ids[1] and ids[2] == ids[3] and len({ids[0], ids[2], ids[4]}) == 3
 
 
-def operands(model: CompressedModel) -> dict[str, int]:
-    """Occupied diagonals per linear stage in the planner's own packing."""
-    program, _ = lower(model, 8192, 1, load_default("tenseal"))
-    packed = program.packing.packed
-    return {s.name: packed[s.name].diagonals.products for s in program.stages if isinstance(s, LinearStage)}
+class Separable(nn.Module):
+    """Depthwise and pointwise convolution, which the plan merges into one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(2, 4, 3, padding=1, groups=2)
+        self.pointwise = nn.Conv2d(4, 8, 1)
+        self.head = nn.Linear(512, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(torch.square(self.pointwise(self.depthwise(torch.square(x)))).flatten(1))
+        return y
 
 
-@pytest.mark.parametrize("name", ["digits-mlp", "digits-cnn", "mnist-tenseal-cnn"])
-def test_pruned_classes_are_operands_that_the_planner_drops(name: str) -> None:
-    model = random_reference(name)
+def made(name: str) -> CompressedModel:
+    if name != "separable":
+        return random_reference(name)
+    torch.manual_seed(0)
+    return export(Separable(), torch.randn(2, 2, 8, 8))
+
+
+def products(model: CompressedModel) -> dict[str, int]:
+    """Plaintext products per linear stage as the planner lowers the model."""
+    packed = lower(model, 8192, 1, load_default("tenseal"))[0].packing.packed
+    return {name: layer.diagonals.products for name, layer in packed.items()}
+
+
+@pytest.mark.parametrize("name", ["digits-mlp", "digits-cnn", "mnist-tenseal-cnn", "mnist-lola", "separable"])
+def test_pruned_classes_vanish_from_the_plan(name: str) -> None:
+    model = made(name)
     graph = Graph.from_model(model)
-    classes = packed_classes(graph)
+    classes = packed_classes(graph, 8192)
     weights = {key: np.asarray(graph.arrays[key], dtype=np.float64) for key in classes}
     mask = diagonal_mask(weights, classes, dict.fromkeys(classes, 0.5))
-    pruned = model.with_(arrays={**graph.arrays, **{k: w * mask.keep[k] for k, w in weights.items()}})
-    dense, sparse = operands(model), operands(pruned)
+    pruned = model.with_(arrays={**model.arrays, **{k: w * mask.keep[k] for k, w in weights.items()}})
+    dense, sparse = products(model), products(pruned)
     for stage, count in dense.items():
         assert sparse[stage] <= (count + 1) // 2, stage
 
 
-def test_packed_classes_count_the_operands_of_the_dense_plan() -> None:
+def test_classes_count_the_products_of_the_dense_plan() -> None:
     model = random_reference("digits-cnn")
-    counts = {key: len(np.unique(c)) for key, c in packed_classes(Graph.from_model(model)).items()}
-    assert sorted(counts.values()) == sorted(operands(model).values())
+    counts = {key: len(np.unique(c)) for key, c in packed_classes(Graph.from_model(model), 8192).items()}
+    assert sorted(counts.values()) == sorted(products(model).values())
 
 
-def test_a_layer_merged_with_another_falls_back_to_contiguous_slots() -> None:
+def test_a_layer_whose_weights_mix_falls_back_to_contiguous_slots() -> None:
     nodes = (
         Node("a", "dense", ("x",), (4,), {}, {"weight": "wa"}),
         Node("b", "dense", ("a",), (4,), {}, {"weight": "wb"}),
     )
     arrays = {"wa": np.ones((4, 4)), "wb": np.ones((4, 4))}
-    classes = packed_classes(Graph("x", (4,), "b", nodes, arrays))
+    classes = packed_classes(Graph("x", (4,), "b", nodes, arrays), 4096)
     assert {k: len(np.unique(v)) for k, v in classes.items()} == {"wa": 4, "wb": 4}
 
 

@@ -1,4 +1,4 @@
-"""One sample to ciphertext bytes, and reply bytes to numbers, with every check before encrypting and decrypting."""
+"""Samples to ciphertext bytes, and reply bytes to numbers, with every check before encrypting and decrypting."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def _check_range(spec: ClientSpec, values: Floats, strict: bool) -> None:
     warnings.warn(f"the answer may be wrong: {text}", RangeWarning, stacklevel=5)  # the caller of Client.predict
 
 
-def encrypt(spec: ClientSpec, secret: SecretKey, sample: Floats) -> bytes:
-    """A normalized sample (*shape) -> the codec object of its ciphertexts."""
-    slots = spec.input.pack(sample[None])
+def encrypt(spec: ClientSpec, secret: SecretKey, samples: Floats) -> bytes:
+    """Normalized samples (n, *shape), at most the plan's batch -> the codec object of the ciphertexts they share."""
+    slots = spec.input.pack(samples)
     level, scale = spec.input.level, spec.input.scale
     return encode_ciphertexts([secret.encrypt(row, level, scale) for row in slots], spec.params)
 
@@ -134,7 +134,6 @@ def _check_ciphertext(spec: ClientSpec, ciphertext: CiphertextData) -> None:
         )
 
 
-def decrypt(spec: ClientSpec, secret: SecretKey, ciphertexts: list[CiphertextData]) -> Floats:
-    """Checked ciphertexts -> the output tensor (*output shape)."""
-    answer: Floats = spec.output.unpack(np.stack([secret.decrypt(c) for c in ciphertexts]))[0]
-    return answer
+def decrypt(spec: ClientSpec, secret: SecretKey, ciphertexts: list[CiphertextData], count: int) -> Floats:
+    """Checked ciphertexts -> the outputs of the `count` samples in them, (count, *output shape)."""
+    return spec.output.unpack(np.stack([secret.decrypt(c) for c in ciphertexts]), count)

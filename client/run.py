@@ -1,4 +1,4 @@
-"""Run one call of a prepared model: for each sample encrypt, infer, check the reply, decrypt."""
+"""Run one call of a prepared model: for each request encrypt, infer, check the reply, decrypt."""
 
 from __future__ import annotations
 
@@ -27,22 +27,27 @@ _REQUEST_OVERHEAD_BYTES = 4096  # the other fields of a request
 def run(
     transport: Transport, ready: Prepared, samples: Floats, single: bool, limits: Limits, max_request_bytes: int
 ) -> Prediction:
-    """The prediction for normalized samples (B, *input shape), one request each; without the B if `single`."""
+    """The prediction for normalized samples (B, *input shape); without the B if `single`.
+
+    A request carries as many samples as the model's plan interleaves in a ciphertext, usually one.
+    """
     outputs: list[Floats] = []
     timings, up_bytes, down_bytes, counts = Timings(), 0, 0, Counter[str]()
-    for sample in samples:
+    for first in range(0, len(samples), ready.spec.input.batch):
         start = time.perf_counter()
-        request = encrypt(ready.spec, ready.secret, sample)
+        shared = samples[first : first + ready.spec.input.batch]
+        request = encrypt(ready.spec, ready.secret, shared)
         encrypted = time.perf_counter()
         reply = _infer(transport, ready, request, max_request_bytes)
         replied = time.perf_counter()
         require_printable(reply.counts, limits)
-        outputs.append(decrypt(ready.spec, ready.secret, decode_reply(ready.spec, reply.ciphertexts)))
+        ciphertexts = decode_reply(ready.spec, reply.ciphertexts)
+        outputs.append(decrypt(ready.spec, ready.secret, ciphertexts, len(shared)))
         timings += _timings(start, encrypted, replied, time.perf_counter(), reply)
         up_bytes += len(request)
         down_bytes += len(reply.ciphertexts)
         counts.update(reply.counts)
-    logits, index, label, probabilities = post_process(ready.spec, np.stack(outputs), single)
+    logits, index, label, probabilities = post_process(ready.spec, np.concatenate(outputs), single)
     return Prediction(
         logits=logits,
         index=index,

@@ -233,5 +233,9 @@ def _check_numbers(spec: ClientSpec) -> None:
         raise PlanError(
             f"cannot use post-processing {_brief(spec.post_processing)}: this build knows none, argmax, softmax"
         )
+    if spec.input.batch != spec.output.batch:
+        raise PlanError(
+            f"cannot use the client spec: {spec.input.batch} samples go in and {spec.output.batch} come out"
+        )
     if spec.labels and len(spec.labels) != math.prod(spec.output.shape):
         raise PlanError("cannot use the client spec: the number of labels is not the number of outputs")

@@ -29,7 +29,7 @@ from server.running import RunningServer
 from tests.he_runtime.networks import NETWORKS
 from tests.server.harness import Caller
 
-__all__ = ["MODELS", "RawClient", "Stack", "make_root", "pack_keys", "sample"]
+__all__ = ["MODELS", "RawClient", "Stack", "make_root", "pack_keys", "sample", "serving"]
 
 MODELS = ("pooled", "mlp")  # the first is the quick one; they have different parameters
 _SAMPLES = {name: NETWORKS[name]().inputs(8) for name in MODELS}  # within [-1, 1], like those of the calibration
@@ -65,9 +65,25 @@ def make_root(root: Path) -> dict[str, Plan]:
     future = root / "models" / MODELS[0] / "9"
     shutil.copytree(root / "models" / MODELS[0] / "1", future)
     _make_format_unknown(future / "plan")
+    _configure(root)
+    return plans
+
+
+def _configure(root: Path) -> None:
     server.make_self_signed(root / "tls")
     (root / "server.toml").write_text(_CONFIG)
-    return plans
+
+
+@contextmanager
+def serving(root: Path, plans: dict[str, Plan]) -> Iterator[Stack]:
+    """A server of the models that lie under `root`."""
+    _configure(root)
+    served = Stack(root, plans)
+    served.start()
+    try:
+        yield served
+    finally:
+        served.stop()
 
 
 def _make_format_unknown(plan: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 
 from client import Client
-from tests.integration.stack import MODELS, RawClient, Stack, sample
+from he_runtime import compile, run_clear
+from he_runtime.plan.counts import leaf_totals
+from tests.he_runtime.networks import NETWORKS
+from tests.integration.stack import MODELS, RawClient, Stack, sample, serving
 
 QUICK, OTHER = MODELS
 
@@ -32,6 +36,23 @@ def test_a_batch_is_its_samples(stack: Stack, client: Client) -> None:
     assert answer.logits.shape == expected.shape
     assert np.abs(answer.logits - expected).max() <= stack.plans[QUICK].error_bound
     assert answer.counts == {name: 3 * count for name, count in stack.counts(QUICK).items()}
+
+
+def test_samples_that_share_ciphertexts_share_a_request(tmp_path: Path) -> None:
+    """A plan for batches of four: six samples are two requests, the second half empty."""
+    model = NETWORKS[QUICK]().calibrated(QUICK)
+    model = model.with_(input=replace(model.input, low=-1.0, high=1.0))
+    plan = compile(model, batch=4, max_error=0.05 * max(map(abs, model.ranges[model.output.node])))
+    plan.save(model.save(tmp_path / "models" / QUICK / "1") / "plan")
+    samples = np.stack([sample(QUICK, index) for index in range(6)])
+    with serving(tmp_path, {QUICK: plan}) as served, served.connect(tmp_path / "home") as client:
+        answer = client.predict(QUICK, samples)
+        single = client.predict(QUICK, samples[5])
+    clear = run_clear(plan, samples)
+    assert np.abs(answer.logits - clear).max() <= 1.5 * plan.error_bound
+    assert np.abs(single.logits - clear[5]).max() <= 1.5 * plan.error_bound
+    assert answer.counts == {name: 2 * count for name, count in leaf_totals(plan.counts).items()}
+    assert answer.up_bytes == 2 * single.up_bytes
 
 
 def test_the_server_says_what_it_serves(stack: Stack, client: Client) -> None:

@@ -45,7 +45,7 @@ def serve(
     if certificate is not None or private_key is not None:
         settings = replace(settings, tls=replace(settings.tls, enabled=True))
     logging.getLogger("secateur.server").addHandler(logging.NullHandler())  # what is wrong is said once, below
-    problems = [*_backend_problems(settings), *server.check(settings)]
+    problems = server.check(settings)
     if check:
         _report(settings, problems, as_json)
     for problem in problems:
@@ -59,15 +59,6 @@ def serve(
 def _override(settings: Any, **values: object) -> Any:
     """A frozen dataclass with the values that were given on the command line."""
     return replace(settings, **{name: value for name, value in values.items() if value is not None})
-
-
-def _backend_problems(settings: ServerConfig) -> list[str]:
-    """A back end that no worker could open."""
-    from he_runtime.backends import BACKENDS
-
-    if settings.engine.backend in BACKENDS:
-        return []
-    return [f"cannot use engine.backend = {settings.engine.backend!r}: need one of {', '.join(BACKENDS)}"]
 
 
 def _report(settings: ServerConfig, problems: list[str], as_json: bool) -> None:

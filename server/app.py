@@ -71,6 +71,8 @@ class App:
     async def start(cls, config: ServerConfig) -> App:
         """Verify the models, start the workers, open the port; ConfigError for what keeps it from serving."""
         runtime = load_runtime(config.engine.runtime)
+        for problem in runtime.problems(config.engine.backend):
+            raise ConfigError(problem)
         table = config.engine.cost_table
         if table is not None and not table.is_file():
             raise ConfigError(f"cannot use engine.cost_table = {table}: no such file; try `secateur calibrate`")

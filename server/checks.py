@@ -21,12 +21,24 @@ __all__ = ["check"]
 def check(config: ServerConfig) -> list[str]:
     """Everything that would keep this configuration from serving, a sentence each; empty when it is fine."""
     problems: list[str] = []
-    for probe in (_check_models, _check_state, _check_tls, _check_address, _check_limits, _check_cost_table):
+    for probe in (
+        _check_backend,
+        _check_models,
+        _check_state,
+        _check_tls,
+        _check_address,
+        _check_limits,
+        _check_cost_table,
+    ):
         try:
             problems += probe(config)
         except SecateurError as error:
             problems.append(error.message)
     return problems
+
+
+def _check_backend(config: ServerConfig) -> list[str]:
+    return load_runtime(config.engine.runtime).problems(config.engine.backend)
 
 
 def _check_models(config: ServerConfig) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from he_runtime import CompressedModel, Executor, Plan
+from he_runtime.backends import BACKENDS, LIBRARIES
 from he_runtime.client_spec import ClientSpec
 from he_runtime.cost import CostTable, load_default, price
 from he_runtime.errors import ModelError, ParameterError, Reason
@@ -75,6 +77,15 @@ def _input_count(plan: Plan) -> int:
 def _client_spec(plan: Plan, name: str, version: str) -> ClientSpec:
     """The plan's spec under the name it is served by, which is the directory's."""
     return replace(plan.client_spec(version), model=name)
+
+
+def problems(backend: str) -> list[str]:
+    """An unknown back end, or one whose library is absent."""
+    if backend not in BACKENDS:
+        return [f"cannot use engine.backend = {backend!r}: need one of {', '.join(BACKENDS)}"]
+    if importlib.util.find_spec(LIBRARIES[backend]) is None:
+        return [f"cannot use engine.backend = {backend!r}: {LIBRARIES[backend]} is not installed"]
+    return []
 
 
 @lru_cache(maxsize=64)

@@ -69,6 +69,9 @@ class WorkerModel(Protocol):
 class Runtime(Protocol):
     """The module behind `engine.runtime`."""
 
+    def problems(self, backend: str) -> list[str]:
+        """Why no worker could evaluate with this back end; empty when one can."""
+
     def describe(self, directory: Path, name: str, version: str) -> ModelDescription: ...
 
     def estimate(self, model: ModelDescription, backend: str, cost_table: Path | None) -> Cost: ...
@@ -84,7 +87,11 @@ def load_runtime(name: str) -> Runtime:
         module = import_module(name)
     except ImportError as error:
         raise ConfigError(f"cannot use engine.runtime = {name!r}: {error}; need an importable module") from error
-    missing = [f for f in ("describe", "estimate", "build", "wire_version") if not callable(getattr(module, f, None))]
+    missing = [
+        f
+        for f in ("problems", "describe", "estimate", "build", "wire_version")
+        if not callable(getattr(module, f, None))
+    ]
     if missing:
         raise ConfigError(f"cannot use engine.runtime = {name!r}: it lacks {', '.join(missing)}")
     return cast(Runtime, module)

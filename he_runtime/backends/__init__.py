@@ -8,13 +8,16 @@ from typing import Any
 from ..errors import BackendUnavailable
 from ..plan import Plan
 
-__all__ = ["BACKENDS", "open_backend"]
+__all__ = ["BACKENDS", "LIBRARIES", "open_backend"]
 
 # name -> (module, class). A backend class takes a Plan, encodes its plaintexts, loads keys and makes evaluators.
 BACKENDS: dict[str, tuple[str, str]] = {
     "tenseal": (".tenseal", "TensealBackend"),
     "pyfhel": (".pyfhel", "PyfhelBackend"),
 }
+
+# name -> the package that it needs
+LIBRARIES = {"tenseal": "tenseal", "pyfhel": "Pyfhel"}
 
 
 def open_backend(name: str, plan: Plan) -> Any:

@@ -55,7 +55,8 @@ class CostTable:
 
     @property
     def name(self) -> str:
-        return f"{self.backend}, {self.threads} thread(s), {self.machine}, {self.date}"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.backend}, {threads}, {self.machine}, {self.date}"
 
     def lookup(self, leaf: str, degree: int, level: int) -> CostEntry:
         """The measured entry, or one carried over from the nearest by the operation counts of `formulas`.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from he_runtime import Executor, Plan, compile, run_clear
-from he_runtime.backends import BACKENDS
+from he_runtime.backends import BACKENDS, LIBRARIES
 from he_runtime.backends.base import Evaluator, walk
 from he_runtime.backends.clear import ClearEvaluator
 from he_runtime.errors import CiphertextMismatch, KeyMismatch
@@ -19,8 +19,6 @@ from he_runtime.plan import LEAVES
 from he_runtime.reference import forward
 from he_runtime.ring import EvaluationKeys
 from tests.he_runtime.networks import NETWORKS
-
-LIBRARIES = {"tenseal": "tenseal", "pyfhel": "Pyfhel"}
 
 
 def _backend(name: str) -> Any:

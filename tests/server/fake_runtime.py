@@ -49,6 +49,10 @@ def describe(directory: Path, name: str, version: str) -> ModelDescription:
     )
 
 
+def problems(backend: str) -> list[str]:
+    return []
+
+
 def estimate(model: ModelDescription, backend: str, cost_table: Path | None) -> Cost:
     return Cost(12.5, 10.0, 15.0, "calibrated", 100, 200, 300, {"rotate": 4}, {"rotate": 9}, f"{backend} table")
 

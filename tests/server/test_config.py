@@ -110,7 +110,7 @@ def test_check_names_every_problem(tmp_path: Path, changes: dict[str, object], n
     ("sections", "named"),
     [
         ({"engine": {"runtime": "no.such.module"}}, "engine.runtime = 'no.such.module'"),
-        ({"engine": {"runtime": "json"}}, "it lacks describe, estimate, build, wire_version"),
+        ({"engine": {"runtime": "json"}}, "it lacks problems, describe, estimate, build, wire_version"),
         ({"engine": {"cost_table": Path("/absent.json")}}, "engine.cost_table = /absent.json"),
         ({"tls": {"enabled": True}}, "tls.certificate is not set"),
         ({"tls": {"certificate": Path("/c.pem")}}, "tls.enabled is false"),

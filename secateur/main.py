@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, calibrate, compress, demo, doctor, plan, predict, serve
+from . import bench, calibrate, compress, demo, doctor, plan, predict, serve, sweep
 from .errors import OneLineErrors
 
 __all__ = ["app"]
@@ -26,4 +26,5 @@ app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(bench.app, name="bench")
+app.command("sweep")(sweep.sweep)
 app.command("doctor")(doctor.doctor)

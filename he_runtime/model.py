@@ -21,6 +21,7 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from .errors import ModelError, Reason
+from .model_shapes import check_shapes
 
 __all__ = ["OPS", "CompressedModel", "InputSpec", "Node", "OpSpec", "OutputSpec"]
 
@@ -31,12 +32,13 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class OpSpec:
-    """What a node of one kind must have: number of inputs, required and optional arrays, required attributes."""
+    """What a node of one kind must have: number of inputs (or more), required and optional arrays, required attributes."""
 
     inputs: int
     arrays: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     attrs: tuple[str, ...] = ()
+    more: bool = False
 
 
 # The whole vocabulary. `quadratic` is a*x^2 + b*x + c with coefficients per channel (first axis) or of shape ();
@@ -51,6 +53,8 @@ OPS: dict[str, OpSpec] = {
     "affine": OpSpec(1, ("scale", "shift")),
     "quadratic": OpSpec(1, ("a", "b", "c")),
     "add": OpSpec(2),
+    "multiply": OpSpec(2),  # element by element, two tensors of one shape
+    "concat": OpSpec(1, more=True),  # along the first axis (channels, features)
 }
 
 
@@ -256,9 +260,10 @@ def verify(model: CompressedModel) -> None:
                 f"cannot use node {node.name!r}: got op {node.op!r}, need one of {sorted(OPS)}",
                 Reason.MODEL_UNSUPPORTED,
             )
-        if len(node.inputs) != spec.inputs or any(i not in known for i in node.inputs):
+        count = max(spec.inputs, len(node.inputs)) if spec.more else spec.inputs
+        if len(node.inputs) != count or any(i not in known for i in node.inputs):
             raise ModelError(
-                f"cannot use node {node.name!r}: inputs {node.inputs} do not resolve to {spec.inputs} earlier nodes"
+                f"cannot use node {node.name!r}: inputs {node.inputs} do not resolve to {count} earlier nodes"
             )
         missing = [a for a in spec.arrays if a not in node.arrays] + [a for a in spec.attrs if a not in node.attrs]
         if missing or any(a not in (*spec.arrays, *spec.optional) for a in node.arrays):
@@ -271,6 +276,7 @@ def verify(model: CompressedModel) -> None:
         if absent:
             raise ModelError(f"cannot use node {node.name!r}: no arrays called {absent}")
         known.add(node.name)
+        check_shapes(node, [tuple(model.shape_of(i)) for i in node.inputs])
     if model.output.node not in known or model.output.node == model.input.name:
         raise ModelError(f"cannot use output {model.output.node!r}: need one of {sorted(known - {model.input.name})}")
     for key, values in model.arrays.items():

@@ -130,6 +130,14 @@ def _add(_: CompressedModel, __: Node, x: Batch, y: Batch) -> Batch:
     return x + y
 
 
+def _multiply(_: CompressedModel, __: Node, x: Batch, y: Batch) -> Batch:
+    return x * y
+
+
+def _concat(_: CompressedModel, __: Node, *xs: Batch) -> Batch:
+    return np.concatenate(xs, axis=1)
+
+
 _EVALUATE: dict[str, Callable[..., Batch]] = {
     "dense": _dense,
     "conv2d": _conv2d,
@@ -138,4 +146,6 @@ _EVALUATE: dict[str, Callable[..., Batch]] = {
     "affine": _affine,
     "quadratic": _quadratic,
     "add": _add,
+    "multiply": _multiply,
+    "concat": _concat,
 }

@@ -6,19 +6,19 @@ feature per ciphertext a dead neuron is a ciphertext that is never computed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sp
 
 from .maps import LinearMap
-from .stages import AddStage, LinearStage, QuadraticStage, Stage
+from .stage_types import JoinStage, LinearStage, MultiplyStage, Stage, Vector
 
 __all__ = ["Constants", "fold_constants"]
 
 # Tensor -> the value of each constant element, NaN where the element depends on the input: (size,)
-Constants = dict[str, npt.NDArray[np.float64]]
+Constants = dict[str, Vector]
 
 
 def fold_constants(stages: list[Stage]) -> tuple[list[Stage], Constants]:
@@ -26,23 +26,40 @@ def fold_constants(stages: list[Stage]) -> tuple[list[Stage], Constants]:
     constants: Constants = {}
     folded = []
     for stage in stages:
+        known = _inputs(stage, constants)
         if isinstance(stage, LinearStage):
-            stage = _fold(stage, constants.get(stage.input))
-            empty = np.diff(stage.map.matrix.indptr) == 0
-            constants[stage.name] = np.where(empty, stage.map.bias, np.nan)
-        elif isinstance(stage, QuadraticStage):
-            x = constants.get(stage.input, np.full(stage.a.shape, np.nan))
-            constants[stage.name] = stage.a * x * x + stage.b * x + stage.c
-        else:
-            assert isinstance(stage, AddStage)
-            nothing = np.full(int(np.prod(stage.shape)), np.nan)
-            constants[stage.name] = constants.get(stage.left, nothing) + constants.get(stage.right, nothing)
+            stage = _fold(stage, np.concatenate(known))
+        constants[stage.name] = _constant(stage, known)
         folded.append(stage)
     return folded, constants
 
 
-def _fold(stage: LinearStage, known: npt.NDArray[np.float64] | None) -> LinearStage:
-    if known is None or np.isnan(known).all():
+def _inputs(stage: Stage, constants: Constants) -> list[Vector]:
+    """What is constant of every input; nothing of the model's own, whose size follows from the stage that reads it."""
+    missing = [name for name in stage.inputs if name not in constants]
+    if isinstance(stage, LinearStage | JoinStage):
+        total = stage.map.matrix.shape[1] if isinstance(stage, LinearStage) else math.prod(stage.shape)
+        size = total - sum(len(constants[name]) for name in stage.inputs if name in constants)
+        unknown = np.full(size // max(1, len(missing)), np.nan)
+    else:
+        unknown = np.full(math.prod(stage.shape), np.nan)
+    return [constants.get(name, unknown) for name in stage.inputs]
+
+
+def _constant(stage: Stage, known: list[Vector]) -> Vector:
+    """The value of each constant element of the stage's output, NaN elsewhere."""
+    if isinstance(stage, LinearStage):
+        empty = np.diff(stage.map.matrix.indptr) == 0
+        return np.where(empty, stage.map.bias, np.nan)
+    if isinstance(stage, MultiplyStage):
+        return np.where((known[0] == 0) | (known[1] == 0), 0.0, stage.evaluate(*known))
+    if isinstance(stage, JoinStage):
+        return np.concatenate(known)
+    return stage.evaluate(*known)
+
+
+def _fold(stage: LinearStage, known: Vector) -> LinearStage:
+    if np.isnan(known).all():
         return stage
     matrix, constant = stage.map.matrix, ~np.isnan(known)
     bias = stage.map.bias + matrix @ np.where(constant, known, 0.0)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..layout import Layout
+from .joint import JointLayout
 from .maps import LinearMap
 from .split import Split, best_split
 
@@ -56,7 +57,7 @@ class DiagonalSet:
 
     @property
     def outputs(self) -> int:
-        return int(self.cells[:, 0].max()) + 1
+        return len(np.unique(self.cells[:, 0]))
 
     @property
     def rotations(self) -> int:
@@ -83,7 +84,7 @@ class PackedLinear:
     bias: npt.NDArray[np.float64]
 
 
-def diagonal_set(map_: LinearMap, source: Layout, target: Layout) -> DiagonalSet:
+def diagonal_set(map_: LinearMap, source: Layout | JointLayout, target: Layout) -> DiagonalSet:
     """The diagonals that `map_` occupies between the two layouts; O(non-zeros)."""
     coo = map_.matrix.tocoo()
     rows = target.positions[coo.row]
@@ -102,7 +103,11 @@ def diagonal_set(map_: LinearMap, source: Layout, target: Layout) -> DiagonalSet
 
 
 def pack(
-    map_: LinearMap, source: Layout, target: Layout, diagonals: DiagonalSet, known: frozenset[int] = frozenset()
+    map_: LinearMap,
+    source: Layout | JointLayout,
+    target: Layout,
+    diagonals: DiagonalSet,
+    known: frozenset[int] = frozenset(),
 ) -> PackedLinear:
     """Fill the plaintext vectors, already rotated back by their giant step. Every weight is used exactly once.
 

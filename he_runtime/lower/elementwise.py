@@ -14,7 +14,10 @@ from .maps import LinearMap
 
 def reshape_map(_: CompressedModel, __: Node, shape: tuple[int, ...]) -> LinearMap:
     """The identity on row-major elements; composing with it is free."""
-    size = math.prod(shape)
+    return identity(math.prod(shape))
+
+
+def identity(size: int) -> LinearMap:
     return LinearMap(sp.csr_array(sp.eye_array(size)), np.zeros(size))
 
 

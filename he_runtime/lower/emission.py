@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from .diagonals import PackedLinear
 __all__ = ["Emission", "VectorPool"]
 
 Vector = npt.NDArray[np.float64]
+MIN_RAISE_BITS = 8  # the constant one at a smaller scale is too coarse an integer
 
 
 class VectorPool:
@@ -67,11 +68,18 @@ class Emission:
             self.plaintexts.append(plain)
         return self._plain_ids[plain]
 
-    def op(self, kind: Kind, layer: str, *inputs: int, plaintext: int = -1, step: int = 0) -> int:
-        """Append a leaf op; its result type follows from the op table's rule."""
+    def op(
+        self, kind: Kind, layer: str, *inputs: int, plaintext: int = -1, step: int = 0, scale: float | None = None
+    ) -> int:
+        """Append a leaf op; its result type follows from the op table's rule.
+
+        `scale` states the result's scale where it is known apart from rounding: SEAL adds only what agrees to the last bit.
+        """
         plain = self.plaintexts[plaintext] if plaintext >= 0 else None
         op = Op(kind, inputs, (len(self.values),), layer, plaintext, step)
-        self.values.append(TYPING[kind](op, [self.values[v] for v in inputs], plain, self.params))
+        kind_of_result = TYPING[kind](op, [self.values[v] for v in inputs], plain, self.params)
+        assert scale is None or kind_of_result.same_scale(scale)
+        self.values.append(kind_of_result if scale is None else replace(kind_of_result, scale=scale))
         self.ops.append(op)
         return op.outputs[0]
 
@@ -81,15 +89,33 @@ class Emission:
             value = self.op(Kind.MOD_SWITCH, layer, value)
         return value
 
-    def scaled(self, value: int, scale: float, layer: str) -> int:
-        """The value brought to a larger scale by the constant one: no level, an error of half an integer at most."""
+    def aligned(self, value: int, level: int, scale: float, layer: str) -> int:
+        """The value at a level and a scale, by the constant one: no level of its own, an error of half an integer at most.
+
+        Towards a lower level the scale may also shrink or hardly change: one of the levels to fall is then a rescale.
+        DoesNotFit where neither is possible.
+        """
         have = self.values[value]
-        if have.same_scale(scale):
-            return value
-        if scale < have.scale * 2**8:
+        if not self.reaches(value, level, scale):
             raise DoesNotFit(
-                f"cannot align scales in layer {layer!r}: got 2^{math.log2(have.scale):.1f}, need at least 8 bits below "
-                f"2^{math.log2(scale):.1f}; try larger primes"
+                f"cannot align scales in layer {layer!r}: got 2^{math.log2(have.scale):.1f}, need at least "
+                f"{MIN_RAISE_BITS} bits below 2^{math.log2(scale):.1f}; try larger primes"
             )
-        one = self.plain(self.pool.intern(np.ones(1)), have.level, scale / have.scale)
-        return self.op(Kind.MUL_PLAIN, layer, value, plaintext=one)
+        if have.same_scale(scale) or scale >= have.scale * 2**MIN_RAISE_BITS:
+            value = self.lowered(value, level, layer)
+            return value if have.same_scale(scale) else self._raised(value, scale, layer)
+        value = self.lowered(value, level + 1, layer)
+        raised = self._raised(value, scale * self.params.primes[level + 1], layer)
+        return self.op(Kind.RESCALE, layer, raised, scale=scale)
+
+    def _raised(self, value: int, scale: float, layer: str) -> int:
+        have = self.values[value]
+        plain = self.plain(self.pool.intern(np.ones(1)), have.level, scale / have.scale)
+        return self.op(Kind.MUL_PLAIN, layer, value, plaintext=plain, scale=scale)
+
+    def reaches(self, value: int, level: int, scale: float) -> bool:
+        """Whether `aligned` can bring the value there."""
+        have = self.values[value]
+        if have.same_scale(scale) or scale >= have.scale * 2**MIN_RAISE_BITS:
+            return have.level >= level
+        return have.level > level and scale * self.params.primes[level + 1] >= have.scale * 2**MIN_RAISE_BITS

@@ -7,18 +7,21 @@ or two sweeps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import DoesNotFit
 from ..layout import Layout, WindowLayout, contiguous, image_candidates
 from .costs import Costs
 from .diagonals import DiagonalSet, PackedLinear, diagonal_set, pack
+from .joint import JointLayout
 from .maps import LinearMap
-from .stages import LinearStage, Stage
+from .stage_types import JoinStage, LinearStage, Stage
 
 __all__ = ["Packing", "choose_packing"]
 
 InputLayout = Layout | WindowLayout
+LinearLayout = Layout | JointLayout  # what a linear map is applied to
 _SWEEPS = 3
 
 
@@ -29,6 +32,21 @@ class Packing:
     layouts: dict[str, Layout]
     input_layout: InputLayout
     packed: dict[str, PackedLinear]
+
+    def operand(self, stage: LinearStage) -> tuple[LinearMap, LinearLayout]:
+        """The map as it is packed, and the layout of all that it is applied to."""
+        windowed = isinstance(self.input_layout, WindowLayout) and stage.windowed is not None
+        return linear_operand(stage, {**self.layouts, stage.input: self.input_layout} if windowed else self.layouts)
+
+
+def linear_operand(stage: LinearStage, layouts: Mapping[str, InputLayout]) -> tuple[LinearMap, LinearLayout]:
+    """The map of a stage and the layout of its inputs; over gathered windows where the input is laid out so."""
+    found = [layouts[name] for name in stage.inputs]
+    if isinstance(found[0], WindowLayout):
+        assert stage.windowed is not None
+        return stage.windowed[1], found[0].inner
+    parts = tuple(x for x in found if isinstance(x, Layout))
+    return stage.map, parts[0] if len(parts) == 1 else JointLayout(parts)
 
 
 class _Search:
@@ -46,8 +64,7 @@ class _Search:
         self.stages, self.source, self.slots, self.levels, self.costs = stages, source, slots, levels, costs
         self.shapes = {source: shape} | {s.name: s.shape for s in stages}
         self.group = self._groups()
-        self._sets: dict[tuple[str, int, int], DiagonalSet] = {}
-        self._interned: dict[tuple[object, ...], InputLayout] = {}
+        self._sets: dict[tuple[object, ...], DiagonalSet] = {}
 
     def _groups(self) -> dict[str, str]:
         """Tensor -> representative of the tensors that must share its layout."""
@@ -59,32 +76,26 @@ class _Search:
             return name
 
         for stage in self.stages:
-            if not isinstance(stage, LinearStage):
+            if not isinstance(stage, LinearStage | JoinStage):
                 for name in stage.inputs:
                     parent[find(name)] = find(stage.name)
         return {name: find(name) for name in self.shapes}
 
-    def linear_inputs(self, stage: LinearStage, layout: InputLayout) -> tuple[LinearMap, Layout]:
-        if isinstance(layout, WindowLayout):
-            assert stage.windowed is not None
-            return stage.windowed[1], layout.inner
-        return stage.map, layout
-
-    def diagonals(self, stage: LinearStage, source: InputLayout, target: Layout) -> DiagonalSet:
-        key = (stage.name, id(source), id(target))
+    def diagonals(self, stage: LinearStage, layouts: Mapping[str, InputLayout]) -> DiagonalSet:
+        """Of a stage, with the layouts of its inputs and output."""
+        target = layouts[stage.name]
+        assert isinstance(target, Layout)
+        key = (stage.name, *(id(layouts[name]) for name in stage.inputs), id(target))
         if key not in self._sets:
-            map_, inner = self.linear_inputs(stage, source)
-            self._sets[key] = diagonal_set(map_, inner, target)
+            self._sets[key] = diagonal_set(*linear_operand(stage, layouts), target)
         return self._sets[key]
 
     def price(self, layouts: dict[str, InputLayout], touching: str | None = None) -> float:
         total = 0.0
         for stage in self.stages:
-            ends = (self.group[stage.inputs[0]], self.group[stage.name])
-            if isinstance(stage, LinearStage) and (touching is None or touching in ends):
-                target = layouts[ends[1]]
-                assert isinstance(target, Layout)
-                found = self.diagonals(stage, layouts[ends[0]], target)
+            names = (*stage.inputs, stage.name)
+            if isinstance(stage, LinearStage) and (touching is None or touching in map(self.group.get, names)):
+                found = self.diagonals(stage, {name: layouts[self.group[name]] for name in names})
                 total += self.costs.linear(found.rotations, found.products, self.levels[stage.name])
         entry = self.group[self.source]
         if touching in (None, entry):
@@ -94,11 +105,12 @@ class _Search:
 
     def candidates(self, group: str) -> list[InputLayout]:
         shape = self.shapes[group]
-        readers = [s for s in self.stages if isinstance(s, LinearStage) and self.group[s.input] == group]
+        readers = [s for s in self.stages if group in map(self.group.get, s.inputs)]
         planes = tuple(sorted({(s[1], s[2]) for s in self.shapes.values() if len(s) == 3}))
         found: list[InputLayout] = [*image_candidates(shape, self.slots, planes)]
-        if group == self.group[self.source] and len(readers) == 1 and readers[0].windowed is not None:
-            found.append(readers[0].windowed[0])
+        reader = readers[0] if group == self.group[self.source] and len(readers) == 1 else None
+        if isinstance(reader, LinearStage) and reader.windowed is not None:
+            found.append(reader.windowed[0])
         if self.slots == 1:  # one feature per ciphertext: any order costs the same
             return found[:1]
         return [x for x in found if x.ciphertexts <= self.max_ciphertexts]
@@ -142,10 +154,9 @@ def choose_packing(
     linear = [s for s in stages if isinstance(s, LinearStage)]
     steps: frozenset[int] = frozenset()
     # The stage with most rotations chooses its steps first; the others reuse its keys where that costs nothing.
-    sets = {s.name: search.diagonals(s, by_tensor[s.input], layouts[s.name]) for s in linear}
+    sets = {s.name: search.diagonals(s, by_tensor) for s in linear}
     for stage in sorted(linear, key=lambda s: -sets[s.name].rotations):
-        map_, inner = search.linear_inputs(stage, by_tensor[stage.input])
-        found = pack(map_, inner, layouts[stage.name], sets[stage.name], steps)
+        found = pack(*linear_operand(stage, by_tensor), layouts[stage.name], sets[stage.name], steps)
         packed[stage.name] = found
         steps |= found.split.steps | frozenset(found.diagonals.folds)
     layouts.setdefault(source, contiguous(shape, slots))

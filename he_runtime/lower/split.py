@@ -38,6 +38,8 @@ def best_split(
     output ciphertext that it joins. Every modulus is considered; one is counted out, O(cells), only while its lower
     bound allows it to win.
     """
+    if not len(diagonals):  # every weight is zero
+        return Split(diagonals, diagonals, 0, frozenset())
     search = _Search(diagonals, inputs, outputs, modulus, known)
     rough = sorted(search.coarse())
     fine = {(mu, int(t)) for _, mu, _ in rough[:_REFINED] for t in search.offsets(mu)}

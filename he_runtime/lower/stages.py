@@ -1,33 +1,31 @@
-"""Model graph -> stages: linear layers merged, activations and additions apart.
+"""Model graph -> stages: linear layers merged, activations, products and additions apart.
 
-A stage is what costs a packing or a level. Consecutive linear layers become one map (one level, one packing) when
-nothing else reads the value between them. The first stage remembers how to look at a convolution's windows instead of
-the image, so that the input layout can be chosen later.
+Consecutive linear layers become one map (one level, one packing) when nothing else reads the value between them; a
+concatenation is a linear map of several inputs, which whatever linear layer reads it takes in at no cost. The first
+stage remembers how to look at a convolution's windows instead of the image, so that the input layout can be chosen later.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
+import scipy.sparse as sp
 
 from ..errors import ModelError, Reason
-from ..layout import WindowLayout
 from ..model import CompressedModel, Node
 from .avg_pool2d import avg_pool2d_map
 from .conv2d import conv2d_map, conv2d_window_map, window_layout
 from .dense import dense_map
-from .elementwise import affine_map, broadcast_channels, reshape_map
+from .elementwise import affine_map, broadcast_channels, identity, reshape_map
 from .maps import LinearMap
+from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
 
-__all__ = ["AddStage", "LinearStage", "QuadraticStage", "Stage", "build_stages"]
+__all__ = ["AddStage", "JoinStage", "LinearStage", "MultiplyStage", "QuadraticStage", "Stage", "build_stages"]
 
-Vector = npt.NDArray[np.float64]
-
-# One row per layer family that is linear.
+# One row per layer family that is a linear map of one tensor.
 LINEAR: dict[str, Callable[[CompressedModel, Node, tuple[int, ...]], LinearMap]] = {
     "dense": dense_map,
     "conv2d": conv2d_map,
@@ -37,84 +35,120 @@ LINEAR: dict[str, Callable[[CompressedModel, Node, tuple[int, ...]], LinearMap]]
 }
 
 
-@dataclass(frozen=True)
-class LinearStage:
-    """output = map(input). `windowed` is the same stage over the client's windows, when that is possible."""
-
-    name: str
-    input: str
-    shape: tuple[int, ...]
-    map: LinearMap = field(repr=False)
-    nodes: tuple[str, ...] = ()
-    windowed: tuple[WindowLayout, LinearMap] | None = field(default=None, repr=False)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.input,)
-
-
-@dataclass(frozen=True)
-class QuadraticStage:
-    """output = a*input^2 + b*input + c per element; a pure square has a = 1 and b = c = 0."""
-
-    name: str
-    input: str
-    shape: tuple[int, ...]
-    a: Vector = field(repr=False)
-    b: Vector = field(repr=False)
-    c: Vector = field(repr=False)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.input,)
-
-    @property
-    def is_square(self) -> bool:
-        """Whether no plaintext product is needed: a is 1 everywhere and b is 0."""
-        return bool((self.a == 1).all() and (self.b == 0).all())
-
-
-@dataclass(frozen=True)
-class AddStage:
-    """output = left + right."""
-
-    name: str
-    left: str
-    right: str
-    shape: tuple[int, ...]
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return (self.left, self.right)
-
-
-Stage = LinearStage | QuadraticStage | AddStage
-
-
 def build_stages(model: CompressedModel, slots: int) -> list[Stage]:
     """The stages in evaluation order; only what the output needs. ModelError for an op without a lowering."""
-    needed = _needed(model)
-    readers = Counter(i for n in model.nodes if n.name in needed for i in set(n.inputs))
-    readers[model.output.node] += 1
-    stages: dict[str, Stage] = {}
-    for node in model.nodes:
-        if node.name not in needed:
-            continue
-        if node.op in LINEAR:
-            stage: Stage = _linear(model, node, stages, readers, slots)
-        elif node.op == "quadratic":
-            a, b, c = (broadcast_channels(model.array(node, role), node.shape) for role in "abc")
-            stage = QuadraticStage(node.name, node.inputs[0], node.shape, a, b, c)
-        elif node.op == "add":
-            stage = AddStage(node.name, node.inputs[0], node.inputs[1], node.shape)
-        else:
-            raise ModelError(
-                f"cannot lower node {node.name!r}: op {node.op!r} has no lowering; supported: "
-                f"{sorted([*LINEAR, 'quadratic', 'add'])}",
-                Reason.MODEL_UNSUPPORTED,
-            )
-        stages[node.name] = stage
-    return [_finish(s) for s in stages.values()]
+    return _Builder(model, slots).build()
+
+
+class _Builder:
+    def __init__(self, model: CompressedModel, slots: int) -> None:
+        self.model, self.slots = model, slots
+        self.stages: dict[str, Stage] = {}
+        self.sizes = {model.input.name: math.prod(model.input.shape)}
+        needed = _needed(model)
+        self.nodes = [n for n in model.nodes if n.name in needed]
+        self.readers = Counter(i for n in self.nodes for i in set(n.inputs))
+        self.readers[model.output.node] += 1
+
+    def build(self) -> list[Stage]:
+        for node in self.nodes:
+            if node.op in LINEAR:
+                self.put(self._layer(node))
+            elif node.op in _STAGES:
+                self.put(_STAGES[node.op](self, node))
+            else:
+                raise ModelError(
+                    f"cannot lower node {node.name!r}: op {node.op!r} has no lowering; supported: "
+                    f"{sorted([*LINEAR, *_STAGES])}",
+                    Reason.MODEL_UNSUPPORTED,
+                )
+        return [_finish(s) for s in _read(list(self.stages.values()), self.model.output.node)]
+
+    def put(self, stage: Stage) -> str:
+        self.stages[stage.name] = stage
+        self.sizes[stage.name] = math.prod(stage.shape)
+        return stage.name
+
+    def linear(
+        self, name: str, inputs: tuple[str, ...], shape: tuple[int, ...], layer: LinearMap, nodes: tuple[str, ...] = ()
+    ) -> LinearStage:
+        """The layer merged with the linear stages before it: those that nothing else reads, and views."""
+        merged = {source: before for source in inputs if (before := self._mergeable(source)) is not None}
+        parts: dict[str, sp.csr_array] = {}
+        bias = layer.bias
+        for source, part in self._columns(layer.matrix, inputs):
+            before = merged.get(source)
+            if before is None:
+                parts[source] = parts[source] + part if source in parts else part
+                continue
+            bias = part @ before.map.bias + bias
+            for inner, block in self._columns(sp.csr_array(part @ before.map.matrix), before.inputs):
+                parts[inner] = parts[inner] + block if inner in parts else block
+        for source in merged:
+            if self.readers[source] == 1:
+                del self.stages[source]
+        matrix = next(iter(parts.values())) if len(parts) == 1 else sp.csr_array(sp.hstack(list(parts.values())))
+        every = dict.fromkeys(n for before in merged.values() for n in before.nodes)
+        view = all(before.view for before in merged.values())
+        return LinearStage(name, tuple(parts), shape, LinearMap(matrix, bias), (*every, *nodes), view=view)
+
+    def _mergeable(self, source: str) -> LinearStage | None:
+        before = self.stages.get(source)
+        can = isinstance(before, LinearStage) and (before.view or self.readers[source] == 1)
+        return before if can and isinstance(before, LinearStage) else None
+
+    def _columns(self, matrix: sp.csr_array, sources: tuple[str, ...]) -> Iterator[tuple[str, sp.csr_array]]:
+        """The columns that belong to each source, in order."""
+        start = 0
+        for source in sources:
+            stop = start + self.sizes[source]
+            yield source, matrix if len(sources) == 1 else sp.csr_array(matrix[:, start:stop])
+            start = stop
+
+    def _layer(self, node: Node) -> LinearStage:
+        source = node.inputs[0]
+        shape = self.model.shape_of(source)
+        layer = LINEAR[node.op](self.model, node, shape)
+        before = self.stages.get(source)
+        windowed = None
+        if isinstance(before, LinearStage) and self.readers[source] == 1:
+            windowed = before.windowed and (before.windowed[0], layer.after(before.windowed[1]))
+        elif source == self.model.input.name and node.op == "conv2d":
+            window = window_layout(self.model, node, shape, self.slots)
+            if window.covers_source:
+                windowed = (window, conv2d_window_map(self.model, node, shape))
+        found = self.linear(node.name, node.inputs, node.shape, layer, (node.name,))
+        view = found.view and node.op == "reshape"
+        return LinearStage(found.name, found.inputs, found.shape, found.map, found.nodes, windowed, view)
+
+    def concat(self, node: Node) -> Stage:
+        readers = [n for n in self.nodes if node.name in n.inputs]
+        if self.slots == 1 and not (len(readers) == 1 and readers[0].op in LINEAR):
+            return JoinStage(node.name, node.inputs, node.shape)
+        return self.linear(node.name, node.inputs, node.shape, identity(math.prod(node.shape)), (node.name,))
+
+    def quadratic(self, node: Node) -> Stage:
+        a, b, c = (broadcast_channels(self.model.array(node, role), node.shape) for role in "abc")
+        return QuadraticStage(node.name, node.inputs[0], node.shape, a, b, c)
+
+    def add(self, node: Node) -> Stage:
+        return AddStage(node.name, node.inputs[0], node.inputs[1], node.shape)
+
+    def multiply(self, node: Node) -> Stage:
+        left, right = node.inputs
+        if left == right:
+            one, zero = (np.full(math.prod(node.shape), v) for v in (1.0, 0.0))
+            return QuadraticStage(node.name, left, node.shape, one, zero, zero)
+        return MultiplyStage(node.name, left, right, node.shape, node.name)
+
+
+# One row per op that is no linear map of one tensor.
+_STAGES: dict[str, Callable[[_Builder, Node], Stage]] = {
+    "concat": _Builder.concat,
+    "quadratic": _Builder.quadratic,
+    "add": _Builder.add,
+    "multiply": _Builder.multiply,
+}
 
 
 def _needed(model: CompressedModel) -> set[str]:
@@ -125,28 +159,18 @@ def _needed(model: CompressedModel) -> set[str]:
     return needed
 
 
-def _linear(
-    model: CompressedModel, node: Node, stages: dict[str, Stage], readers: Counter[str], slots: int
-) -> LinearStage:
-    source = node.inputs[0]
-    shape = model.shape_of(source)
-    layer = LINEAR[node.op](model, node, shape)
-    before = stages.get(source)
-    if isinstance(before, LinearStage) and readers[source] == 1:
-        del stages[source]
-        windowed = before.windowed and (before.windowed[0], layer.after(before.windowed[1]))
-        merged = layer.after(before.map)
-        return LinearStage(node.name, before.input, node.shape, merged, (*before.nodes, node.name), windowed)
-    windowed = None
-    if source == model.input.name and node.op == "conv2d":
-        window = window_layout(model, node, shape, slots)
-        if window.covers_source:
-            windowed = (window, conv2d_window_map(model, node, shape))
-    return LinearStage(node.name, source, node.shape, layer, (node.name,), windowed)
+def _read(stages: list[Stage], output: str) -> list[Stage]:
+    """Without the views that every reader took in."""
+    needed = {output}
+    for stage in reversed(stages):
+        if stage.name in needed:
+            needed.update(stage.inputs)
+    return [s for s in stages if s.name in needed]
 
 
 def _finish(stage: Stage) -> Stage:
     if not isinstance(stage, LinearStage):
         return stage
     windowed = stage.windowed and (stage.windowed[0], stage.windowed[1].without_zeros())
-    return LinearStage(stage.name, stage.input, stage.shape, stage.map.without_zeros(), stage.nodes, windowed)
+    map_ = stage.map.without_zeros()
+    return LinearStage(stage.name, stage.inputs, stage.shape, map_, stage.nodes, windowed, stage.view)

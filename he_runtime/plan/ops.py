@@ -157,7 +157,8 @@ def _refresh(op: Op, types: Types, _: Plaintext | None, params: CkksParams) -> V
 
 
 def _transform(op: Op, types: Types, plain: Plaintext | None, params: CkksParams) -> ValueType:
-    _need(len({(t.level, t.scale, t.size) for t in types}) == 1 and types[0].size == 2, op, "inputs of one type")
+    alike = all(t.level == types[0].level and t.same_scale(types[0].scale) for t in types)
+    _need(alike and all(t.size == 2 for t in types), op, "inputs of one level and scale, two polynomials each")
     return _mul_plain(op, types, plain, params)
 
 

@@ -1,0 +1,65 @@
+"""What the emission of every stage shares: the growing plan, the tensors so far, the scales that readers ask for."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ..params import CkksParams
+from ..plan import Kind
+from .emission import Emission, VectorPool
+from .program import Program, Scales, Values
+from .targets import Targets
+
+__all__ = ["Lowering"]
+
+Vector = npt.NDArray[np.float64]
+
+
+class Lowering:
+    """State of one emission. `tensors` maps the name of every tensor so far to its values."""
+
+    def __init__(self, program: Program, params: CkksParams, scales: Scales, pool: VectorPool) -> None:
+        self.program, self.params, self.scales = program, params, scales
+        self.stages, self.packing = program.stages, program.packing
+        self.batch, self.levels = program.batch, program.levels
+        self.targets = Targets(program.stages, program.levels, params, scales)
+        self.emission = Emission(params, pool)
+        count = program.packing.input_layout.ciphertexts
+        source = {k: self.emission.value(program.input_level, scales.delta) for k in range(count)}
+        self.tensors: dict[str, Values] = {program.source: source}
+
+    def spread(self, tensor: str, values: Vector) -> Vector:
+        """Elements -> (ciphertexts, period) in the tensor's layout."""
+        layout = self.packing.layouts[tensor]
+        return layout.spread(values).reshape(layout.ciphertexts, layout.period)
+
+    def constant(self, tensor: str) -> Vector:
+        """What is constant of a tensor, zeros elsewhere: (ciphertexts, period)."""
+        known = self.program.constants.get(tensor)
+        layout = self.packing.layouts[tensor]
+        return self.spread(tensor, np.zeros(layout.size) if known is None else np.nan_to_num(known))
+
+    def biased(self, layer: str, values: Values, bias: Vector) -> Values:
+        return {k: self.shifted(layer, v, bias[k]) for k, v in values.items()}
+
+    def shifted(self, layer: str, value: int, constant: Vector) -> int:
+        """The value plus a plaintext; itself when that is zero."""
+        if not constant.any():
+            return value
+        e, kind = self.emission, self.emission.values[value]
+        plain = e.plain(e.pool.intern(constant), kind.level, kind.scale)
+        return e.op(Kind.ADD_PLAIN, layer, value, plaintext=plain)
+
+    def times(self, layer: str, value: int, factor: Vector, scale: float) -> int:
+        """The value times a vector encoded at `scale`."""
+        e = self.emission
+        plain = e.plain(e.pool.intern(factor), e.values[value].level, scale)
+        return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain)
+
+    def at_rest(self, layer: str, value: int) -> int:
+        """A product of scale Delta * q as it is kept: two polynomials, one level lower, at scale Delta."""
+        e = self.emission
+        if e.values[value].size > 2:
+            value = e.op(Kind.RELINEARIZE, layer, value)
+        return e.op(Kind.RESCALE, layer, value, scale=self.scales.delta)

@@ -1,0 +1,73 @@
+"""What is emitted: packed stages and the scales that the search varies."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..plan import Kind
+from .constants import Constants
+from .levels import is_lazy, stage_levels
+from .packing import Packing
+from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
+
+__all__ = ["Program", "Scales", "Values"]
+
+# Index of a tensor's ciphertext -> value. One whose elements are all constant is never computed, and absent.
+Values = dict[int, int]
+Counts = Counter[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Delta (tensors at rest), the output layer's plaintext scale, and that of an unfolded quadratic's coefficient."""
+
+    delta: float
+    last: float
+    coefficient: float = 2.0**16
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is lowered: stages and their constant elements, the packing, and how many samples share a ciphertext."""
+
+    stages: list[Stage]
+    constants: Constants
+    packing: Packing
+    source: str
+    batch: int
+
+    @cached_property
+    def levels(self) -> dict[str, int]:
+        """Stage name -> level at which its ops start."""
+        return stage_levels(self.stages)
+
+    @property
+    def input_level(self) -> int:
+        return max((self.levels[s.name] for s in self.stages if self.source in s.inputs), default=0)
+
+    def leaf_counts(self) -> Counts:
+        """(leaf, level) -> how often, border included, before scales are known: alignments and biases are left out."""
+        counts: Counts = Counter({("upload", self.input_level): self.packing.input_layout.ciphertexts})
+        for stage in self.stages:
+            self._count(stage, self.levels[stage.name], self.packing.layouts[stage.name].ciphertexts, counts)
+        return counts
+
+    def _count(self, stage: Stage, level: int, ciphertexts: int, counts: Counts) -> None:
+        if isinstance(stage, LinearStage):
+            found = self.packing.packed[stage.name].diagonals
+            counts[Kind.ROTATE, level] += found.rotations
+            counts[Kind.MUL_PLAIN, level] += found.products
+            counts[Kind.ADD, level] += found.products - found.outputs
+            counts[Kind.RESCALE, level] += 0 if is_lazy(self.stages, stage.name) else ciphertexts
+        elif isinstance(stage, QuadraticStage | MultiplyStage):
+            square = isinstance(stage, QuadraticStage) and stage.is_square
+            counts[Kind.SQUARE if square else Kind.MUL, level] += ciphertexts
+            counts[Kind.MUL_PLAIN, level] += ciphertexts if isinstance(stage, QuadraticStage) and not square else 0
+            counts[Kind.RELINEARIZE, level] += ciphertexts
+            counts[Kind.RESCALE, level] += ciphertexts
+        elif isinstance(stage, AddStage):
+            counts[Kind.ADD, level] += ciphertexts
+        else:
+            assert isinstance(stage, JoinStage)

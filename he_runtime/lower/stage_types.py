@@ -1,0 +1,146 @@
+"""What a model is lowered to before packing: stages, each of which costs a packing or a level.
+
+A stage names the tensors it reads and the one it makes; a tensor is known by the name of its stage. Most tensors are
+outputs of model nodes. The others are *virtual*: no node computes them (an operand of a matrix product spread out, the
+input of a polynomial mapped onto its interval), and `evaluate` says what they hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..layout import WindowLayout
+from .maps import LinearMap
+
+__all__ = ["AddStage", "JoinStage", "LinearStage", "MultiplyStage", "QuadraticStage", "Stage", "Vector"]
+
+Vector = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LinearStage:
+    """output = map(inputs, one after the other). `windowed` is the same stage over the client's windows, where possible.
+
+    `nodes` are the model's layers in it, in order. A `view` only selects elements, so whatever reads it may take it in.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    map: LinearMap = field(repr=False)
+    nodes: tuple[str, ...] = ()
+    windowed: tuple[WindowLayout, LinearMap] | None = field(default=None, repr=False)
+    view: bool = False
+
+    rescales = 1  # unless the result stays unrescaled (levels.py)
+
+    @property
+    def input(self) -> str:
+        """The first input; the only one of most stages."""
+        return self.inputs[0]
+
+    @property
+    def layer(self) -> str:
+        """The model's layer that the operations belong to."""
+        return self.nodes[-1] if self.nodes else self.name
+
+    def evaluate(self, *xs: Vector) -> Vector:
+        """Flat samples (B, size) per input -> (B, size)."""
+        return np.asarray((self.map.matrix @ np.concatenate(xs, axis=1).T).T + self.map.bias)
+
+
+@dataclass(frozen=True)
+class QuadraticStage:
+    """output = a*input^2 + b*input + c per element; a pure square has a = 1 and b = c = 0."""
+
+    name: str
+    input: str
+    shape: tuple[int, ...]
+    a: Vector = field(repr=False)
+    b: Vector = field(repr=False)
+    c: Vector = field(repr=False)
+
+    rescales = 1
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+    @property
+    def layer(self) -> str:
+        return self.name
+
+    @property
+    def is_square(self) -> bool:
+        """Whether no plaintext product is needed: a is 1 everywhere and b is 0."""
+        return bool((self.a == 1).all() and (self.b == 0).all())
+
+    def evaluate(self, x: Vector) -> Vector:
+        return self.a * x * x + self.b * x + self.c
+
+
+@dataclass(frozen=True)
+class AddStage:
+    """output = left + right."""
+
+    name: str
+    left: str
+    right: str
+    shape: tuple[int, ...]
+
+    rescales = 0
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.left, self.right)
+
+    @property
+    def layer(self) -> str:
+        return self.name
+
+    def evaluate(self, left: Vector, right: Vector) -> Vector:
+        return left + right
+
+
+@dataclass(frozen=True)
+class MultiplyStage:
+    """output = left * right, element by element: one product of ciphertexts, one level."""
+
+    name: str
+    left: str
+    right: str
+    shape: tuple[int, ...]
+    layer: str
+
+    rescales = 1
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.left, self.right)
+
+    def evaluate(self, left: Vector, right: Vector) -> Vector:
+        return left * right
+
+
+@dataclass(frozen=True)
+class JoinStage:
+    """output = the inputs' elements one after the other, where every element is a ciphertext of its own: no operation."""
+
+    name: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+
+    rescales = 0
+
+    @property
+    def layer(self) -> str:
+        return self.name
+
+    def evaluate(self, *xs: Vector) -> Vector:
+        return np.concatenate(xs, axis=1)
+
+
+Stage = LinearStage | QuadraticStage | AddStage | MultiplyStage | JoinStage

@@ -1,0 +1,58 @@
+"""Which scale every unrescaled value must have: what its readers need, found from the output backwards.
+
+Every tensor at rest has scale exactly Delta. A lazy linear layer is encoded so that what reads it returns to Delta
+after one rescale by the prime q of its level: a square needs sqrt(Delta * q), and so do both sides of a product, or q
+the one side whose partner is at rest. Where several readers differ, the least serves: the others raise it by a constant.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..params import CkksParams
+from .levels import is_lazy, readers_of
+from .program import Scales
+from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
+
+__all__ = ["Targets"]
+
+
+class Targets:
+    """The scales that readers ask for, for one chain of primes."""
+
+    def __init__(self, stages: list[Stage], levels: dict[str, int], params: CkksParams, scales: Scales) -> None:
+        self.stages, self.levels, self.params, self.scales = stages, levels, params, scales
+        self._by_name = {s.name: s for s in stages}
+        self._found: dict[str, float] = {}
+
+    def product(self, level: int) -> float:
+        """The scale of a product that one rescale at `level` brings back to Delta."""
+        return self.scales.delta * self.params.primes[level]
+
+    def of(self, name: str) -> float:
+        """The scale of a tensor; of an unrescaled one the least that a reader on its own level asks for."""
+        if not is_lazy(self.stages, name):
+            return self.scales.delta
+        if name not in self._found:
+            readers = readers_of(self.stages, name)
+            top = max((self.levels[r.name] for r in readers), default=0)
+            asked = [self._asked(r, name, len(readers)) for r in readers if self.levels[r.name] == top]
+            self._found[name] = min(asked, default=self.scales.delta * self.scales.last)
+        return self._found[name]
+
+    def _asked(self, reader: Stage, name: str, readers: int) -> float:
+        if isinstance(reader, AddStage | JoinStage):
+            return self.of(reader.name)
+        product = self.product(self.levels[reader.name])
+        if isinstance(reader, QuadraticStage):
+            return math.sqrt(product if reader.is_square else product / self.scales.coefficient)
+        assert isinstance(reader, MultiplyStage)
+        partner = reader.right if name == reader.left else reader.left
+        return math.sqrt(product) if readers > 1 or self.is_free(partner) else product / self.scales.delta
+
+    def is_free(self, name: str) -> bool:
+        """Whether the scale of the value follows its readers; others are at rest."""
+        stage = self._by_name.get(name)
+        if isinstance(stage, AddStage | JoinStage):
+            return is_lazy(self.stages, name) and any(self.is_free(i) for i in stage.inputs)
+        return isinstance(stage, LinearStage) and is_lazy(self.stages, name)

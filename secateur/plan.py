@@ -11,12 +11,14 @@ import typer
 
 from .options import Json
 from .output import counts_table, emit, facts_table, say, table
+from .plan_batch import batch_record, render_batch
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from he_runtime import Plan
-    from he_runtime.cost import CostReport
+    from he_runtime.batching import BatchPlan
+    from he_runtime.cost import CostReport, CostTable
 
 __all__ = ["estimate", "plan", "plan_record"]
 
@@ -26,14 +28,44 @@ def plan(
     output: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
     degree: Annotated[int | None, typer.Option(help="Use this ring degree N only: 4096, 8192, 16384 or 32768.")] = None,
     max_error: Annotated[float | None, typer.Option(help="Bound on the error of an output, in its units.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Plan for this many queries at once.", min=1)] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the plan as a page for people here.")] = None,
+    cost_table: Annotated[
+        Path | None,
+        typer.Option("--table", help="Weigh and price by a table of `secateur calibrate`; else a shipped one."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the encrypted program of a model: ops, levels, scales, keys."""
-    planned = _plan(model, degree, max_error)
+    """Print the encrypted program of a model: ops, levels, scales, keys. With --batch, the batch sizes to choose from."""
+    prices = _prices("tenseal", cost_table)
+    batched = None if batch is None else _plan_batch(model, batch, degree, max_error, prices)
+    planned = batched.plan if batched else _plan(model, degree, max_error, prices)
     if output is not None:
         planned.save(output)
         say(f"wrote {output}")
-    emit(plan_record(planned), as_json, lambda console: _print_listing(console, planned.listing()))
+    if html is not None:
+        _write_page(planned, prices, html)
+    if batched is None:
+        emit(plan_record(planned), as_json, lambda console: _print_listing(console, planned.listing()))
+    else:
+        weighed = batch_record(batched)
+        record = plan_record(planned) | {"batching": weighed}
+        emit(record, as_json, lambda console: render_batch(console, planned.model_name, weighed))
+
+
+def _prices(backend: str, path: Path | None) -> CostTable:
+    from he_runtime.cost import CostTable, load_default
+
+    return load_default(backend) if path is None else CostTable.load(path)
+
+
+def _write_page(planned: Plan, prices: CostTable, path: Path) -> None:
+    from he_runtime.cost import price
+
+    from .plan_page import plan_page
+
+    path.write_text(plan_page(planned, price(planned, prices)), encoding="utf-8")
+    say(f"wrote {path}")
 
 
 def _print_listing(console: Console, listing: str) -> None:
@@ -44,8 +76,36 @@ def _print_listing(console: Console, listing: str) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _plan(directory: Path, degree: int | None, max_error: float | None) -> Plan:
+def _plan(directory: Path, degree: int | None, max_error: float | None, prices: CostTable) -> Plan:
     from he_runtime import CompressedModel, Plan, compile
+    from he_runtime.errors import InputError
+
+    degrees = _degrees(degree, max_error)
+    if (directory / "plan.json").exists():
+        if degree is not None or max_error is not None:
+            raise InputError(f"cannot plan {directory} again: it is a plan; try the model directory it was made from")
+        return Plan.load(directory)
+    return compile(CompressedModel.load(directory), degrees=degrees, max_error=max_error, table=prices)
+
+
+def _plan_batch(
+    directory: Path, samples: int, degree: int | None, max_error: float | None, prices: CostTable
+) -> BatchPlan:
+    from he_runtime import CompressedModel
+    from he_runtime.batching import plan_batch
+    from he_runtime.errors import InputError
+
+    degrees = _degrees(degree, max_error)
+    if (directory / "plan.json").exists():
+        raise InputError(
+            f"cannot weigh batches for {directory}: it is a plan; try the model directory it was made from"
+        )
+    say(f"weighing batch sizes for {samples:,} queries ...")
+    return plan_batch(CompressedModel.load(directory), samples, degrees=degrees, max_error=max_error, table=prices)
+
+
+def _degrees(degree: int | None, max_error: float | None) -> tuple[int, ...]:
+    """The ring degrees to try; InputError for options that no plan can have."""
     from he_runtime.compile import DEGREES
     from he_runtime.errors import InputError
 
@@ -53,12 +113,7 @@ def _plan(directory: Path, degree: int | None, max_error: float | None) -> Plan:
         raise InputError(f"cannot plan at N={degree}: need one of {', '.join(map(str, DEGREES))}")
     if max_error is not None and not (math.isfinite(max_error) and max_error > 0):
         raise InputError(f"cannot plan for --max-error {max_error}: need a positive number")
-    if (directory / "plan.json").exists():
-        if degree is not None or max_error is not None:
-            raise InputError(f"cannot plan {directory} again: it is a plan; try the model directory it was made from")
-        return Plan.load(directory)
-    degrees = DEGREES if degree is None else (degree,)
-    return compile(CompressedModel.load(directory), degrees=degrees, max_error=max_error)
+    return DEGREES if degree is None else (degree,)
 
 
 def plan_record(planned: Plan) -> dict[str, Any]:
@@ -94,12 +149,12 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Price a model before it runs: milliseconds, operations, bytes."""
-    from he_runtime.cost import CostTable, load_default, price
+    from he_runtime.cost import price
 
     from .artifacts import load_or_compile
 
     planned = load_or_compile(model)
-    report = price(planned, load_default(backend) if cost_table is None else CostTable.load(cost_table))
+    report = price(planned, _prices(backend, cost_table))
     record = {"model": planned.model_name, "plan_digest": planned.digest, **report.to_json()}
     emit(record, as_json, lambda console: _render_estimate(console, planned.model_name, report))
 

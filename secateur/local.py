@@ -38,8 +38,12 @@ class Local:
 
     def encrypt(self, sample: Floats) -> list[CiphertextData]:
         """A normalized sample (*input shape)."""
+        return self.encrypt_batch(sample[None])
+
+    def encrypt_batch(self, samples: Floats) -> list[CiphertextData]:
+        """As many normalized samples (B, *input shape) as the plan's batch, or fewer."""
         spec = self._spec.input
-        return [self._secret.encrypt(slots, spec.level, spec.scale) for slots in spec.pack(sample[None])]
+        return [self._secret.encrypt(slots, spec.level, spec.scale) for slots in spec.pack(samples)]
 
     def evaluate(self, inputs: list[CiphertextData]) -> list[CiphertextData]:
         """What a server does: encrypted input to encrypted output."""
@@ -47,8 +51,12 @@ class Local:
 
     def decrypt(self, outputs: list[CiphertextData]) -> Floats:
         """The output tensor (*output shape)."""
+        answer: Floats = self.decrypt_batch(outputs, 1)[0]
+        return answer
+
+    def decrypt_batch(self, outputs: list[CiphertextData], count: int) -> Floats:
+        """The output tensors (count, *output shape) of the first `count` samples."""
         import numpy as np
 
         slots = np.stack([self._secret.decrypt(ciphertext) for ciphertext in outputs])
-        answer: Floats = self._spec.output.unpack(slots)[0]
-        return answer
+        return self._spec.output.unpack(slots, count)

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from he_runtime.compile import lower
 from he_runtime.cost import load_default
-from he_runtime.layout import WindowLayout
-from he_runtime.lower.diagonals import DiagonalSet, diagonal_set
+from he_runtime.lower.diagonals import DiagonalSet
 from he_runtime.lower.packing import Packing
 from he_runtime.lower.stages import LinearStage
 from he_runtime.model import CompressedModel
@@ -90,13 +89,8 @@ def _only_weight(model: CompressedModel, stage: LinearStage) -> str | None:
 
 
 def _stage_lines(stage: LinearStage, packing: Packing, shape: tuple[int, ...]) -> Lines:
-    layout = packing.layouts.get(stage.input, packing.input_layout)
-    map_ = stage.map
-    if isinstance(packing.input_layout, WindowLayout) and stage.windowed is not None:
-        map_, layout = stage.windowed[1], packing.input_layout.inner
-    assert not isinstance(layout, WindowLayout)
-    diagonals = diagonal_set(map_, layout, packing.layouts[stage.name])
-    weight = np.rint(map_.matrix.tocoo().data).astype(np.int64) - 1
+    diagonals = packing.packed[stage.name].diagonals
+    weight = np.rint(packing.operand(stage)[0].matrix.tocoo().data).astype(np.int64) - 1
     pairs = np.unique(np.stack([weight, diagonals.entry_cell.astype(np.int64)]), axis=1)
     classes = _sets_of_cells(pairs, int(np.prod(shape))).reshape(shape)
     return Lines(classes, _incidence(classes.ravel()[pairs[0]], pairs[1], _lines_of_cells(diagonals)))

@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 from he_runtime.compile import lower
 from he_runtime.cost import load_default
-from he_runtime.layout import Layout, WindowLayout
-from he_runtime.lower.diagonals import diagonal_set
 from he_runtime.lower.maps import LinearMap
 from he_runtime.lower.packing import Packing
 from he_runtime.lower.stages import LinearStage, build_stages
@@ -48,7 +46,7 @@ def packed_classes(graph: Graph, degree: int) -> dict[str, Ints]:
         numbers, marks = (probe(graph, key_of.values()) for probe in (_numbers, _marks))
         numbered, marked = (_linear_stages(_model(graph, values), degree) for values in (numbers, marks))
         for name, key in key_of.items():
-            one, number, mark = (_matrix(stages[name], packing)[0] for stages in (base, numbered, marked))
+            one, number, mark = (packing.operand(stages[name])[0] for stages in (base, numbered, marked))
             weights = _weight_of_each_entry(one, number, mark, marks[key])
             if weights is not None and key not in found:
                 found[key] = _stage_classes(base[name], packing, weights, graph.arrays[key].shape)
@@ -90,15 +88,6 @@ def _rounds(graph: Graph, stages: Stages) -> Iterator[dict[str, str]]:
         yield {name: keys[index] for name, keys in of_stage.items() if index < len(keys)}
 
 
-def _matrix(stage: LinearStage, packing: Packing) -> tuple[LinearMap, Layout]:
-    """The matrix that is packed, and the layout of what it is applied to."""
-    layout = packing.layouts.get(stage.input, packing.input_layout)
-    if isinstance(packing.input_layout, WindowLayout) and stage.windowed is not None:
-        return stage.windowed[1], packing.input_layout.inner
-    assert not isinstance(layout, WindowLayout)
-    return stage.map, layout
-
-
 def _weight_of_each_entry(base: LinearMap, numbered: LinearMap, marked: LinearMap, marks: Floats) -> Ints | None:
     """The flat index of the weight behind each entry, or None where some entry mixes several."""
     ones, numbers, seen = (m.matrix.tocoo().data for m in (base, numbered, marked))
@@ -109,8 +98,7 @@ def _weight_of_each_entry(base: LinearMap, numbered: LinearMap, marked: LinearMa
 
 
 def _stage_classes(stage: LinearStage, packing: Packing, weights: Ints, shape: tuple[int, ...]) -> Ints:
-    matrix, layout = _matrix(stage, packing)
-    cells = diagonal_set(matrix, layout, packing.layouts[stage.name]).entry_cell
+    cells = packing.packed[stage.name].diagonals.entry_cell
     return _sets_of_cells(weights, cells.ravel().astype(np.int64), int(np.prod(shape))).reshape(shape)
 
 

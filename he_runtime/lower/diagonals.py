@@ -89,26 +89,29 @@ def diagonal_set(map_: LinearMap, source: Layout | JointLayout, target: Layout) 
     coo = map_.matrix.tocoo()
     rows = target.positions[coo.row]
     columns = source.positions[coo.col]
-    slots, modulus = source.slots, min(source.period, target.period)  # powers of two, so masks stand for remainders
+    slots = source.slots  # a power of two, so masks stand for remainders
     shift = slots.bit_length() - 1
     block = (rows >> shift) * source.ciphertexts + (columns >> shift)
-    rows, columns = rows & (slots - 1), columns & (slots - 1)
+    periods = (source.period, target.period)
+    return group_cells(block, rows & (slots - 1), columns & (slots - 1), source.ciphertexts, periods)
+
+
+def group_cells(block: Ints, rows: Ints, columns: Ints, inputs: int, periods: tuple[int, int]) -> DiagonalSet:
+    """Entries (their block = output * inputs + input, row slot, column slot) -> the cells that they occupy.
+
+    `periods` are those of input and output, powers of two; diagonals are counted modulo the smaller.
+    """
+    modulus = min(periods)
     key = block * modulus + ((columns - rows) & (modulus - 1))
-    occupied = np.zeros(target.ciphertexts * source.ciphertexts * modulus, dtype=bool)
+    occupied = np.zeros(int(key.max(initial=-1)) + 1, dtype=bool)
     occupied[key] = True  # a table of all possible keys is small, and sorting millions of entries is slow
     unique, entry_cell = np.flatnonzero(occupied), (np.cumsum(occupied) - 1)[key]
     blocks, diagonals = unique // modulus, unique % modulus
-    cells = np.stack([blocks // source.ciphertexts, blocks % source.ciphertexts, diagonals], axis=1)
-    return DiagonalSet(cells.astype(np.int64), modulus, source.period, target.period, entry_cell, rows, columns)
+    cells = np.stack([blocks // inputs, blocks % inputs, diagonals], axis=1)
+    return DiagonalSet(cells.astype(np.int64), modulus, *periods, entry_cell, rows, columns)
 
 
-def pack(
-    map_: LinearMap,
-    source: Layout | JointLayout,
-    target: Layout,
-    diagonals: DiagonalSet,
-    known: frozenset[int] = frozenset(),
-) -> PackedLinear:
+def pack(map_: LinearMap, target: Layout, diagonals: DiagonalSet, known: frozenset[int] = frozenset()) -> PackedLinear:
     """Fill the plaintext vectors, already rotated back by their giant step. Every weight is used exactly once.
 
     Among splits of equal cost the one that needs the fewest steps beyond `known` is taken.

@@ -7,6 +7,7 @@ or two sweeps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,26 +18,27 @@ from .diagonals import DiagonalSet, PackedLinear, diagonal_set, pack
 from .joint import JointLayout
 from .maps import LinearMap
 from .stage_types import JoinStage, LinearStage, Stage
+from .stagger import StaggeredLayout, proposals, staggered_set
 
 __all__ = ["Packing", "choose_packing"]
 
-InputLayout = Layout | WindowLayout
-LinearLayout = Layout | JointLayout  # what a linear map is applied to
+InputLayout = Layout | WindowLayout | StaggeredLayout
+LinearLayout = Layout | JointLayout | StaggeredLayout  # what a linear map is applied to
 _SWEEPS = 3
 
 
 @dataclass(frozen=True)
 class Packing:
-    """The layout of every tensor and the packed form of every linear stage."""
+    """The layout of every tensor and the packed form of every linear stage; `source` is the model's input."""
 
+    source: str
     layouts: dict[str, Layout]
     input_layout: InputLayout
     packed: dict[str, PackedLinear]
 
     def operand(self, stage: LinearStage) -> tuple[LinearMap, LinearLayout]:
         """The map as it is packed, and the layout of all that it is applied to."""
-        windowed = isinstance(self.input_layout, WindowLayout) and stage.windowed is not None
-        return linear_operand(stage, {**self.layouts, stage.input: self.input_layout} if windowed else self.layouts)
+        return linear_operand(stage, {**self.layouts, self.source: self.input_layout})
 
 
 def linear_operand(stage: LinearStage, layouts: Mapping[str, InputLayout]) -> tuple[LinearMap, LinearLayout]:
@@ -45,6 +47,8 @@ def linear_operand(stage: LinearStage, layouts: Mapping[str, InputLayout]) -> tu
     if isinstance(found[0], WindowLayout):
         assert stage.windowed is not None
         return stage.windowed[1], found[0].inner
+    if isinstance(found[0], StaggeredLayout):
+        return stage.map, found[0]
     parts = tuple(x for x in found if isinstance(x, Layout))
     return stage.map, parts[0] if len(parts) == 1 else JointLayout(parts)
 
@@ -64,7 +68,7 @@ class _Search:
         self.stages, self.source, self.slots, self.levels, self.costs = stages, source, slots, levels, costs
         self.shapes = {source: shape} | {s.name: s.shape for s in stages}
         self.group = self._groups()
-        self._sets: dict[tuple[object, ...], DiagonalSet] = {}
+        self._sets: dict[tuple[str | InputLayout, ...], DiagonalSet] = {}
 
     def _groups(self) -> dict[str, str]:
         """Tensor -> representative of the tensors that must share its layout."""
@@ -85,9 +89,13 @@ class _Search:
         """Of a stage, with the layouts of its inputs and output."""
         target = layouts[stage.name]
         assert isinstance(target, Layout)
-        key = (stage.name, *(id(layouts[name]) for name in stage.inputs), id(target))
+        key = (stage.name, *(layouts[name] for name in stage.inputs), target)
         if key not in self._sets:
-            self._sets[key] = diagonal_set(*linear_operand(stage, layouts), target)
+            map_, operand = linear_operand(stage, layouts)
+            if isinstance(operand, StaggeredLayout):
+                self._sets[key] = staggered_set(map_, operand, target)
+            else:
+                self._sets[key] = diagonal_set(map_, operand, target)
         return self._sets[key]
 
     def price(self, layouts: dict[str, InputLayout], touching: str | None = None) -> float:
@@ -95,7 +103,10 @@ class _Search:
         for stage in self.stages:
             names = (*stage.inputs, stage.name)
             if isinstance(stage, LinearStage) and (touching is None or touching in map(self.group.get, names)):
-                found = self.diagonals(stage, {name: layouts[self.group[name]] for name in names})
+                own = {name: layouts[self.group[name]] for name in names}
+                if not _reaches(own[stage.inputs[0]], own[stage.name]):
+                    return math.inf
+                found = self.diagonals(stage, own)
                 total += self.costs.linear(found.rotations, found.products, self.levels[stage.name])
         entry = self.group[self.source]
         if touching in (None, entry):
@@ -115,6 +126,27 @@ class _Search:
             return found[:1]
         return [x for x in found if x.ciphertexts <= self.max_ciphertexts]
 
+    def staggered(self, group: str, bases: list[InputLayout], layouts: dict[str, InputLayout]) -> list[StaggeredLayout]:
+        """Staggered forms of an input that one linear stage reads, for the present layout of its output."""
+        readers = [s for s in self.stages if group in map(self.group.get, s.inputs)]
+        reader = readers[0] if group == self.group[self.source] and len(readers) == 1 else None
+        if not isinstance(reader, LinearStage) or len(reader.inputs) > 1:
+            return []
+        target = layouts[self.group[reader.name]]
+        assert isinstance(target, Layout)
+        return [
+            proposed
+            for base in bases
+            if isinstance(base, Layout)
+            for proposed in proposals(
+                self.diagonals(reader, {reader.input: base, reader.name: target}),
+                base,
+                target,
+                self.costs,
+                self.levels[reader.name],
+            )
+        ]
+
     def run(self) -> dict[str, InputLayout]:
         groups = list(dict.fromkeys(self.group.values()))
         options = {g: self.candidates(g) for g in groups}
@@ -127,7 +159,8 @@ class _Search:
         for _ in range(_SWEEPS):
             before = dict(layouts)
             for group in groups:
-                layouts[group] = min(options[group], key=lambda c: self.price({**layouts, group: c}, group))
+                now = [*options[group], *self.staggered(group, options[group], layouts)]
+                layouts[group] = min(now, key=lambda c: self.price({**layouts, group: c}, group))
             if layouts == before:
                 break
         return layouts
@@ -156,8 +189,13 @@ def choose_packing(
     # The stage with most rotations chooses its steps first; the others reuse its keys where that costs nothing.
     sets = {s.name: search.diagonals(s, by_tensor) for s in linear}
     for stage in sorted(linear, key=lambda s: -sets[s.name].rotations):
-        found = pack(*linear_operand(stage, by_tensor), layouts[stage.name], sets[stage.name], steps)
+        found = pack(linear_operand(stage, by_tensor)[0], layouts[stage.name], sets[stage.name], steps)
         packed[stage.name] = found
         steps |= found.split.steps | frozenset(found.diagonals.folds)
     layouts.setdefault(source, contiguous(shape, slots))
-    return Packing(layouts, by_tensor[source], packed)
+    return Packing(source, layouts, by_tensor[source], packed)
+
+
+def _reaches(source: InputLayout, target: InputLayout) -> bool:
+    """Whether a staggered input's copies can be folded onto the target."""
+    return not isinstance(source, StaggeredLayout) or target.period <= source.block

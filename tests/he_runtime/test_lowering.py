@@ -16,7 +16,7 @@ from he_runtime.lower.split import best_split
 
 def _apply(map_: LinearMap, source: object, target: object, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = diagonal_set(map_, source, target)  # type: ignore[arg-type]
-    packed = pack(map_, source, target, found)  # type: ignore[arg-type]
+    packed = pack(map_, target, found)  # type: ignore[arg-type]
     slots = source.slots  # type: ignore[attr-defined]
     inputs = np.append(x, 0.0)[source.slot_map]  # type: ignore[attr-defined]
     sums: dict[tuple[int, int], np.ndarray] = {}

@@ -99,7 +99,7 @@ def test_a_tensor_that_two_layers_read_keeps_its_order() -> None:
 def test_lines_are_the_rotations_of_the_plan(mlp: CompressedModel) -> None:
     """Lines plus folds is what the planner rotates; a fold belongs to no weight."""
     lines = packed_lines(mlp, 8192)
-    folds = 2  # of the last layer: 64 columns, 16 padded rows
+    folds = 6 + 2  # of the staggered input's 64 copies, and of the last layer: 64 columns, 16 padded rows
     assert sum(found.line_count for found in lines.values()) + folds == counts(mlp, error_budget(mlp))["rotate"]
 
 

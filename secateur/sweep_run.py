@@ -141,17 +141,22 @@ class Timer:
 
         `fits` False means that it cannot be planned; without `measured_ms` memory was short. Both say `why`.
         """
-        from he_runtime import price
         from he_runtime.errors import DoesNotFit
 
+        self.report("planning")
         try:
-            self.report("planning")
             plan = study.plan(point)
-            self.report("calibrating")
-            priced = price(plan, self._table_for(plan.params))
-            known = asdict(point) | {"fits": True} | _of_model(study.sparse(point)) | _of_plan(plan, priced)
         except DoesNotFit as error:
             return asdict(point) | {"fits": False, "why": error.message}
+        return asdict(point) | {"fits": True} | _of_model(study.sparse(point)) | self.of_plan(plan)
+
+    def of_plan(self, plan: Plan) -> dict[str, Any]:
+        """What is known of a plan: its counts, its price, and, if it is measured, how long it took."""
+        from he_runtime import price
+
+        self.report("calibrating")
+        priced = price(plan, self._table_for(plan.params))
+        known = _of_plan(plan, priced)
         if self.measure:
             self.report("measuring")
             known |= self._measured_if_it_fits(plan, priced)

@@ -10,7 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+
+from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
+from he_runtime.reference import calibrate
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -42,3 +46,18 @@ def said(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
         return found
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small() -> CompressedModel:
+    """32-32-16 with a square between: every packing of it is planned and run in a moment."""
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(32, 32)) / 6, "v": rng.normal(size=(16, 32)) / 6}
+    arrays |= {"one": np.ones(()), "zero": np.zeros(())}
+    nodes = (
+        Node("fc1", "dense", ("x",), (32,), {}, {"weight": "w"}),
+        Node("act", "quadratic", ("fc1",), (32,), {}, {"a": "one", "b": "zero", "c": "zero"}),
+        Node("fc2", "dense", ("act",), (16,), {}, {"weight": "v"}),
+    )
+    model = CompressedModel("small", InputSpec("x", (32,)), OutputSpec("fc2"), nodes, arrays)
+    return calibrate(model, rng.uniform(-1, 1, size=(64, 32)))

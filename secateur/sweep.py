@@ -13,6 +13,7 @@ import typer
 
 from .options import Json
 from .output import emit, say, table
+from .sweep_chart import NAMES
 from .sweep_log import PointLog
 from .sweep_page import COLUMNS, cells, sweep_page, write_png
 from .sweep_run import COLUMN, DIAGONAL, Point, Study, Timer, agreement, libraries, points_of
@@ -55,6 +56,7 @@ def sweep(
     Interrupted, it goes on where it stopped when called again. Writes JSON, CSV, one HTML page and a PNG.
     """
     from he_runtime.cost import CostTable
+    from he_runtime.cost.calibrate import machine_name
 
     points = _points(packing, pattern, sparsity)
     model, name = _model(network, seed)
@@ -62,6 +64,7 @@ def sweep(
     prices = None if cost_table is None else CostTable.load(cost_table)
     settings = {
         "network": name,
+        "machine": machine_name(),
         "backend": backend,
         "seed": seed,
         "runs": 0 if predict_only else runs,
@@ -118,11 +121,20 @@ def _fill(log: PointLog, model: CompressedModel, seed: int, points: list[Point],
     if not missing:
         return
     study = Study.of(model, seed)
-    with _progress(len(missing), timer) as done:
+    with _progress(len(missing), timer) as done, _resumable(log):
         for point in missing:
-            done(f"{point.packing}, {point.pattern}, {point.sparsity:.0%}", 0)
+            done(f"{point.packing} packing, {NAMES.get(point.pattern, point.pattern)}, {point.sparsity:.0%} zeros", 0)
             log.append(timer.record(study, point))
             done("", 1)
+
+
+@contextmanager
+def _resumable(log: PointLog) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped with {len(log.records)} points done; the same command goes on from there")
+        raise
 
 
 @contextmanager
@@ -152,13 +164,11 @@ def _progress(total: int, timer: Timer) -> Iterator[Any]:
 def _circumstances(model: CompressedModel, backend: str, timer: Timer, points: list[Point]) -> dict[str, Any]:
     import datetime
 
-    from he_runtime.cost.calibrate import machine_name
     from model_prep.patterns import PATTERNS
 
     used = {point.pattern for point in points}
     return {
         "weights": str(model.metadata.get("weights", "trained")),
-        "machine": machine_name(),
         "threads": 1,
         "libraries": libraries(backend),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

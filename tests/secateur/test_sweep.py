@@ -117,6 +117,28 @@ def test_a_measured_point_stands_beside_its_prediction(ask: Ask, small: Path, tm
     assert (tmp_path / "sweep.html").read_text().count("<circle") == 3, "legend, latency, energy"
 
 
+def test_what_does_not_fit_the_memory_is_priced_and_says_why(
+    ask: Ask, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secateur.sweep_run.os.sysconf", lambda name: 1)
+    arguments = ["--sparsity", 0.5, "--pattern", "grid", "--packing", "diagonal", "--seconds", 0.3, "--runs", 1]
+    (point,) = ask("sweep", small, "--output", tmp_path, *arguments)["points"]
+    assert point["fits"] and point["predicted_ms"] > 0
+    assert "measured_ms" not in point and "free memory" in point["why"]
+
+
+def test_stopping_a_sweep_says_how_to_go_on(
+    cli: Any, small: Path, prices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secateur.sweep_run.Timer.record", stopped)
+    said = cli("sweep", small, "--output", tmp_path, "--table", prices, "--predict-only")
+    assert said.code != 0
+    assert "stopped with 0 points done" in said.err and "Traceback" not in said.err
+
+
 def test_an_interrupted_sweep_goes_on(ask: Ask, refused: Any, small: Path, prices: Path, tmp_path: Path) -> None:
     """Finished points are not planned again, a line cut off by a kill is, and other settings are refused."""
     arguments = ["sweep", small, "--output", tmp_path, "--packing", "diagonal", "--table", prices, "--predict-only"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,12 @@ import numpy.typing as npt
 from .errors import DoesNotFit
 from .lower.emission import VectorPool
 from .lower.emit import Program, Scales, Values, emit
+from .lower.statistics import Statistics
 from .model import CompressedModel
 from .noise import encoding_error, quietest, slot_variance
 from .params import MAX_LOG2_QP, CkksParams, find_primes
 from .plan import Plan, Port
 from .plan.verify import first_overflow
-from .reference import forward_all
 
 __all__ = ["MIN_PRIME_BITS", "Problem", "best_chain"]
 
@@ -42,10 +43,14 @@ class Problem:
     budget: float
     pool: VectorPool = field(default_factory=VectorPool)
 
+    @cached_property
+    def statistics(self) -> Statistics:
+        return Statistics(self.model, tuple(self.program.stages))
+
     @property
-    def magnitudes(self) -> dict[str, float]:
+    def magnitudes(self) -> Mapping[str, float]:
         """The largest value that calibration saw of each tensor."""
-        return {name: max(abs(low), abs(high)) for name, (low, high) in self.model.ranges.items()}
+        return self.statistics.magnitudes
 
 
 _Candidate = tuple[Plan, dict[str, Values]]  # a plan, and the values of each tensor in it
@@ -134,34 +139,22 @@ def _assemble(problem: Problem, params: CkksParams, scales: Scales) -> _Candidat
             "post_processing": model.output.post_processing,
         },
     )
-    known = _per_slot(problem, tensors, _mean_squares(problem))
+    known = _per_slot(problem, tensors, problem.statistics.mean_squares)
     return quietest(plan, slot_variance(plan, known)), tensors
 
 
 def _predicted(problem: Problem, plan: Plan, tensors: Mapping[str, Values]) -> Plan:
     """The plan with the error predicted along single calibration samples, where the model kept any."""
-    samples = problem.model.mean_square("samples")
+    samples = problem.statistics.inputs
     if samples is None:
         return plan
-    squares = {name: values**2 for name, values in forward_all(problem.model, samples).items()}
     whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
-    random = slot_variance(plan, _per_slot(problem, tensors, squares), encoding=False)
+    random = slot_variance(plan, _per_slot(problem, tensors, problem.statistics.squares), encoding=False)
     inputs = _per_slot(
         problem, {problem.model.input.name: tensors[problem.model.input.name]}, {problem.model.input.name: samples}
     )
     return quietest(plan, random + encoding_error(plan, list(inputs.values())))
-
-
-def _mean_squares(problem: Problem) -> dict[str, npt.NDArray[np.float64]]:
-    """Calibrated mean squares per tensor, (1, *shape); a third of the squared magnitude where there are none."""
-    found = {}
-    for name in (problem.model.input.name, *(s.name for s in problem.program.stages)):
-        stats = problem.model.mean_square(name)
-        if stats is None:
-            stats = np.full(problem.model.shape_of(name), problem.magnitudes.get(name, 1.0) ** 2 / 3)
-        found[name] = stats[None]
-    return found
 
 
 def _per_slot(

@@ -55,6 +55,7 @@ OPS: dict[str, OpSpec] = {
     "add": OpSpec(2),
     "multiply": OpSpec(2),  # element by element, two tensors of one shape
     "concat": OpSpec(1, more=True),  # along the first axis (channels, features)
+    "matmul": OpSpec(2),  # (..., m, k) x (..., k, n); transpose_left and transpose_right swap a side's last axes
 }
 
 

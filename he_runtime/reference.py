@@ -134,6 +134,12 @@ def _multiply(_: CompressedModel, __: Node, x: Batch, y: Batch) -> Batch:
     return x * y
 
 
+def _matmul(_: CompressedModel, node: Node, x: Batch, y: Batch) -> Batch:
+    x = x.swapaxes(-1, -2) if node.attrs.get("transpose_left") else x
+    y = y.swapaxes(-1, -2) if node.attrs.get("transpose_right") else y
+    return np.asarray(x @ y)
+
+
 def _concat(_: CompressedModel, __: Node, *xs: Batch) -> Batch:
     return np.concatenate(xs, axis=1)
 
@@ -148,4 +154,5 @@ _EVALUATE: dict[str, Callable[..., Batch]] = {
     "add": _add,
     "multiply": _multiply,
     "concat": _concat,
+    "matmul": _matmul,
 }

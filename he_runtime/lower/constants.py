@@ -38,7 +38,7 @@ def _inputs(stage: Stage, constants: Constants) -> list[Vector]:
     """What is constant of every input; nothing of the model's own, whose size follows from the stage that reads it."""
     missing = [name for name in stage.inputs if name not in constants]
     if isinstance(stage, LinearStage | JoinStage):
-        total = stage.map.matrix.shape[1] if isinstance(stage, LinearStage) else math.prod(stage.shape)
+        total = stage.map.matrix.shape[1] if isinstance(stage, LinearStage) else stage.width
         size = total - sum(len(constants[name]) for name in stage.inputs if name in constants)
         unknown = np.full(size // max(1, len(missing)), np.nan)
     else:
@@ -54,7 +54,7 @@ def _constant(stage: Stage, known: list[Vector]) -> Vector:
     if isinstance(stage, MultiplyStage):
         return np.where((known[0] == 0) | (known[1] == 0), 0.0, stage.evaluate(*known))
     if isinstance(stage, JoinStage):
-        return np.concatenate(known)
+        return np.concatenate(known)[stage.sources]
     return stage.evaluate(*known)
 
 

@@ -55,6 +55,8 @@ class Emission:
     ops: list[Op] = field(default_factory=list)
     plaintexts: list[Plaintext] = field(default_factory=list)
     _plain_ids: dict[Plaintext, int] = field(default_factory=dict)
+    _switched: dict[int, int] = field(default_factory=dict)
+    _aligned: dict[tuple[int, int, float], int] = field(default_factory=dict)
 
     def value(self, level: int, scale: float, size: int = 2) -> int:
         self.values.append(ValueType(level, scale, size))
@@ -84,9 +86,11 @@ class Emission:
         return op.outputs[0]
 
     def lowered(self, value: int, level: int, layer: str) -> int:
-        """The value mod-switched down to `level`."""
+        """The value mod-switched down to `level`; once for all who ask."""
         while self.values[value].level > level:
-            value = self.op(Kind.MOD_SWITCH, layer, value)
+            if value not in self._switched:
+                self._switched[value] = self.op(Kind.MOD_SWITCH, layer, value)
+            value = self._switched[value]
         return value
 
     def aligned(self, value: int, level: int, scale: float, layer: str) -> int:
@@ -101,6 +105,13 @@ class Emission:
                 f"cannot align scales in layer {layer!r}: got 2^{math.log2(have.scale):.1f}, need at least "
                 f"{MIN_RAISE_BITS} bits below 2^{math.log2(scale):.1f}; try larger primes"
             )
+        key = (value, level, scale)
+        if key not in self._aligned:
+            self._aligned[key] = self._brought(value, level, scale, layer)
+        return self._aligned[key]
+
+    def _brought(self, value: int, level: int, scale: float, layer: str) -> int:
+        have = self.values[value]
         if have.same_scale(scale) or scale >= have.scale * 2**MIN_RAISE_BITS:
             value = self.lowered(value, level, layer)
             return value if have.same_scale(scale) else self._raised(value, scale, layer)

@@ -108,13 +108,13 @@ def add(low: Lowering, stage: AddStage) -> Values:
 
 
 def join(low: Lowering, stage: JoinStage) -> Values:
-    """The ciphertexts of the inputs, numbered on; no operation unless their scales or levels differ."""
-    results: Values = {}
+    """The ciphertexts of the inputs, numbered anew; no operation unless their scales or levels differ."""
+    found: Values = {}
     offset = 0
     for name, side in zip(stage.inputs, _meet(low, stage), strict=True):
-        results.update({offset + k: value for k, value in side.items()})
+        found.update({offset + k: value for k, value in side.items()})
         offset += low.packing.layouts[name].ciphertexts
-    return results
+    return {r: found[k] for r, k in enumerate(stage.sources.tolist()) if k in found}
 
 
 def _meet(low: Lowering, stage: AddStage | JoinStage) -> list[Values]:

@@ -24,7 +24,8 @@ Vector = npt.NDArray[np.float64]
 class LinearStage:
     """output = map(inputs, one after the other). `windowed` is the same stage over the client's windows, where possible.
 
-    `nodes` are the model's layers in it, in order. A `view` only selects elements, so whatever reads it may take it in.
+    `nodes` are the model's layers in it, in order, and `owner` is the layer that it serves where it holds none. A `view`
+    only selects elements, so whatever reads it may take it in.
     """
 
     name: str
@@ -34,6 +35,7 @@ class LinearStage:
     nodes: tuple[str, ...] = ()
     windowed: tuple[WindowLayout, LinearMap] | None = field(default=None, repr=False)
     view: bool = False
+    owner: str = ""
 
     rescales = 1  # unless the result stays unrescaled (levels.py)
 
@@ -45,7 +47,7 @@ class LinearStage:
     @property
     def layer(self) -> str:
         """The model's layer that the operations belong to."""
-        return self.nodes[-1] if self.nodes else self.name
+        return self.nodes[-1] if self.nodes else self.owner or self.name
 
     def evaluate(self, *xs: Vector) -> Vector:
         """Flat samples (B, size) per input -> (B, size)."""
@@ -127,20 +129,23 @@ class MultiplyStage:
 
 @dataclass(frozen=True)
 class JoinStage:
-    """output = the inputs' elements one after the other, where every element is a ciphertext of its own: no operation."""
+    """output[r] = element sources[r] of the inputs one after the other, where each is a ciphertext: no operation."""
 
     name: str
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
+    sources: npt.NDArray[np.int64] = field(repr=False)
+    width: int  # elements of all inputs
+    owner: str = ""
 
     rescales = 0
 
     @property
     def layer(self) -> str:
-        return self.name
+        return self.owner or self.name
 
     def evaluate(self, *xs: Vector) -> Vector:
-        return np.concatenate(xs, axis=1)
+        return np.concatenate(xs, axis=1)[:, self.sources]
 
 
 Stage = LinearStage | QuadraticStage | AddStage | MultiplyStage | JoinStage

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import scipy.sparse as sp
 
 from ..errors import ModelError, Reason
@@ -21,9 +23,12 @@ from .conv2d import conv2d_map, conv2d_window_map, window_layout
 from .dense import dense_map
 from .elementwise import affine_map, broadcast_channels, identity, reshape_map
 from .maps import LinearMap
+from .matmul import matmul_maps, matmul_shape
 from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
 
 __all__ = ["AddStage", "JoinStage", "LinearStage", "MultiplyStage", "QuadraticStage", "Stage", "build_stages"]
+
+Ints = npt.NDArray[np.int64]
 
 # One row per layer family that is a linear map of one tensor.
 LINEAR: dict[str, Callable[[CompressedModel, Node, tuple[int, ...]], LinearMap]] = {
@@ -45,9 +50,11 @@ class _Builder:
         self.model, self.slots = model, slots
         self.stages: dict[str, Stage] = {}
         self.sizes = {model.input.name: math.prod(model.input.shape)}
+        self.names = {model.input.name, *(n.name for n in model.nodes)}
         needed = _needed(model)
         self.nodes = [n for n in model.nodes if n.name in needed]
-        self.readers = Counter(i for n in self.nodes for i in set(n.inputs))
+        # The two sides of a matrix product read apart, also where they read the same tensor.
+        self.readers = Counter(i for n in self.nodes for i in (n.inputs if n.op == "matmul" else set(n.inputs)))
         self.readers[model.output.node] += 1
 
     def build(self) -> list[Stage]:
@@ -70,7 +77,13 @@ class _Builder:
         return stage.name
 
     def linear(
-        self, name: str, inputs: tuple[str, ...], shape: tuple[int, ...], layer: LinearMap, nodes: tuple[str, ...] = ()
+        self,
+        name: str,
+        inputs: tuple[str, ...],
+        shape: tuple[int, ...],
+        layer: LinearMap,
+        nodes: tuple[str, ...] = (),
+        owner: str = "",
     ) -> LinearStage:
         """The layer merged with the linear stages before it: those that nothing else reads, and views."""
         merged = {source: before for source in inputs if (before := self._mergeable(source)) is not None}
@@ -90,7 +103,7 @@ class _Builder:
         matrix = next(iter(parts.values())) if len(parts) == 1 else sp.csr_array(sp.hstack(list(parts.values())))
         every = dict.fromkeys(n for before in merged.values() for n in before.nodes)
         view = all(before.view for before in merged.values())
-        return LinearStage(name, tuple(parts), shape, LinearMap(matrix, bias), (*every, *nodes), view=view)
+        return LinearStage(name, tuple(parts), shape, LinearMap(matrix, bias), (*every, *nodes), view=view, owner=owner)
 
     def _mergeable(self, source: str) -> LinearStage | None:
         before = self.stages.get(source)
@@ -119,12 +132,12 @@ class _Builder:
                 windowed = (window, conv2d_window_map(self.model, node, shape))
         found = self.linear(node.name, node.inputs, node.shape, layer, (node.name,))
         view = found.view and node.op == "reshape"
-        return LinearStage(found.name, found.inputs, found.shape, found.map, found.nodes, windowed, view)
+        return replace(found, windowed=windowed, view=view)
 
     def concat(self, node: Node) -> Stage:
         readers = [n for n in self.nodes if node.name in n.inputs]
         if self.slots == 1 and not (len(readers) == 1 and readers[0].op in LINEAR):
-            return JoinStage(node.name, node.inputs, node.shape)
+            return self._join(node.name, node.inputs, node.shape, np.arange(math.prod(node.shape)))
         return self.linear(node.name, node.inputs, node.shape, identity(math.prod(node.shape)), (node.name,))
 
     def quadratic(self, node: Node) -> Stage:
@@ -141,6 +154,30 @@ class _Builder:
             return QuadraticStage(node.name, left, node.shape, one, zero, zero)
         return MultiplyStage(node.name, left, right, node.shape, node.name)
 
+    def matmul(self, node: Node) -> Stage:
+        shapes = [self.model.shape_of(name) for name in node.inputs]
+        left_map, right_map, sum_map = matmul_maps(node, shapes[0], shapes[1])
+        spread = matmul_shape(node, shapes[0], shapes[1])
+        left, right, product = (self._virtual(f"{node.name}.{role}") for role in ("left", "right", "product"))
+        for name, source, map_ in ((left, node.inputs[0], left_map), (right, node.inputs[1], right_map)):
+            if self.slots == 1:  # the same ciphertext serves wherever its element occurs
+                self.put(self._join(name, (source,), spread, map_.matrix.indices.astype(np.int64), node.name))
+            else:
+                self.put(self.linear(name, (source,), spread, map_, owner=node.name))
+        self.put(MultiplyStage(product, left, right, spread, node.name))
+        return self.linear(node.name, (product,), node.shape, sum_map, (node.name,))
+
+    def _join(
+        self, name: str, inputs: tuple[str, ...], shape: tuple[int, ...], sources: Ints, owner: str = ""
+    ) -> JoinStage:
+        return JoinStage(name, inputs, shape, sources, sum(self.sizes[i] for i in inputs), owner)
+
+    def _virtual(self, name: str) -> str:
+        """A name that no node has."""
+        while name in self.names:
+            name += "_"
+        return name
+
 
 # One row per op that is no linear map of one tensor.
 _STAGES: dict[str, Callable[[_Builder, Node], Stage]] = {
@@ -148,6 +185,7 @@ _STAGES: dict[str, Callable[[_Builder, Node], Stage]] = {
     "quadratic": _Builder.quadratic,
     "add": _Builder.add,
     "multiply": _Builder.multiply,
+    "matmul": _Builder.matmul,
 }
 
 
@@ -172,5 +210,4 @@ def _finish(stage: Stage) -> Stage:
     if not isinstance(stage, LinearStage):
         return stage
     windowed = stage.windowed and (stage.windowed[0], stage.windowed[1].without_zeros())
-    map_ = stage.map.without_zeros()
-    return LinearStage(stage.name, stage.inputs, stage.shape, map_, stage.nodes, windowed, stage.view)
+    return replace(stage, map=stage.map.without_zeros(), windowed=windowed)

@@ -69,15 +69,15 @@ def shared_gate() -> Builder:
 
 def dense_block() -> Builder:
     """Channels added by concatenation, twice, as in a densely connected network; read by linear and by other layers."""
-    b = Builder((2, 6, 6))
-    first = b.conv((2, 6, 6), 3, 3, 1, 1)
+    b = Builder((2, 4, 4))
+    first = b.conv((2, 4, 4), 3, 3, 1, 1)
     b.quadratic(first)
-    grown = b.add("concat", (5, 6, 6), inputs=("x", b.last))
-    second = b.conv((5, 6, 6), 2, 3, 1, 1)
+    grown = b.add("concat", (5, 4, 4), inputs=("x", b.last))
+    second = b.conv((5, 4, 4), 2, 3, 1, 1)
     b.square(second)
-    b.add("concat", (7, 6, 6), inputs=(grown, b.last))
-    b.square((7, 6, 6))
-    b.add("avg_pool2d", (7, 1, 1), {"kernel": [6, 6], "stride": [6, 6], "padding": [0, 0]})
+    b.add("concat", (7, 4, 4), inputs=(grown, b.last))
+    b.square((7, 4, 4))
+    b.add("avg_pool2d", (7, 1, 1), {"kernel": [4, 4], "stride": [4, 4], "padding": [0, 0]})
     b.add("reshape", (7,))
     b.dense(7, 3)
     return b
@@ -94,8 +94,33 @@ def joined_output() -> Builder:
     return b
 
 
+def attention() -> Builder:
+    """Scores of one small linear attention, two heads: (q k^T) v, every factor from the same input."""
+    b = Builder((24,))
+    heads = []
+    for _ in range(3):
+        b.last = "x"
+        b.dense(24, 24)
+        b.arrays[f"{b.last}.weight"] *= 0.5
+        heads.append(b.add("reshape", (2, 4, 3)))
+    scores = b.add("matmul", (2, 4, 4), {"transpose_right": True}, inputs=heads[:2])
+    b.add("matmul", (2, 4, 3), inputs=(scores, heads[2]))
+    b.add("reshape", (24,))
+    b.dense(24, 4)
+    return b
+
+
+def gram() -> Builder:
+    """A matrix times its own transpose: both sides read the same tensor."""
+    b = Builder((12,))
+    b.dense(12, 12)
+    b.add("reshape", (3, 4))
+    b.add("matmul", (4, 4), {"transpose_left": True}, inputs=(b.last, b.last))
+    return b
+
+
 CASES: dict[str, Callable[[], Builder]] = {
-    f.__name__: f for f in (gated, mixed_gate, rest_gate, shared_gate, dense_block, joined_output)
+    f.__name__: f for f in (gated, mixed_gate, rest_gate, shared_gate, dense_block, joined_output, attention, gram)
 }
 
 
@@ -183,6 +208,9 @@ def test_a_concatenation_of_single_ciphertexts_is_free() -> None:
         ("concat", [(2, 3, 3), (2, 3, 4)], (4, 3, 3)),
         ("concat", [(2, 3, 3), (1, 3, 3)], (4, 3, 3)),
         ("concat", [], (0,)),
+        ("matmul", [(3, 4), (5, 4)], (3, 5)),
+        ("matmul", [(2, 3, 4), (1, 4, 5)], (2, 3, 5)),
+        ("matmul", [(6,), (6,)], (1,)),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(op: str, shapes: list[tuple[int, ...]], output: tuple[int, ...]) -> None:

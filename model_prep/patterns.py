@@ -38,7 +38,8 @@ def sparsify(
     Patterns follow the packing of the dense model at ring degree `degree`. What stays is scaled up so that every
     layer's weights keep their energy, hence activations their size, and ranges are measured again on the model's own
     samples: so latency is compared between networks that need the same precision. Nothing is trained. The metadata say
-    how much energy the mask itself kept. The same seed gives the same model.
+    how much energy the mask itself kept. The same seed gives the same model. In a model that is sparse already, a weight
+    that is zero counts like any other.
 
     Raises ModelError for an unknown pattern, a density outside (0, 1], or a model without calibration samples.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from secateur.sweep_log import PointLog
@@ -15,6 +16,7 @@ def test_every_check_is_made(
 ) -> None:
     module = script("sparsity")
     monkeypatch.setattr(module, "random_reference", lambda name: small)
+    monkeypatch.setattr(module, "inputs", lambda name, count: np.random.default_rng(1).uniform(-1, 1, (count, 32)))
     arguments = ["--quick", "--runs", 1, "--seconds", 0.3, "--log", tmp_path / "log.jsonl"]
     record = said(module, *arguments)
     for speedup in (record["grid_mlp"], record["grid_layer"]):
@@ -25,6 +27,7 @@ def test_every_check_is_made(
     (batch,) = record["batches"]
     assert batch["samples"] == 8 and 1 < batch["batch"] <= 8
     assert 0 < batch["max_error"] <= batch["error_bound"]
+    assert batch["argmax_matches"] >= 7, "two outputs may lie closer than the error"
     assert batch["each_ms"] == pytest.approx(batch["all_ms"] / 8)
     module.render(record)
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith(("ok", "MISS"))]) == 5
@@ -86,3 +89,9 @@ def test_column_latency_must_be_linear(script: Any, tmp_path: Path, middle: floa
     if ok:
         assert found["microseconds_per_weight"] == pytest.approx(900, rel=0.01)
         assert found["constant_share_of_dense"] == pytest.approx(0.1, abs=0.01)
+
+
+def test_inputs_are_digits_in_the_size_of_the_network(script: Any) -> None:
+    module = script("sparsity")
+    assert module.inputs("digits-mlp", 3).shape == (3, 1, 8, 8)
+    assert module.inputs("mnist-mlp", 512).shape == (512, 1, 28, 28)

@@ -92,7 +92,7 @@ def test_a_restart_keeps_the_keys(own: Any, tmp_path: Path) -> None:
 
 
 def test_evicted_keys_are_uploaded_again_by_the_client_itself(own: Any, tmp_path: Path) -> None:
-    with own(KEYS_BUDGET_BYTES=str(4 << 20)) as served:  # room for one set of 3 MB
+    with own(KEYS_BUDGET_BYTES=str(6 << 20)) as served:  # room for one set of 4 MB
         with served.connect(tmp_path / "a") as first, served.connect(tmp_path / "b") as second:
             served.check(first)
             assert first.predict(QUICK, sample(QUICK)).uploaded_bytes == 0

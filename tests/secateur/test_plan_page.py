@@ -79,7 +79,8 @@ def test_the_staircase_falls_with_the_levels() -> None:
     assert len(set(heights)) == 1 + plan.values[plan.inputs[0].values[0]].level
 
 
-def test_every_key_is_listed_with_its_users() -> None:
+def test_every_key_is_listed_with_its_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.plan_page._SHOWN_KEYS", 4)
     plan = compile(network())
     page = plan_page(plan, price(plan, load_default("tenseal"))).split("<h2>Keys")[1].split("<h2>")[0]
     rows = re.findall(r'<tr><td class="text">(.*?)</td><td class="text">(.*?)</td><td>(\d+)</td>', page)

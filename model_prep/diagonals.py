@@ -13,11 +13,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from he_runtime.model import Node
+from he_runtime.model import CompressedModel, Node
 
 from .masks import Bools, Mask
 
-__all__ = ["Ints", "Positions", "contiguous_positions", "diagonal_classes", "diagonal_mask", "set_ids"]
+__all__ = [
+    "Ints",
+    "Positions",
+    "contiguous_classes",
+    "contiguous_positions",
+    "diagonal_classes",
+    "diagonal_mask",
+    "set_ids",
+]
 
 Ints = npt.NDArray[np.int64]
 Positions = tuple[Ints, Ints]  # slots of the output elements and of the input elements, in the tensors' shapes
@@ -26,6 +34,13 @@ Positions = tuple[Ints, Ints]  # slots of the output elements and of the input e
 def contiguous_positions(output_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> Positions:
     """Row-major slots without gaps: the packing of last resort, and exact for dense layers."""
     return tuple(np.arange(int(np.prod(s))).reshape(s) for s in (output_shape, input_shape))  # type: ignore[return-value]
+
+
+def contiguous_classes(model: CompressedModel, name: str) -> Ints:
+    """The class of each weight of a layer, were its tensors packed contiguously."""
+    node = model.node(name)
+    positions = contiguous_positions(node.shape, model.shape_of(node.inputs[0]))
+    return diagonal_classes(node, model.arrays[node.arrays["weight"]].shape, positions)
 
 
 def diagonal_classes(node: Node, shape: tuple[int, ...], positions: Positions, modulus: int | None = None) -> Ints:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 
-__all__ = ["ACTIVATION", "LINEAR_OPS", "Graph"]
+__all__ = ["ACTIVATION", "LINEAR_OPS", "Graph", "weight_keys"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -134,3 +134,12 @@ class Graph:
             if key in used
         }
         return cls(model.input.name, tuple(model.input.shape), model.output.node, model.nodes, arrays)
+
+
+def weight_keys(model: Graph | CompressedModel) -> dict[str, str]:
+    """Weight array -> the first layer that uses it, in evaluation order."""
+    found: dict[str, str] = {}
+    for node in model.nodes:
+        if node.op in LINEAR_OPS:
+            found.setdefault(node.arrays["weight"], node.name)
+    return found

@@ -9,17 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from he_runtime.compile import lower
-from he_runtime.cost import load_default
 from he_runtime.lower.diagonals import DiagonalSet
-from he_runtime.lower.packing import Packing
-from he_runtime.lower.stages import LinearStage
 from he_runtime.model import CompressedModel
 
-from .diagonals import Ints, contiguous_positions, diagonal_classes, set_ids
-from .graph import LINEAR_OPS
+from .diagonals import Ints, contiguous_classes
+from .graph import weight_keys
+from .packing import PackedWeights, packed_weights
 
 __all__ = ["Lines", "packed_lines", "weight_keys"]
 
@@ -44,65 +40,22 @@ class Lines:
         return int(self.incidence[:, 1].max()) + 1 if len(self.incidence) else 0
 
 
-def weight_keys(model: CompressedModel) -> dict[str, str]:
-    """Weight array -> the first layer that uses it, in evaluation order."""
-    found: dict[str, str] = {}
-    for node in model.nodes:
-        if node.op in LINEAR_OPS:
-            found.setdefault(node.arrays["weight"], node.name)
-    return found
-
-
 def packed_lines(model: CompressedModel, degree: int) -> dict[str, Lines]:
     """The lines of every weight array when nothing is pruned, at ring degree `degree` and one query per ciphertext.
 
-    A layer that the planner merges with another one that has weights or averages gets contiguous slots and a square
-    split. Raises DoesNotFit where no such ring holds the model.
+    A layer that `packed_weights` leaves out gets contiguous slots and a square split. Raises DoesNotFit where no such
+    ring holds the model.
     """
-    numbered = _numbered(model)
-    program, _ = lower(numbered, degree, 1, load_default("tenseal"))
-    found: dict[str, Lines] = {}
-    for stage in program.stages:
-        key = _only_weight(model, stage) if isinstance(stage, LinearStage) else None
-        if key is not None and key not in found:
-            assert isinstance(stage, LinearStage)
-            found[key] = _stage_lines(stage, program.packing, model.arrays[key].shape)
-    keys = weight_keys(model)
-    return {key: found[key] if key in found else _fallback(model, key, keys[key]) for key in keys}
+    packed = packed_weights(model, degree)
+    return {
+        key: _lines(packed[key]) if key in packed else _fallback(model, name)
+        for key, name in weight_keys(model).items()
+    }
 
 
-def _numbered(model: CompressedModel) -> CompressedModel:
-    """Weights become 1, 2, 3, ...: exact in float64 and never zero, so that the pattern is the dense one."""
-    keys = weight_keys(model)
-    shapes = {key: model.arrays[key].shape for key in keys}
-    numbers = {key: np.arange(1.0, 1 + int(np.prod(shape))).reshape(shape) for key, shape in shapes.items()}
-    real = {key: step for key, step in model.quantization.items() if key not in keys}
-    return model.with_(arrays={**model.arrays, **numbers}, quantization=real)
-
-
-def _only_weight(model: CompressedModel, stage: LinearStage) -> str | None:
-    """The one array whose numbers the stage's matrix holds unmixed, if there is one."""
-    nodes = [model.node(name) for name in stage.nodes]
-    weights = [n.arrays["weight"] for n in nodes if n.op in LINEAR_OPS]
-    unmixed = len(weights) == 1 and all(n.op in LINEAR_OPS or n.op == "reshape" for n in nodes)
-    return weights[0] if unmixed else None
-
-
-def _stage_lines(stage: LinearStage, packing: Packing, shape: tuple[int, ...]) -> Lines:
-    diagonals = packing.packed[stage.name].diagonals
-    weight = np.rint(packing.operand(stage)[0].matrix.tocoo().data).astype(np.int64) - 1
-    pairs = np.unique(np.stack([weight, diagonals.entry_cell.astype(np.int64)]), axis=1)
-    classes = _sets_of_cells(pairs, int(np.prod(shape))).reshape(shape)
-    return Lines(classes, _incidence(classes.ravel()[pairs[0]], pairs[1], _lines_of_cells(diagonals)))
-
-
-def _sets_of_cells(pairs: Ints, size: int) -> Ints:
-    """Sorted (weight, cell) columns -> for each of `size` weights the number of its set of cells."""
-    counts = np.bincount(pairs[0], minlength=size)
-    place = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
-    table: npt.NDArray[np.int64] = np.full((size, max(1, int(counts.max()))), -1, dtype=np.int64)
-    table[pairs[0], place] = pairs[1]
-    return set_ids(table)
+def _lines(packed: PackedWeights) -> Lines:
+    classes = packed.classes.ravel()[packed.pairs[0]]
+    return Lines(packed.classes, _incidence(classes, packed.pairs[1], _lines_of_cells(packed.diagonals)))
 
 
 def _lines_of_cells(diagonals: DiagonalSet) -> Ints:
@@ -123,10 +76,8 @@ def _incidence(classes: Ints, cells: Ints, lines: Ints) -> Ints:
     return pairs
 
 
-def _fallback(model: CompressedModel, key: str, name: str) -> Lines:
-    node = model.node(name)
-    positions = contiguous_positions(node.shape, model.shape_of(node.inputs[0]))
-    classes = diagonal_classes(node, model.arrays[key].shape, positions)
+def _fallback(model: CompressedModel, name: str) -> Lines:
+    classes = contiguous_classes(model, name)
     _, flat = np.unique(classes, return_inverse=True)
     classes = flat.reshape(classes.shape).astype(np.int64)
     numbers = np.arange(int(classes.max()) + 1)

@@ -8,80 +8,101 @@ channels, client-side windows, groups, average pools merged with a layer and sev
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from he_runtime.compile import lower
 from he_runtime.cost import load_default
+from he_runtime.lower.diagonals import DiagonalSet
 from he_runtime.lower.maps import LinearMap
-from he_runtime.lower.packing import Packing
 from he_runtime.lower.stages import LinearStage, build_stages
 from he_runtime.model import CompressedModel, InputSpec
 
-from .diagonals import Ints, contiguous_positions, diagonal_classes, set_ids
-from .graph import LINEAR_OPS, Graph
+from .diagonals import Ints, contiguous_classes, set_ids
+from .graph import LINEAR_OPS, Graph, weight_keys
 
-__all__ = ["packed_classes"]
+__all__ = ["PackedWeights", "packed_classes", "packed_weights"]
 
 Floats = npt.NDArray[np.float64]
 Stages = dict[str, LinearStage]
 _TOLERANCE = 1e-9  # relative, of a quotient of two entries
 
 
+@dataclass(frozen=True)
+class PackedWeights:
+    """Where one weight array lies: weight `pairs[0, k]` (a flat index) occupies cell `pairs[1, k]` of `diagonals`.
+
+    `classes` numbers the weights by their set of cells, in the array's shape.
+    """
+
+    pairs: Ints
+    diagonals: DiagonalSet
+    classes: Ints
+
+
 def packed_classes(graph: Graph, degree: int) -> dict[str, Ints]:
     """Array name -> class of each weight: weights of one class occupy the same diagonals at ring degree `degree`.
 
     Classes are disjoint sets of diagonals for plain layers. Merged with an average pool before it, a layer has classes
-    that overlap, and a diagonal is empty only when all of its classes are. Where an entry of a packed matrix mixes
-    several weights (a convolution merged with the pool after it), the layer is classified by contiguous slots. An
-    array that several layers share gets the classes of the first.
+    that overlap, and a diagonal is empty only when all of its classes are. Layers that `packed_weights` leaves out
+    are classified by contiguous slots.
     """
-    ones = _model(graph, {})
+    model = graph.to_model("unpruned", InputSpec("", graph.input_shape))
+    packed = packed_weights(model, degree)
+    return {
+        key: packed[key].classes if key in packed else contiguous_classes(model, name)
+        for key, name in weight_keys(model).items()
+    }
+
+
+def packed_weights(model: CompressedModel, degree: int) -> dict[str, PackedWeights]:
+    """Array name -> where its weights lie when nothing is pruned, with one query per ciphertext.
+
+    A layer is left out where an entry of a packed matrix mixes several of its weights (a convolution merged with the
+    pool after it). An array that several layers share lies where the first has it.
+    """
+    ones = _probed(model, {})
     packing = lower(ones, degree, 1, load_default("tenseal"))[0].packing
     base = _linear_stages(ones, degree)
-    found: dict[str, Ints] = {}
-    for key_of in _rounds(graph, base):
-        numbers, marks = (probe(graph, key_of.values()) for probe in (_numbers, _marks))
-        numbered, marked = (_linear_stages(_model(graph, values), degree) for values in (numbers, marks))
+    found: dict[str, PackedWeights] = {}
+    for key_of in _rounds(model, base):
+        numbers, marks = (probe(model, key_of.values()) for probe in (_numbers, _marks))
+        numbered, marked = (_linear_stages(_probed(model, values), degree) for values in (numbers, marks))
         for name, key in key_of.items():
             one, number, mark = (packing.operand(stages[name])[0] for stages in (base, numbered, marked))
             weights = _weight_of_each_entry(one, number, mark, marks[key])
             if weights is not None and key not in found:
-                found[key] = _stage_classes(base[name], packing, weights, graph.arrays[key].shape)
-    return found | {key: _fallback(graph, key) for key in _weight_keys(graph) if key not in found}
+                found[key] = _located(weights, packing.packed[name].diagonals, model.arrays[key].shape)
+    return found
 
 
-def _weight_keys(graph: Graph) -> list[str]:
-    return list(dict.fromkeys(n.arrays["weight"] for n in graph.nodes if n.op in LINEAR_OPS))
+def _numbers(model: CompressedModel, keys: Iterable[str]) -> dict[str, Floats]:
+    return {k: np.arange(1.0, 1 + model.arrays[k].size).reshape(model.arrays[k].shape) for k in keys}
 
 
-def _numbers(graph: Graph, keys: Iterable[str]) -> dict[str, Floats]:
-    return {k: np.arange(1.0, 1 + graph.arrays[k].size).reshape(graph.arrays[k].shape) for k in keys}
-
-
-def _marks(graph: Graph, keys: Iterable[str]) -> dict[str, Floats]:
+def _marks(model: CompressedModel, keys: Iterable[str]) -> dict[str, Floats]:
     """Values that no mean of several of them equals, except by a chance in billions."""
-    return {k: np.random.default_rng(0).uniform(1.0, 2.0, graph.arrays[k].shape) for k in keys}
+    return {k: np.random.default_rng(0).uniform(1.0, 2.0, model.arrays[k].shape) for k in keys}
 
 
-def _model(graph: Graph, probes: Mapping[str, Floats]) -> CompressedModel:
-    """The graph with these weights and ones for all others, so that no entry of a packed matrix cancels."""
-    scales = [n.arrays["scale"] for n in graph.nodes if n.op == "affine"]
-    ones = {key: np.ones(np.shape(graph.arrays[key])) for key in (*_weight_keys(graph), *scales)}
-    probed = replace(graph, arrays={**graph.arrays, **ones, **probes})
-    return probed.to_model("probed", InputSpec("", graph.input_shape))
+def _probed(model: CompressedModel, probes: Mapping[str, Floats]) -> CompressedModel:
+    """The model with these weights and ones for all others, so that no entry of a packed matrix cancels."""
+    scales = [n.arrays["scale"] for n in model.nodes if n.op == "affine"]
+    ones = {key: np.ones(np.shape(model.arrays[key])) for key in (*weight_keys(model), *scales)}
+    steps = {key: step for key, step in model.quantization.items() if key not in ones}
+    return model.with_(arrays={**model.arrays, **ones, **probes}, quantization=steps)
 
 
 def _linear_stages(model: CompressedModel, degree: int) -> Stages:
     return {s.name: s for s in build_stages(model, degree // 2) if isinstance(s, LinearStage)}
 
 
-def _rounds(graph: Graph, stages: Stages) -> Iterator[dict[str, str]]:
+def _rounds(model: CompressedModel, stages: Stages) -> Iterator[dict[str, str]]:
     """Stage -> one of its weight arrays, in as few rounds as cover all."""
     of_stage = {
-        name: [n.arrays["weight"] for n in map(graph.node, stage.nodes) if n.op in LINEAR_OPS]
+        name: [n.arrays["weight"] for n in map(model.node, stage.nodes) if n.op in LINEAR_OPS]
         for name, stage in stages.items()
     }
     for index in range(max(map(len, of_stage.values()), default=0)):
@@ -97,22 +118,11 @@ def _weight_of_each_entry(base: LinearMap, numbered: LinearMap, marked: LinearMa
     return index if unmixed.all() else None
 
 
-def _stage_classes(stage: LinearStage, packing: Packing, weights: Ints, shape: tuple[int, ...]) -> Ints:
-    cells = packing.packed[stage.name].diagonals.entry_cell
-    return _sets_of_cells(weights, cells.ravel().astype(np.int64), int(np.prod(shape))).reshape(shape)
-
-
-def _sets_of_cells(weights: Ints, cells: Ints, size: int) -> Ints:
-    """(weight, cell) pairs -> for each of `size` weights the number of its set of cells."""
-    pairs = np.unique(np.stack([weights, cells]), axis=1)
+def _located(weights: Ints, diagonals: DiagonalSet, shape: tuple[int, ...]) -> PackedWeights:
+    pairs = np.unique(np.stack([weights, diagonals.entry_cell.ravel().astype(np.int64)]), axis=1)
+    size = int(np.prod(shape))
     counts = np.bincount(pairs[0], minlength=size)
     place = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
     table: npt.NDArray[np.int64] = np.full((size, max(1, int(counts.max()))), -1, dtype=np.int64)
     table[pairs[0], place] = pairs[1]
-    return set_ids(table)
-
-
-def _fallback(graph: Graph, key: str) -> Ints:
-    node = graph.users_of_array(key)[0]
-    positions = contiguous_positions(node.shape, graph.shape_of(node.inputs[0]))
-    return diagonal_classes(node, graph.arrays[key].shape, positions)
+    return PackedWeights(pairs, diagonals, set_ids(table).reshape(shape))

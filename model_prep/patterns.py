@@ -20,7 +20,8 @@ from he_runtime.model import CompressedModel
 from he_runtime.reference import SAMPLES, calibrate
 
 from .diagonals import Ints
-from .lines import Lines, packed_lines, weight_keys
+from .graph import weight_keys
+from .lines import Lines, packed_lines
 from .masks import Bools, Mask
 from .permutation import permuted
 

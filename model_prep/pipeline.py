@@ -23,7 +23,7 @@ from .capture import capture
 from .data import Dataset, load
 from .diagonals import diagonal_mask
 from .folding import fold, fold_affine
-from .graph import Graph
+from .graph import Graph, weight_keys
 from .masks import Mask, magnitude_mask, scheduled_density
 from .networks import build
 from .packing import packed_classes
@@ -193,7 +193,7 @@ def _ranking(run: _Run, net: TrainableGraph, settings: Pruning) -> Callable[[_Sc
 
     if settings.structure == "magnitude":
         return lambda schedule: magnitude_mask(weights(), schedule(settings.density), settings.minimum)
-    names = {key: net.graph.users_of_array(key)[0].name for key in net.weight_keys()}
+    names = weight_keys(net.graph)
     unknown = sorted(set(settings.layers) - set(names.values()))
     if unknown:
         raise ModelError(f"cannot prune layers {unknown}: need some of {sorted(names.values())}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from he_runtime.model import Node
 
 from .activations import ACTIVATIONS
-from .graph import ACTIVATION, LINEAR_OPS, Graph
+from .graph import ACTIVATION, Graph, weight_keys
 
 __all__ = ["Site", "TrainableGraph"]
 
@@ -71,8 +71,7 @@ class TrainableGraph(nn.Module):
 
     def weight_keys(self) -> list[str]:
         """Names of the weight matrices and kernels, in order of first use."""
-        keys = [n.arrays["weight"] for n in self.graph.nodes if n.op in LINEAR_OPS]
-        return list(dict.fromkeys(keys))
+        return list(weight_keys(self.graph))
 
     def forward(self, x: Tensor) -> Tensor:
         values = {self.graph.input_name: x}

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from .errors import DoesNotFit
 from .lower.emission import VectorPool
 from .lower.emit import Program, Scales, Values, emit
+from .lower.lowering import Lowering, Note
 from .lower.statistics import Statistics
 from .model import CompressedModel
 from .noise import encoding_error, quietest, slot_variance
@@ -53,7 +54,8 @@ class Problem:
         return self.statistics.magnitudes
 
 
-_Candidate = tuple[Plan, dict[str, Values]]  # a plan, and the values of each tensor in it
+Floats = npt.NDArray[np.float64]
+_Candidate = tuple[Plan, Lowering]  # a plan, and what its values hold
 
 
 def best_chain(problem: Problem) -> Plan:
@@ -115,7 +117,8 @@ def _try(problem: Problem, delta_bits: float, last_bits: float) -> _Candidate | 
 def _assemble(problem: Problem, params: CkksParams, scales: Scales) -> _Candidate:
     model, packing = problem.model, problem.program.packing
     source, target = model.input.name, model.output.node
-    e, tensors, layers = emit(problem.program, params, scales, problem.magnitudes, problem.pool)
+    low, layers = emit(problem.program, params, scales, problem.magnitudes, problem.pool)
+    e, tensors = low.emission, low.tensors
     plan = Plan(
         model_name=model.name,
         model_digest=model.digest,
@@ -139,34 +142,46 @@ def _assemble(problem: Problem, params: CkksParams, scales: Scales) -> _Candidat
             "post_processing": model.output.post_processing,
         },
     )
-    known = _per_slot(problem, tensors, problem.statistics.mean_squares)
-    return quietest(plan, slot_variance(plan, known)), tensors
+    return quietest(plan, slot_variance(plan, *_knowledge(problem, low, mean=True))), low
 
 
-def _predicted(problem: Problem, plan: Plan, tensors: Mapping[str, Values]) -> Plan:
+def _predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
     """The plan with the error predicted along single calibration samples, where the model kept any."""
     samples = problem.statistics.inputs
     if samples is None:
         return plan
     whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
-    random = slot_variance(plan, _per_slot(problem, tensors, problem.statistics.squares), encoding=False)
-    inputs = _per_slot(
-        problem, {problem.model.input.name: tensors[problem.model.input.name]}, {problem.model.input.name: samples}
-    )
+    random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False)
+    name = problem.model.input.name
+    inputs = _per_slot(problem, {name: low.tensors[name]}, {name: samples})
     return quietest(plan, random + encoding_error(plan, list(inputs.values())))
 
 
-def _per_slot(
-    problem: Problem, tensors: Mapping[str, Values], squares: Mapping[str, npt.NDArray[np.float64]]
-) -> dict[int, npt.NDArray[np.float64]]:
-    """Squares per element (samples, *shape) -> per slot (samples, slots), by value of the plan."""
-    known: dict[int, npt.NDArray[np.float64]] = {}
+def _knowledge(problem: Problem, low: Lowering, mean: bool) -> tuple[dict[int, Floats], dict[int, tuple[int, Floats]]]:
+    """Per value and slot: squares of what is known, and the squared derivatives by which polynomials carry errors on."""
+    facts = problem.statistics
+    known = _per_slot(problem, low.tensors, facts.mean_squares if mean else facts.squares)
+    inside: dict[tuple[str, str], tuple[Note, Values]] = {}
+    for value, note in low.notes.items():
+        inside.setdefault((note.stage, note.label), (note, {}))[1][note.index] = value
+    for note, values in inside.values():
+        known |= _per_slot(problem, {note.stage: values}, {note.stage: facts.inside(note, mean)})
+    results: dict[str, Values] = {}
+    for value, by in low.carried.items():
+        results.setdefault(by.stage, {})[by.index] = value
+    slopes = _per_slot(problem, results, {name: facts.slopes(name, mean) for name in results})
+    return known, {value: (low.carried[value].mapped, slope) for value, slope in slopes.items()}
+
+
+def _per_slot(problem: Problem, tensors: Mapping[str, Values], facts: Mapping[str, Floats]) -> dict[int, Floats]:
+    """What is known per element (samples, *shape) -> per slot (samples, slots), zero where unused, by value of the plan."""
+    known: dict[int, Floats] = {}
     for name, values in tensors.items():
         is_input = name == problem.model.input.name
         packing = problem.program.packing
         slot_map = (packing.input_layout if is_input else packing.layouts[name]).slot_map
-        flat = squares[name].reshape(len(squares[name]), -1)
+        flat = facts[name].reshape(len(facts[name]), -1)
         padded = np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)
         known.update({value: padded[:, slot_map[k]] for k, value in values.items()})
     return known

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["constant", "rounded"]
+__all__ = ["constant", "faintest", "rounded"]
 
 Vectors = npt.NDArray[np.float64]
 
@@ -21,6 +21,11 @@ def constant(value: float, scale: float) -> float:
     if integer == 0 and value:
         integer = 1 if value > 0 else -1
     return integer / scale
+
+
+def faintest(vector: Vectors, scale: float) -> float:
+    """The constant that stands for a vector all of whose coefficients round to zero; as wrong as that rounding."""
+    return (1.0 if vector.sum() >= 0 else -1.0) / scale
 
 
 def rounded(vectors: Vectors, scale: float) -> Vectors:
@@ -36,5 +41,7 @@ def rounded(vectors: Vectors, scale: float) -> Vectors:
     twist = np.exp(-1j * np.pi * np.arange(2 * period) / (2 * period))
     coefficients = (np.fft.fft(values, axis=1) * twist).real / (2 * period)
     integers = np.rint(coefficients * scale) / scale
+    for row in np.flatnonzero(~integers.any(axis=1)):
+        integers[row, 0] = faintest(vectors[row], scale)
     decoded = np.fft.ifft(integers / twist, axis=1).real * (2 * period)
     return np.asarray(decoded[:, slot])

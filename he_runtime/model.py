@@ -20,6 +20,7 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from .chebyshev import check_polynomial
 from .errors import ModelError, Reason
 from .model_shapes import check_shapes
 
@@ -52,6 +53,7 @@ OPS: dict[str, OpSpec] = {
     "reshape": OpSpec(1),
     "affine": OpSpec(1, ("scale", "shift")),
     "quadratic": OpSpec(1, ("a", "b", "c")),
+    "polynomial": OpSpec(1, ("coefficients",), (), ("basis", "low", "high")),  # chebyshev.py
     "add": OpSpec(2),
     "multiply": OpSpec(2),  # element by element, two tensors of one shape
     "concat": OpSpec(1, more=True),  # along the first axis (channels, features)
@@ -278,6 +280,9 @@ def verify(model: CompressedModel) -> None:
             raise ModelError(f"cannot use node {node.name!r}: no arrays called {absent}")
         known.add(node.name)
         check_shapes(node, [tuple(model.shape_of(i)) for i in node.inputs])
+        coefficients = model.array(node, "coefficients")
+        if coefficients is not None:
+            check_polynomial(node, coefficients)
     if model.output.node not in known or model.output.node == model.input.name:
         raise ModelError(f"cannot use output {model.output.node!r}: need one of {sorted(known - {model.input.name})}")
     for key, values in model.arrays.items():

@@ -54,6 +54,7 @@ def _matmul(node: Node, inputs: Sequence[Shape]) -> tuple[Shape | None, str]:
 _RULES: dict[str, Callable[[Node, Sequence[Shape]], tuple[Shape | None, str]]] = {
     "add": _equal,
     "multiply": _equal,
+    "polynomial": _equal,
     "concat": _concat,
     "matmul": _matmul,
 }

@@ -55,11 +55,22 @@ def fresh_variance(params: CkksParams, scale: float) -> float:
 class NoiseEvaluator(Evaluator[NoiseValue]):
     """Carries (mean square, error variance) per slot. `known` gives exact mean squares of some values.
 
+    `carried` maps a polynomial's result to its input and the squared derivative there. The powers between them err
+    together, so the input's error is set aside while they are followed, and joins at the result.
     With `encoding` false the operands count as exact, for when their rounding is evaluated instead of estimated.
     """
 
-    def __init__(self, plan: Plan, known: Mapping[int, Slots], encoding: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        known: Mapping[int, Slots],
+        carried: Mapping[int, tuple[int, Slots]] | None = None,
+        encoding: bool = True,
+    ) -> None:
         super().__init__(plan)
+        self._carried = carried or {}
+        self._aside: dict[int, Slots] = {}
+        self._mapped = {base for base, _ in self._carried.values()}
         self._encoding = encoding
         params = plan.params
         self._known = known
@@ -69,8 +80,14 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         self._mean_term = per_slot.reshape(plan.lane_groups, plan.batch).mean(axis=1)
 
     def finish(self, x: NoiseValue, value: int) -> NoiseValue:
-        if value in self._known:
-            return NoiseValue(self._known[value], x.variance, x.level, x.scale)
+        variance = x.variance
+        if value in self._carried:
+            base, slope = self._carried[value]
+            variance = variance + slope * self._aside[base]
+        if value in self._mapped:
+            self._aside[value], variance = variance, np.zeros_like(variance)
+        if value in self._known or variance is not x.variance:
+            return NoiseValue(self._known.get(value, x.mean_square), variance, x.level, x.scale)
         return x
 
     def _operand(self, plaintext: int) -> tuple[Slots, float, float]:
@@ -146,12 +163,18 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
 
 
-def slot_variance(plan: Plan, known: Mapping[int, Slots], encoding: bool = True) -> Slots:
+def slot_variance(
+    plan: Plan,
+    known: Mapping[int, Slots],
+    carried: Mapping[int, tuple[int, Slots]] | None = None,
+    encoding: bool = True,
+) -> Slots:
     """Predicted error variance of the first output port, (ciphertexts, lane groups): the mean over a group's lanes.
 
     `known` gives the mean square of some values per lane group, (groups,) or, to follow single samples, (samples, groups).
+    `carried` is what polynomials do to their inputs' errors.
     """
-    evaluator = NoiseEvaluator(plan, known, encoding)
+    evaluator = NoiseEvaluator(plan, known, carried, encoding)
     inputs = []
     for port in plan.inputs:
         for value in port.values:

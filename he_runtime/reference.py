@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from . import chebyshev
 from .errors import InputError, Reason
 from .model import CompressedModel, InputSpec, Node
 
@@ -126,6 +127,12 @@ def _quadratic(model: CompressedModel, node: Node, x: Batch) -> Batch:
     return a * x**2 + b * x + c
 
 
+def _polynomial(model: CompressedModel, node: Node, x: Batch) -> Batch:
+    coefficients = model.array(node, "coefficients")
+    assert coefficients is not None
+    return chebyshev.evaluate(node, coefficients, x)
+
+
 def _add(_: CompressedModel, __: Node, x: Batch, y: Batch) -> Batch:
     return x + y
 
@@ -151,6 +158,7 @@ _EVALUATE: dict[str, Callable[..., Batch]] = {
     "reshape": _reshape,
     "affine": _affine,
     "quadratic": _quadratic,
+    "polynomial": _polynomial,
     "add": _add,
     "multiply": _multiply,
     "concat": _concat,

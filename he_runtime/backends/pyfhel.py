@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..encoding import constant
+from ..encoding import constant, faintest
 from ..errors import KeyMismatch
 from ..params import CkksParams
 from ..plan import Plan
@@ -61,7 +61,10 @@ class PyfhelBackend:
         vector = self.plan.vectors[plain.vector]
         if len(vector) == 1:
             return self.context.encode(np.array([constant(float(vector[0]), plain.scale)]), plain.level, plain.scale)
-        return self.context.encode(self.plan.vector(plain), plain.level, plain.scale)
+        encoded = self.context.encode(self.plan.vector(plain), plain.level, plain.scale)
+        if not encoded.is_zero():
+            return encoded
+        return self.context.encode(np.array([faintest(vector, plain.scale)]), plain.level, plain.scale)
 
     def load_keys(self, keys: EvaluationKeys) -> PyfhelKeys:
         """Validated records -> SEAL keys; KeyMismatch when the plan needs one that is absent or cut too low."""

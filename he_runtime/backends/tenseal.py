@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..encoding import constant
+from ..encoding import constant, faintest
 from ..errors import KeyMismatch
 from ..plan import Plan
 from ..ring import CiphertextData, EvaluationKeys
@@ -52,6 +52,8 @@ class TensealBackend:
         # A constant is encoded as an integer: exact, and without a transform.
         value = constant(float(vector[0]), plain.scale) if len(vector) == 1 else self.plan.vector(plain).tolist()
         self._encoder.encode(value, self.parms_ids[plain.level], plain.scale, target)
+        if target.is_zero():
+            self._encoder.encode(faintest(vector, plain.scale), self.parms_ids[plain.level], plain.scale, target)
         return target
 
     def load_keys(self, keys: EvaluationKeys) -> TensealKeys:

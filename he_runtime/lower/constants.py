@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from .maps import LinearMap
-from .stage_types import JoinStage, LinearStage, MultiplyStage, Stage, Vector
+from .stage_types import JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage, Vector
 
 __all__ = ["Constants", "fold_constants"]
 
@@ -55,6 +55,11 @@ def _constant(stage: Stage, known: list[Vector]) -> Vector:
         return np.where((known[0] == 0) | (known[1] == 0), 0.0, stage.evaluate(*known))
     if isinstance(stage, JoinStage):
         return np.concatenate(known)[stage.sources]
+    if isinstance(stage, QuadraticStage):
+        return np.where((stage.a == 0) & (stage.b == 0), stage.c, stage.evaluate(*known))
+    if isinstance(stage, PolynomialStage):
+        flat = ~stage.coefficients[1:].any(axis=0)
+        return np.where(flat, stage.coefficients[0], stage.evaluate(*known))
     return stage.evaluate(*known)
 
 

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from ..errors import DoesNotFit
 from ..params import CkksParams
 from ..plan import LayerInfo
-from .emission import Emission, VectorPool
+from .emission import VectorPool
 from .emit_elementwise import add, join, multiply, quadratic
 from .emit_linear import linear
+from .emit_polynomial import polynomial
 from .lowering import Lowering
 from .program import Program, Scales, Values
-from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
+from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
 
 __all__ = ["Program", "Scales", "Values", "emit"]
 
@@ -26,6 +27,7 @@ __all__ = ["Program", "Scales", "Values", "emit"]
 _EMIT: dict[type, Callable[..., Values]] = {
     LinearStage: linear,
     QuadraticStage: quadratic,
+    PolynomialStage: polynomial,
     AddStage: add,
     MultiplyStage: multiply,
     JoinStage: join,
@@ -34,8 +36,8 @@ _EMIT: dict[type, Callable[..., Values]] = {
 
 def emit(
     program: Program, params: CkksParams, scales: Scales, magnitudes: Mapping[str, float], pool: VectorPool
-) -> tuple[Emission, dict[str, Values], tuple[LayerInfo, ...]]:
-    """The ops, the values of every tensor, and what listings say of each layer.
+) -> tuple[Lowering, tuple[LayerInfo, ...]]:
+    """The ops and the values of every tensor, and what listings say of each layer.
 
     Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor) would overflow its modulus, or when a whole
     output ciphertext depends on no input.
@@ -48,14 +50,15 @@ def emit(
         for value in low.tensors[stage.name].values():
             _check_value(low, stage, value, magnitude)
         layout = program.packing.layouts[stage.name].describe()
-        info.append(LayerInfo(stage.layer, _kind(stage), layout, magnitude))
+        if stage.layer == stage.name:  # others belong to a layer whose last stage follows
+            info.append(LayerInfo(stage.layer, _kind(stage), layout, magnitude))
     last = program.stages[-1].name
     if len(low.tensors[last]) < program.packing.layouts[last].ciphertexts:
         raise DoesNotFit(
             f"cannot lower layer {last!r}: an output depends on no input, and SEAL has no encryption of a constant; "
             "try pruning it less, or leave that output out"
         )
-    return low.emission, low.tensors, tuple(info)
+    return low, tuple(info)
 
 
 def _kind(stage: Stage) -> str:
@@ -67,7 +70,9 @@ def _kind(stage: Stage) -> str:
 def _check_value(low: Lowering, stage: Stage, value: int, magnitude: float) -> None:
     kind = low.emission.values[value]
     _check_room(low.params, stage.layer, kind.level, kind.scale, magnitude)
-    if isinstance(stage, QuadraticStage | MultiplyStage):  # the product before its rescale is the tightest point
+    if isinstance(
+        stage, QuadraticStage | MultiplyStage | PolynomialStage
+    ):  # the product before its rescale is the tightest point
         level = kind.level + 1
         _check_room(low.params, stage.layer, level, kind.scale * low.params.primes[level], magnitude)
 

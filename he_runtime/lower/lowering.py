@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from ..params import CkksParams
 from ..plan import Kind
 from .emission import Emission, VectorPool
+from .polynomial import Terms
 from .program import Program, Scales, Values
 from .targets import Targets
 
-__all__ = ["Lowering"]
+__all__ = ["Lowering", "Note"]
 
 Vector = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Note:
+    """What a value inside a polynomial stage holds: sum_k terms[k] C_k of ciphertext `index`."""
+
+    stage: str
+    label: str
+    terms: Terms
+    index: int
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The mapped input of a polynomial: its error times the derivative is an error of the result."""
+
+    mapped: int
+    stage: str
+    index: int
+
+
 class Lowering:
-    """State of one emission. `tensors` maps the name of every tensor so far to its values."""
+    """State of one emission. `tensors` maps the name of every tensor so far to its values.
+
+    `notes` and `carried`, by value, are what the error prediction knows of polynomials.
+    """
 
     def __init__(self, program: Program, params: CkksParams, scales: Scales, pool: VectorPool) -> None:
         self.program, self.params, self.scales = program, params, scales
@@ -28,6 +53,8 @@ class Lowering:
         count = program.packing.input_layout.ciphertexts
         source = {k: self.emission.value(program.input_level, scales.delta) for k in range(count)}
         self.tensors: dict[str, Values] = {program.source: source}
+        self.notes: dict[int, Note] = {}
+        self.carried: dict[int, Carried] = {}
 
     def spread(self, tensor: str, values: Vector) -> Vector:
         """Elements -> (ciphertexts, period) in the tensor's layout."""
@@ -56,6 +83,12 @@ class Lowering:
         e = self.emission
         plain = e.plain(e.pool.intern(factor), e.values[value].level, scale)
         return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain)
+
+    def brought(self, layer: str, value: int, factor: Vector, scale: float) -> int:
+        """The value times a vector, at exactly this scale."""
+        e, have = self.emission, self.emission.values[value]
+        plain = e.plain(e.pool.intern(factor), have.level, scale / have.scale)
+        return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain, scale=scale)
 
     def at_rest(self, layer: str, value: int) -> int:
         """A product of scale Delta * q as it is kept: two polynomials, one level lower, at scale Delta."""

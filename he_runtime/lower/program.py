@@ -10,7 +10,7 @@ from ..plan import Kind
 from .constants import Constants
 from .levels import is_lazy, stage_levels
 from .packing import Packing
-from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
+from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
 
 __all__ = ["Program", "Scales", "Values"]
 
@@ -67,6 +67,9 @@ class Program:
             counts[Kind.MUL_PLAIN, level] += ciphertexts if isinstance(stage, QuadraticStage) and not square else 0
             counts[Kind.RELINEARIZE, level] += ciphertexts
             counts[Kind.RESCALE, level] += ciphertexts
+        elif isinstance(stage, PolynomialStage):
+            for leaf, n in stage.structure.leaf_counts(level):
+                counts[leaf] += n * ciphertexts
         elif isinstance(stage, AddStage):
             counts[Kind.ADD, level] += ciphertexts
         else:

@@ -8,14 +8,26 @@ input of a polynomial mapped onto its interval), and `evaluate` says what they h
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from numpy.polynomial.chebyshev import chebval
 
 from ..layout import WindowLayout
 from .maps import LinearMap
+from .polynomial import Structure, structure
 
-__all__ = ["AddStage", "JoinStage", "LinearStage", "MultiplyStage", "QuadraticStage", "Stage", "Vector"]
+__all__ = [
+    "AddStage",
+    "JoinStage",
+    "LinearStage",
+    "MultiplyStage",
+    "PolynomialStage",
+    "QuadraticStage",
+    "Stage",
+    "Vector",
+]
 
 Vector = npt.NDArray[np.float64]
 
@@ -85,6 +97,46 @@ class QuadraticStage:
 
 
 @dataclass(frozen=True)
+class PolynomialStage:
+    """output = sum_k coefficients[k] T_k(v / 2) with v = scale * input + shift: a polynomial of degree 3 or more.
+
+    `coefficients` are (degree + 1, size or 1), `scale` and `shift` (size,) or (1,): the map of the interval onto [-2, 2],
+    or none where the linear stage before it has taken it in.
+    """
+
+    name: str
+    input: str
+    shape: tuple[int, ...]
+    coefficients: Vector = field(repr=False)
+    scale: Vector = field(repr=False)
+    shift: Vector = field(repr=False)
+
+    @cached_property
+    def structure(self) -> Structure:
+        return structure(self.coefficients)
+
+    @property
+    def rescales(self) -> int:
+        return self.structure.depth
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,)
+
+    @property
+    def layer(self) -> str:
+        return self.name
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the input lies on [-2, 2] already."""
+        return bool((self.scale == 1).all() and not self.shift.any())
+
+    def evaluate(self, x: Vector) -> Vector:
+        return np.asarray(chebval((self.scale * x + self.shift) / 2, self.coefficients, tensor=False), dtype=np.float64)
+
+
+@dataclass(frozen=True)
 class AddStage:
     """output = left + right."""
 
@@ -148,4 +200,4 @@ class JoinStage:
         return np.concatenate(xs, axis=1)[:, self.sources]
 
 
-Stage = LinearStage | QuadraticStage | AddStage | MultiplyStage | JoinStage
+Stage = LinearStage | QuadraticStage | PolynomialStage | AddStage | MultiplyStage | JoinStage

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from ..chebyshev import chebyshev_coefficients, interval_map
 from ..errors import ModelError, Reason
 from ..model import CompressedModel, Node
 from .avg_pool2d import avg_pool2d_map
@@ -24,11 +25,20 @@ from .dense import dense_map
 from .elementwise import affine_map, broadcast_channels, identity, reshape_map
 from .maps import LinearMap
 from .matmul import matmul_maps, matmul_shape
-from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
+from .stage_types import (
+    AddStage,
+    JoinStage,
+    LinearStage,
+    MultiplyStage,
+    PolynomialStage,
+    QuadraticStage,
+    Stage,
+)
 
-__all__ = ["AddStage", "JoinStage", "LinearStage", "MultiplyStage", "QuadraticStage", "Stage", "build_stages"]
+__all__ = ["LinearStage", "Stage", "build_stages"]
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 # One row per layer family that is a linear map of one tensor.
 LINEAR: dict[str, Callable[[CompressedModel, Node, tuple[int, ...]], LinearMap]] = {
@@ -84,6 +94,7 @@ class _Builder:
         layer: LinearMap,
         nodes: tuple[str, ...] = (),
         owner: str = "",
+        view: bool = False,
     ) -> LinearStage:
         """The layer merged with the linear stages before it: those that nothing else reads, and views."""
         merged = {source: before for source in inputs if (before := self._mergeable(source)) is not None}
@@ -102,7 +113,7 @@ class _Builder:
                 del self.stages[source]
         matrix = next(iter(parts.values())) if len(parts) == 1 else sp.csr_array(sp.hstack(list(parts.values())))
         every = dict.fromkeys(n for before in merged.values() for n in before.nodes)
-        view = all(before.view for before in merged.values())
+        view = view and all(before.view for before in merged.values())
         return LinearStage(name, tuple(parts), shape, LinearMap(matrix, bias), (*every, *nodes), view=view, owner=owner)
 
     def _mergeable(self, source: str) -> LinearStage | None:
@@ -130,19 +141,51 @@ class _Builder:
             window = window_layout(self.model, node, shape, self.slots)
             if window.covers_source:
                 windowed = (window, conv2d_window_map(self.model, node, shape))
-        found = self.linear(node.name, node.inputs, node.shape, layer, (node.name,))
-        view = found.view and node.op == "reshape"
-        return replace(found, windowed=windowed, view=view)
+        found = self.linear(node.name, node.inputs, node.shape, layer, (node.name,), view=node.op == "reshape")
+        return replace(found, windowed=windowed)
 
     def concat(self, node: Node) -> Stage:
         readers = [n for n in self.nodes if node.name in n.inputs]
         if self.slots == 1 and not (len(readers) == 1 and readers[0].op in LINEAR):
             return self._join(node.name, node.inputs, node.shape, np.arange(math.prod(node.shape)))
-        return self.linear(node.name, node.inputs, node.shape, identity(math.prod(node.shape)), (node.name,))
+        whole = identity(math.prod(node.shape))
+        return self.linear(node.name, node.inputs, node.shape, whole, (node.name,), view=True)
 
     def quadratic(self, node: Node) -> Stage:
         a, b, c = (broadcast_channels(self.model.array(node, role), node.shape) for role in "abc")
         return QuadraticStage(node.name, node.inputs[0], node.shape, a, b, c)
+
+    def polynomial(self, node: Node) -> Stage:
+        """Degrees up to 2 are affine maps and quadratics; the map of the interval goes into a linear stage before it."""
+        rows = self.model.array(node, "coefficients")
+        assert rows is not None
+        coefficients = chebyshev_coefficients(node, rows)
+        scale, shift = (broadcast_channels(v, node.shape) for v in interval_map(node))
+        if len(coefficients) <= 3:
+            return self._low_degree(node, coefficients, scale, shift)
+        if coefficients.shape[1] > 1:
+            coefficients = np.stack([broadcast_channels(row, node.shape) for row in coefficients])
+        source, one, zero = node.inputs[0], np.ones(1), np.zeros(1)
+        if self._mergeable(source) is None:
+            same = (scale == scale[0]).all() and (shift == shift[0]).all()
+            scale, shift = (scale[:1], shift[:1]) if same else (scale, shift)
+            return PolynomialStage(node.name, source, node.shape, coefficients, scale, shift)
+        mapped = self._virtual(f"{node.name}.input")
+        onto = LinearMap(sp.csr_array(sp.diags_array(scale)), shift)
+        self.put(self.linear(mapped, (source,), node.shape, onto, owner=node.name))
+        return PolynomialStage(node.name, mapped, node.shape, coefficients, one, zero)
+
+    def _low_degree(self, node: Node, coefficients: Floats, scale: Floats, shift: Floats) -> Stage:
+        """c0 + c1 v/2 + c2 (v^2/2 - 1) with v = scale * x + shift."""
+        rows = [broadcast_channels(row, node.shape) for row in coefficients]
+        c0, c1, c2 = (*rows, *(np.zeros_like(rows[0]) for _ in range(3 - len(rows))))
+        b = scale * (c1 / 2 + c2 * shift)
+        c = c0 - c2 + c1 * shift / 2 + c2 * shift**2 / 2
+        if len(coefficients) == 3:
+            return QuadraticStage(node.name, node.inputs[0], node.shape, c2 * scale**2 / 2, b, c)
+        return self.linear(
+            node.name, node.inputs, node.shape, LinearMap(sp.csr_array(sp.diags_array(b)), c), (node.name,)
+        )
 
     def add(self, node: Node) -> Stage:
         return AddStage(node.name, node.inputs[0], node.inputs[1], node.shape)
@@ -183,6 +226,7 @@ class _Builder:
 _STAGES: dict[str, Callable[[_Builder, Node], Stage]] = {
     "concat": _Builder.concat,
     "quadratic": _Builder.quadratic,
+    "polynomial": _Builder.polynomial,
     "add": _Builder.add,
     "multiply": _Builder.multiply,
     "matmul": _Builder.matmul,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from numpy.polynomial.chebyshev import chebder, chebval
 
 from ..model import CompressedModel
 from ..reference import forward_all
-from .stage_types import Stage
+from .lowering import Note
+from .stage_types import PolynomialStage, Stage
 
 __all__ = ["Statistics"]
 
@@ -25,6 +28,7 @@ class Statistics:
 
     model: CompressedModel = field(repr=False)
     stages: tuple[Stage, ...] = field(repr=False)
+    _inside: dict[tuple[str, str, bool], Floats] = field(default_factory=dict, repr=False)
 
     @cached_property
     def inputs(self) -> Floats | None:
@@ -61,6 +65,41 @@ class Statistics:
         sizes |= {stage.name: int(np.prod(stage.shape)) for stage in self.stages}
         return {name: self._mean_square(name, size)[None] for name, size in sizes.items()}
 
+    def inside(self, note: Note, mean: bool) -> Floats:
+        """Squares of a value inside a polynomial: (samples, size), or their mean (1, size)."""
+        key = (note.stage, note.label, mean)
+        if key not in self._inside:
+            self._inside[key] = self._squares_inside(note, mean)
+        return self._inside[key]
+
+    def _squares_inside(self, note: Note, mean: bool) -> Floats:
+        mapped = self._mapped(note.stage)
+        if mapped is None:  # spread over the interval, the powers are orthogonal and of mean square 2
+            ones = np.ones(math.prod(self._stage(note.stage).shape))
+            return np.asarray(sum(v**2 * (2 if k else 1) * ones for k, v in note.terms.items()))[None]
+        rows = [note.terms.get(k, np.zeros(1)) * (2 if k else 1) for k in range(max(note.terms) + 1)]
+        return _squares(mapped, np.stack(np.broadcast_arrays(*rows)), mean)
+
+    def slopes(self, stage: str, mean: bool) -> Floats:
+        """Squared derivatives of a polynomial by its mapped input: (samples, size), or their mean (1, size)."""
+        mapped = self._mapped(stage)
+        coefficients = chebder(self._stage(stage).coefficients) / 2
+        if mapped is None:
+            weights = np.full(len(coefficients), 0.5)
+            weights[0] = 1.0
+            ones = np.ones(math.prod(self._stage(stage).shape))
+            return np.asarray((coefficients**2 * weights[:, None]).sum(axis=0) * ones)[None]
+        return _squares(mapped, coefficients, mean)
+
+    def _stage(self, name: str) -> PolynomialStage:
+        return next(s for s in self.stages if s.name == name and isinstance(s, PolynomialStage))
+
+    def _mapped(self, name: str) -> Floats | None:
+        """A polynomial's input on [-2, 2] for every sample."""
+        stage = self._stage(name)
+        x = self.samples.get(stage.input)
+        return None if x is None else stage.scale * x + stage.shift
+
     def _mean_square(self, name: str, size: int) -> Floats:
         known = self.model.mean_square(name)
         if known is not None:
@@ -68,3 +107,9 @@ class Statistics:
         if name in self.squares:
             return np.asarray(self.squares[name].mean(axis=0))
         return np.full(size, self.magnitudes.get(name, 1.0) ** 2 / 3)
+
+
+def _squares(mapped: Floats, coefficients: Floats, mean: bool) -> Floats:
+    """Squares of a Chebyshev series at samples on [-2, 2]: (samples, size), or their mean (1, size)."""
+    squares = np.asarray(chebval(mapped / 2, coefficients, tensor=False), dtype=np.float64) ** 2
+    return np.asarray(squares.mean(axis=0))[None] if mean else squares

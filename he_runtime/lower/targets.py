@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 
+from ..errors import DoesNotFit
 from ..params import CkksParams
 from .levels import is_lazy, readers_of
+from .polynomial_scales import PolynomialScales, polynomial_scales
 from .program import Scales
-from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, QuadraticStage, Stage
+from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
 
 __all__ = ["Targets"]
 
@@ -24,6 +26,7 @@ class Targets:
         self.stages, self.levels, self.params, self.scales = stages, levels, params, scales
         self._by_name = {s.name: s for s in stages}
         self._found: dict[str, float] = {}
+        self._polynomials: dict[tuple[str, float], PolynomialScales] = {}
 
     def product(self, level: int) -> float:
         """The scale of a product that one rescale at `level` brings back to Delta."""
@@ -46,9 +49,26 @@ class Targets:
         product = self.product(self.levels[reader.name])
         if isinstance(reader, QuadraticStage):
             return math.sqrt(product if reader.is_square else product / self.scales.coefficient)
+        if isinstance(reader, PolynomialStage):
+            free = readers == 1 and reader.is_mapped
+            return self.polynomial(reader).input if free else math.sqrt(product / self.scales.coefficient)
         assert isinstance(reader, MultiplyStage)
         partner = reader.right if name == reader.left else reader.left
         return math.sqrt(product) if readers > 1 or self.is_free(partner) else product / self.scales.delta
+
+    def polynomial(self, stage: PolynomialStage, have: float = 0.0) -> PolynomialScales:
+        """All scales of a polynomial whose input comes at any scale, or at `have` and is raised from there."""
+        key = (stage.name, have)
+        if key not in self._polynomials:
+            level = self.levels[stage.name]
+            found = polynomial_scales(stage.structure, self.params, level, self.scales.delta, have)
+            if found is None:
+                raise DoesNotFit(
+                    f"cannot evaluate the polynomial of layer {stage.layer!r}: degree {len(stage.coefficients) - 1} finds no "
+                    "scales on this chain; try larger primes or a lower degree"
+                )
+            self._polynomials[key] = found
+        return self._polynomials[key]
 
     def is_free(self, name: str) -> bool:
         """Whether the scale of the value follows its readers; others are at rest."""

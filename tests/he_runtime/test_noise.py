@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from he_runtime import Executor, compile, run_clear
 from he_runtime.backends.seal_bridge import make_context, parms_id, sealapi
+from he_runtime.backends.tenseal_secret import SecretKey
 from he_runtime.encoding import rounded
 from he_runtime.noise import fresh_variance
 from he_runtime.params import CkksParams, find_primes
+from he_runtime.ring import EvaluationKeys
+from tests.he_runtime.networks import Builder
 
 DEGREE = 4096
 
@@ -34,9 +38,26 @@ def test_rounding_is_what_seal_does(params: CkksParams, period: int, scale: floa
     assert np.abs(got - full).max() > 0 or period == 1
 
 
-def test_fresh_encryption_has_the_predicted_variance(params: CkksParams) -> None:
-    from he_runtime.backends.tenseal_secret import SecretKey
+@pytest.mark.parametrize("backend", ["tenseal", pytest.param("pyfhel", marks=[pytest.mark.pyfhel])])
+def test_an_operand_that_rounds_to_nothing_is_still_one(backend: str) -> None:
+    """One small weight in a long vector: SEAL refuses a product by zero, so the least constant stands for it."""
+    b = Builder((512,))
+    weight = np.zeros((512, 512))
+    weight[0, 0], weight[5, 6] = 1.0, -1e-9
+    b.add("dense", (512,), weight=weight)
+    plan = compile(b.calibrated(), max_error=1.0)
+    key, spec = SecretKey.generate(plan.params), plan.client_spec().input
+    executor = Executor(plan, backend)
+    records = {r.element: r for r in key.make_keys(plan.keys)}
+    x = b.inputs(1)
+    encrypted = [key.encrypt(slots, spec.level, spec.scale) for slots in spec.pack(x)]
+    result = executor.run(encrypted, executor.load_keys(EvaluationKeys(plan.params.digest, records)))
+    answer = plan.client_spec().output.unpack(np.stack([key.decrypt(ct) for ct in result]))
+    # The bound is of the mean over 512 outputs, nearly all of them empty.
+    assert float(np.abs(answer - run_clear(plan, x)).max()) <= 10 * plan.error_bound
 
+
+def test_fresh_encryption_has_the_predicted_variance(params: CkksParams) -> None:
     key, scale = SecretKey.generate(params), 2.0**30
     values = np.random.default_rng(0).uniform(-1, 1, DEGREE // 2)
     errors = np.concatenate([key.decrypt(key.encrypt(values, 1, scale)) - values for _ in range(20)])

@@ -16,11 +16,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from he_runtime.model import CompressedModel, Node
+from he_runtime.model import Node
 
 from .graph import LINEAR_OPS, Graph
 
-__all__ = ["fold", "fold_affine", "fold_model", "fold_quadratics", "pull", "push"]
+__all__ = ["fold", "fold_affine", "fold_quadratics", "pull", "push"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,12 +31,6 @@ MAX_CENTER = 32.0
 def fold(graph: Graph) -> Graph:
     """Every exact folding: affine maps first, then completed squares. Values are unchanged up to rounding."""
     return fold_quadratics(fold_affine(graph))
-
-
-def fold_model(model: CompressedModel) -> CompressedModel:
-    """`fold` on an artifact. Quantized arrays become real, and statistics are dropped: calibrate again."""
-    folded = fold(Graph.from_model(model))
-    return model.with_(nodes=folded.nodes, arrays=dict(folded.arrays), quantization={}, ranges={})
 
 
 def fold_affine(graph: Graph) -> Graph:

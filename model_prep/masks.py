@@ -48,6 +48,7 @@ class Mask:
             "density": self.density,
             "nonzeros": self.nonzeros,
             "multiply_add_density": self.multiply_add_density(positions),
+            "parameters": dict(self.parameters),
         }
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 from he_runtime.reference import calibrate, forward
-from model_prep.folding import fold_model
+from model_prep.folding import fold
+from model_prep.graph import Graph
 from model_prep.quantize import quantize_model
 
 Floats = npt.NDArray[np.float64]
@@ -92,6 +93,11 @@ class Sketch:
         return np.asarray(self.rng.normal(size=(5, *self.shape)))
 
 
+def folded_model(model: CompressedModel) -> CompressedModel:
+    graph = fold(Graph.from_model(model))
+    return graph.to_model(model.name, model.input)
+
+
 def assert_same(model: CompressedModel, folded: CompressedModel, x: Floats) -> None:
     before, after = forward(model, x), forward(folded, x)
     assert np.abs(before - after).max() <= 1e-9 * max(1.0, np.abs(before).max())
@@ -120,7 +126,7 @@ def test_a_network_folds_to_squares(seed: int, padding: int, groups: int, bias: 
     y = s.flatten(s.pool(y, 4, size), (4, size // 2, size // 2))
     s.dense(y, 4 * (size // 2) ** 2, 3, bias)
     model = s.model()
-    folded = fold_model(model)
+    folded = folded_model(model)
     assert_same(model, folded, s.batch())
     assert not [n for n in folded.nodes if n.op == "affine"]
     first, second = (n for n in folded.nodes if n.op == "quadratic")
@@ -134,7 +140,7 @@ def test_a_constant_before_a_padded_convolution_stays_in_its_node() -> None:
     y = s.quadratic(s.conv("x", (2, 3), 4), (3, 4, 4))
     s.conv(y, (3, 2), 4, padding=1)
     model = s.model()
-    folded = fold_model(model)
+    folded = folded_model(model)
     c = folded.array(folded.nodes[1], "c")
     assert c is not None and c.any() and c.shape == (3,)
     assert_same(model, folded, s.batch())
@@ -145,7 +151,7 @@ def test_a_constant_before_an_unpadded_convolution_moves() -> None:
     y = s.quadratic(s.conv("x", (2, 3), 4), (3, 4, 4))
     s.conv(y, (3, 2), 4, padding=0)
     model = s.model()
-    folded = fold_model(model)
+    folded = folded_model(model)
     assert is_square(folded, folded.nodes[1])
     assert_same(model, folded, s.batch())
 
@@ -161,7 +167,7 @@ def test_residual_sums_fold_only_where_exact(seed: int, same: bool) -> None:
     after = s.quadratic(s.affine(total, (3, 4, 4)), (3, 4, 4))
     s.dense(s.flatten(after, (3, 4, 4)), 48, 2)
     model = s.model()
-    assert_same(model, fold_model(model), s.batch())
+    assert_same(model, folded_model(model), s.batch())
 
 
 def test_a_square_after_a_sum_of_two_convolutions_folds_into_both() -> None:
@@ -170,7 +176,7 @@ def test_a_square_after_a_sum_of_two_convolutions_folds_into_both() -> None:
     y = s.quadratic(s.add("add", (left, right), (3, 4, 4)), (3, 4, 4))
     s.dense(s.flatten(y, (3, 4, 4)), 48, 2)
     model = s.model()
-    folded = fold_model(model)
+    folded = folded_model(model)
     assert is_square(folded, folded.node(y))
     assert_same(model, folded, s.batch())
 
@@ -181,7 +187,7 @@ def test_a_constant_that_meets_itself_again_is_counted_twice() -> None:
     total = s.add("add", (s.flatten(y, (3, 4, 4)), s.flatten(y, (3, 4, 4))), (48,))
     s.dense(total, 48, 2)
     model = s.model()
-    assert_same(model, fold_model(model), s.batch())
+    assert_same(model, folded_model(model), s.batch())
 
 
 def test_shared_weights_are_left_to_the_other_reader() -> None:
@@ -194,7 +200,7 @@ def test_shared_weights_are_left_to_the_other_reader() -> None:
     z = s.quadratic(second, (2, 4, 4))
     s.dense(s.flatten(z, (2, 4, 4)), 32, 2)
     model = s.model().with_(arrays={k: v for k, v in s.arrays.items() if not k.startswith(second)})
-    folded = fold_model(model)
+    folded = folded_model(model)
     assert_same(model, folded, s.batch())
     assert is_square(folded, folded.node(z))
 
@@ -203,7 +209,7 @@ def test_the_output_itself_is_never_rescaled() -> None:
     s = Sketch(6)
     s.quadratic(s.conv("x", (2, 3), 4), (3, 4, 4))
     model = s.model()
-    assert_same(model, fold_model(model), s.batch())
+    assert_same(model, folded_model(model), s.batch())
 
 
 def test_an_affine_map_of_the_input_goes_forward() -> None:
@@ -211,7 +217,7 @@ def test_an_affine_map_of_the_input_goes_forward() -> None:
     y = s.affine("x", (2, 4, 4))
     s.conv(y, (2, 3), 4, padding=0)
     model = s.model()
-    folded = fold_model(model)
+    folded = folded_model(model)
     assert [n.op for n in folded.nodes] == ["conv2d"]
     assert_same(model, folded, s.batch())
 
@@ -221,7 +227,7 @@ def test_a_padded_pool_keeps_a_constant_from_moving() -> None:
     y = s.pool(s.quadratic(s.conv("x", (2, 3), 4), (3, 4, 4)), 3, 4, padding=1)
     s.dense(s.flatten(y, (3, 3, 3)), 27, 2)
     model = s.model()
-    assert_same(model, fold_model(model), s.batch())
+    assert_same(model, folded_model(model), s.batch())
 
 
 def test_quantized_arrays_become_real_and_statistics_go() -> None:
@@ -229,7 +235,7 @@ def test_quantized_arrays_become_real_and_statistics_go() -> None:
     y = s.quadratic(s.conv("x", (2, 3), 4), (3, 4, 4))
     s.dense(s.flatten(y, (3, 4, 4)), 48, 2)
     model = quantize_model(calibrate(s.model(), s.batch()), ["conv2d0.weight"], 8)
-    folded = fold_model(model)
+    folded = folded_model(model)
     assert not folded.quantization and not folded.ranges
     assert not [k for k in folded.arrays if k.startswith("stats.")]
     assert_same(model, folded, s.batch())
@@ -242,4 +248,4 @@ def test_a_vanishing_curvature_is_not_divided_by(a: float) -> None:
     y = s.add("quadratic", y, (2, 4, 4), a=np.array([a, 1.0]), b=np.ones(2), c=np.ones(2))
     s.dense(s.flatten(y, (2, 4, 4)), 32, 2)
     model = s.model()
-    assert_same(model, fold_model(model), s.batch())
+    assert_same(model, folded_model(model), s.batch())

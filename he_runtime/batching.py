@@ -15,6 +15,7 @@ from .compile import DEGREES, compile, error_budget, lower
 from .cost import CostTable, load_default, price
 from .errors import DoesNotFit, ParameterError
 from .lower.costs import Costs
+from .lower.integers import integer_steps
 from .model import CompressedModel
 from .plan import Plan
 
@@ -74,13 +75,15 @@ def plan_batch(
     degree = single.params.degree
     options = {1: BatchOption(1, degree, price(single, table).latency_ms, planned=True)}
     plans = {1: single}
-    estimates = [o for b in _sizes(samples, degree // 2) if (o := _estimate(model, degree, b, table)) is not None]
+    smaller = _integer_degrees(model, [d for d in degrees if d < degree], table)
+    rings = {b: 2 * b if 2 * b in smaller else degree for b in _sizes(samples, degree // 2)}
+    estimates = [o for b, ring in rings.items() if (o := _estimate(model, ring, b, table)) is not None]
     options.update({o.batch: o for o in estimates})
     for option in sorted(estimates, key=lambda o: o.total_ms(samples))[:_FINALISTS]:
         try:
             plan = compile(
                 model,
-                degrees=[d for d in degrees if d >= degree],
+                degrees=[d for d in degrees if d >= rings[option.batch]],
                 max_error=budget,
                 batch=option.batch,
                 table=table,
@@ -102,6 +105,19 @@ def _sizes(samples: int, slots: int) -> list[int]:
         batch *= 2
         sizes.append(batch)
     return sizes
+
+
+def _integer_degrees(model: CompressedModel, degrees: Sequence[int], table: CostTable) -> list[int]:
+    """Rings below that of a single query that may do, because integer weights need few bits in column packing."""
+    found = []
+    for degree in degrees:
+        try:
+            program, _ = lower(model, degree, degree // 2, table)
+        except DoesNotFit:
+            continue
+        if integer_steps(program) is not None:
+            found.append(degree)
+    return found
 
 
 def _estimate(model: CompressedModel, degree: int, batch: int, table: CostTable) -> BatchOption | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .chain import MIN_PRIME_BITS, Problem, best_chain
+from .candidate import Problem
+from .chain import MIN_PRIME_BITS, best_chain
 from .cost import CostTable, load_default
 from .errors import DoesNotFit, ParameterError
+from .integer_chain import integer_chain
 from .lower.constants import fold_constants
 from .lower.costs import Costs
 from .lower.emit import Program
@@ -50,7 +52,8 @@ def compile(
     for degree in degrees:
         try:
             program, depth = lower(model, degree, batch, table)
-            plan = best_chain(Problem(model, program, degree, depth, budget))
+            problem = Problem(model, program, degree, depth, budget)
+            plan = integer_chain(problem) or best_chain(problem)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(f"N={degree}: {error.message}")
             continue

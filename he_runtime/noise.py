@@ -4,7 +4,7 @@ The real part of every error is tracked, as variance in units of the value (scal
 degree N, ternary secret (2N/3 non-zeros on average) and SEAL's error of standard deviation 3.2:
 
 * encoding a real operand of period p at scale s: p / 6 / s^2 per slot. Only 2p coefficients are rounded, and real slots
-  make them antisymmetric, so the whole error is real (a constant is one rounded integer: 1 / 12);
+  make them antisymmetric, so the whole error is real; a constant is one rounded integer, whose error is known;
 * fresh symmetric encryption: N * 3.2^2 / 2, plus N / 12 for rounding the encoded input;
 * rescaling, and the division by the special prime: N * (1 + 2N/3) / 24;
 * key switching: the digits are residues in [0, q_i), not centred, so besides N q_i^2 / 12 the mean q_i / 2 of their
@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from .backends.base import Check, Evaluator, walk
 from .backends.clear import ClearEvaluator
-from .encoding import rounded
+from .encoding import constant, rounded
 from .params import CkksParams
 from .plan import Op, Plan
 
@@ -93,8 +93,14 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     def _operand(self, plaintext: int) -> tuple[Slots, float, float]:
         plain = self.plan.plaintexts[plaintext]
         vector = self.plan.vectors[plain.vector]
-        rounding = (len(vector) * self.plan.batch / 6 if len(vector) > 1 else 1 / 12) if self._encoding else 0.0
-        return np.resize(vector, self.plan.lane_groups), rounding / plain.scale**2, plain.scale
+        variance = self._rounding_error(vector, plain.scale) if self._encoding else 0.0
+        return np.resize(vector, self.plan.lane_groups), variance, plain.scale
+
+    def _rounding_error(self, vector: Slots, scale: float) -> float:
+        """Of an operand; that of a constant, a single integer, is known."""
+        if len(vector) > 1:
+            return len(vector) * self.plan.batch / 6 / scale**2
+        return float((constant(float(vector[0]), scale) - vector[0]) ** 2)
 
     def _switching(self, x: NoiseValue) -> Slots:
         params = self.plan.params

@@ -11,13 +11,13 @@ import numpy.typing as npt
 from ..errors import DoesNotFit
 from ..params import CkksParams
 from ..plan import Kind, Op, Plaintext, ValueType
-from ..plan.ops import TYPING
+from ..plan.ops import RELATIVE_SCALE_TOLERANCE, TYPING
 from .diagonals import PackedLinear
 
 __all__ = ["Emission", "VectorPool"]
 
 Vector = npt.NDArray[np.float64]
-MIN_RAISE_BITS = 8  # the constant one at a smaller scale is too coarse an integer
+MIN_RAISE_BITS = 8  # the constant one at a smaller scale is too coarse an integer, unless it is one exactly
 
 
 class VectorPool:
@@ -112,7 +112,7 @@ class Emission:
 
     def _brought(self, value: int, level: int, scale: float, layer: str) -> int:
         have = self.values[value]
-        if have.same_scale(scale) or scale >= have.scale * 2**MIN_RAISE_BITS:
+        if have.same_scale(scale) or _raises(have.scale, scale):
             value = self.lowered(value, level, layer)
             return value if have.same_scale(scale) else self._raised(value, scale, layer)
         value = self.lowered(value, level + 1, layer)
@@ -127,6 +127,12 @@ class Emission:
     def reaches(self, value: int, level: int, scale: float) -> bool:
         """Whether `aligned` can bring the value there."""
         have = self.values[value]
-        if have.same_scale(scale) or scale >= have.scale * 2**MIN_RAISE_BITS:
+        if have.same_scale(scale) or _raises(have.scale, scale):
             return have.level >= level
-        return have.level > level and scale * self.params.primes[level + 1] >= have.scale * 2**MIN_RAISE_BITS
+        return have.level > level and _raises(have.scale, scale * self.params.primes[level + 1])
+
+
+def _raises(have: float, scale: float) -> bool:
+    """Whether the constant one brings a value from one scale to the other: as a large integer, or an exact one."""
+    ratio = scale / have
+    return ratio >= 2**MIN_RAISE_BITS or (ratio > 1.5 and abs(ratio - round(ratio)) <= ratio * RELATIVE_SCALE_TOLERANCE)

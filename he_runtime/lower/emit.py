@@ -70,9 +70,8 @@ def _kind(stage: Stage) -> str:
 def _check_value(low: Lowering, stage: Stage, value: int, magnitude: float) -> None:
     kind = low.emission.values[value]
     _check_room(low.params, stage.layer, kind.level, kind.scale, magnitude)
-    if isinstance(
-        stage, QuadraticStage | MultiplyStage | PolynomialStage
-    ):  # the product before its rescale is the tightest point
+    if isinstance(stage, QuadraticStage | MultiplyStage | PolynomialStage) and stage.rescales:
+        # the product before its rescale is the tightest point
         level = kind.level + 1
         _check_room(low.params, stage.layer, level, kind.scale * low.params.primes[level], magnitude)
 

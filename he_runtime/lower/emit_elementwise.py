@@ -30,8 +30,8 @@ def quadratic(low: Lowering, stage: QuadraticStage) -> Values:
     results = {}
     for k, value in low.tensors[stage.input].items():
         if stage.is_square:
-            x = e.aligned(value, level, math.sqrt(product), stage.layer)
-            results[k] = low.at_rest(stage.layer, e.op(Kind.SQUARE, stage.layer, x))
+            x = e.aligned(value, level, low.targets.squared(stage), stage.layer)
+            results[k] = low.at_rest(stage.layer, e.op(Kind.SQUARE, stage.layer, x), bool(stage.rescales))
         elif a[k].any():
             x = _coefficient_room(low, value, level, product, stage.layer)
             scaled = low.times(stage.layer, x, a[k], product / e.values[x].scale ** 2)
@@ -118,12 +118,13 @@ def join(low: Lowering, stage: JoinStage) -> Values:
 
 
 def _meet(low: Lowering, stage: AddStage | JoinStage) -> list[Values]:
-    """The inputs on the stage's level and at one scale: the largest that they have, where all can reach it."""
+    """The inputs on the stage's level and at one scale: that of all, or what the readers ask for, or what can be reached."""
     e, level = low.emission, low.levels[stage.name]
     sides = [low.tensors[name] for name in stage.inputs]
     heads = [next(iter(side.values())) for side in sides if side]
     if not heads:
         return sides
-    wanted = [max(e.values[v].scale for v in heads), low.targets.of(stage.name), min(e.values[v].scale for v in heads)]
+    have = [e.values[v].scale for v in heads]
+    wanted = [*have[: len(set(have)) == 1], low.targets.meeting(stage), max(have), min(have)]
     scale = next((s for s in wanted if all(e.reaches(v, level, s) for v in heads)), wanted[0])
     return [{k: e.aligned(v, level, scale, stage.layer) for k, v in side.items()} for side in sides]

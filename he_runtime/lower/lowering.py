@@ -90,9 +90,11 @@ class Lowering:
         plain = e.plain(e.pool.intern(factor), have.level, scale / have.scale)
         return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain, scale=scale)
 
-    def at_rest(self, layer: str, value: int) -> int:
+    def at_rest(self, layer: str, value: int, rescale: bool = True) -> int:
         """A product of scale Delta * q as it is kept: two polynomials, one level lower, at scale Delta."""
         e = self.emission
         if e.values[value].size > 2:
             value = e.op(Kind.RELINEARIZE, layer, value)
-        return e.op(Kind.RESCALE, layer, value, scale=self.scales.delta)
+        if not rescale:
+            return value
+        return e.op(Kind.RESCALE, layer, value, scale=None if self.scales.steps else self.scales.delta)

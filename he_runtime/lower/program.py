@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..plan import Kind
@@ -21,27 +22,36 @@ Counts = Counter[tuple[str, int]]
 
 @dataclass(frozen=True)
 class Scales:
-    """Delta (tensors at rest), the output layer's plaintext scale, and that of an unfolded quadratic's coefficient."""
+    """Delta (tensors at rest), the output layer's plaintext scale, and that of an unfolded quadratic's coefficient.
+
+    With `steps`, linear stages have integer weights: multiples of a step, encoded at scale 1 / step. Delta is then the
+    scale of the input only, and those of all other tensors follow from it.
+    """
 
     delta: float
     last: float
     coefficient: float = 2.0**16
+    steps: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is lowered: stages and their constant elements, the packing, and how many samples share a ciphertext."""
+    """What is lowered: stages and their constant elements, the packing, and how many samples share a ciphertext.
+
+    `base` is the level of the output, where one prime does not hold it.
+    """
 
     stages: list[Stage]
     constants: Constants
     packing: Packing
     source: str
     batch: int
+    base: int = 0
 
     @cached_property
     def levels(self) -> dict[str, int]:
         """Stage name -> level at which its ops start."""
-        return stage_levels(self.stages)
+        return stage_levels(self.stages, self.base)
 
     @property
     def input_level(self) -> int:
@@ -66,7 +76,7 @@ class Program:
             counts[Kind.SQUARE if square else Kind.MUL, level] += ciphertexts
             counts[Kind.MUL_PLAIN, level] += ciphertexts if isinstance(stage, QuadraticStage) and not square else 0
             counts[Kind.RELINEARIZE, level] += ciphertexts
-            counts[Kind.RESCALE, level] += ciphertexts
+            counts[Kind.RESCALE, level] += ciphertexts * stage.rescales
         elif isinstance(stage, PolynomialStage):
             for leaf, n in stage.structure.leaf_counts(level):
                 counts[leaf] += n * ciphertexts

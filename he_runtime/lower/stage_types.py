@@ -76,8 +76,7 @@ class QuadraticStage:
     a: Vector = field(repr=False)
     b: Vector = field(repr=False)
     c: Vector = field(repr=False)
-
-    rescales = 1
+    rescales: int = 1  # none where small integers leave room for the scale to grow (integers.py)
 
     @property
     def inputs(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import math
 
 from ..errors import DoesNotFit
 from ..params import CkksParams
+from .emission import MIN_RAISE_BITS
 from .levels import is_lazy, readers_of
 from .polynomial_scales import PolynomialScales, polynomial_scales
 from .program import Scales
@@ -34,6 +35,8 @@ class Targets:
 
     def of(self, name: str) -> float:
         """The scale of a tensor; of an unrescaled one the least that a reader on its own level asks for."""
+        if self.scales.steps:
+            return self._integral(name)
         if not is_lazy(self.stages, name):
             return self.scales.delta
         if name not in self._found:
@@ -43,9 +46,26 @@ class Targets:
             self._found[name] = min(asked, default=self.scales.delta * self.scales.last)
         return self._found[name]
 
+    def _integral(self, name: str) -> float:
+        """The scale that follows from the input's where every weight is an integer."""
+        stage = self._by_name.get(name)
+        if stage is None:
+            return self.scales.delta
+        if name not in self._found:
+            below = self.of(stage.inputs[0])
+            if isinstance(stage, LinearStage):
+                self._found[name] = below / self.scales.steps[name]
+            else:
+                self._found[name] = below**2 / (self.params.primes[self.levels[name]] if stage.rescales else 1)
+        return self._found[name]
+
+    def squared(self, stage: QuadraticStage) -> float:
+        """The scale at which a value is squared."""
+        return self.of(stage.input) if self.scales.steps else math.sqrt(self.product(self.levels[stage.name]))
+
     def _asked(self, reader: Stage, name: str, readers: int) -> float:
         if isinstance(reader, AddStage | JoinStage):
-            return self.of(reader.name)
+            return self.meeting(reader)
         product = self.product(self.levels[reader.name])
         if isinstance(reader, QuadraticStage):
             return math.sqrt(product if reader.is_square else product / self.scales.coefficient)
@@ -55,6 +75,13 @@ class Targets:
         assert isinstance(reader, MultiplyStage)
         partner = reader.right if name == reader.left else reader.left
         return math.sqrt(product) if readers > 1 or self.is_free(partner) else product / self.scales.delta
+
+    def meeting(self, stage: AddStage | JoinStage) -> float:
+        """The scale of a sum; where some sides are at rest, one that they can be raised to."""
+        scale = self.of(stage.name)
+        if scale >= self.scales.delta * 2**MIN_RAISE_BITS or all(self.is_free(name) for name in stage.inputs):
+            return scale
+        return self.scales.delta * max(1, round(scale / self.scales.delta))
 
     def polynomial(self, stage: PolynomialStage, have: float = 0.0) -> PolynomialScales:
         """All scales of a polynomial whose input comes at any scale, or at `have` and is raised from there."""

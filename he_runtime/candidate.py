@@ -1,0 +1,120 @@
+"""One candidate: a program with the primes and scales that a search proposes becomes a plan with a predicted error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from .lower.emission import VectorPool
+from .lower.emit import Program, Scales, Values, emit
+from .lower.lowering import Lowering, Note
+from .lower.statistics import Statistics
+from .model import CompressedModel
+from .noise import encoding_error, quietest, slot_variance
+from .params import CkksParams
+from .plan import Plan, Port
+
+__all__ = ["Candidate", "Problem", "assemble", "predicted"]
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is fixed for one ring degree while scales are searched. `budget` bounds six sigmas."""
+
+    model: CompressedModel
+    program: Program
+    degree: int
+    depth: int
+    budget: float
+    pool: VectorPool = field(default_factory=VectorPool)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        return Statistics(self.model, tuple(self.program.stages))
+
+    @property
+    def magnitudes(self) -> Mapping[str, float]:
+        """The largest value that calibration saw of each tensor."""
+        return self.statistics.magnitudes
+
+
+Candidate = tuple[Plan, Lowering]  # a plan, and what its values hold
+
+
+def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
+    model, packing = problem.model, problem.program.packing
+    source, target = model.input.name, model.output.node
+    low, layers = emit(problem.program, params, scales, problem.magnitudes, problem.pool)
+    e, tensors = low.emission, low.tensors
+    plan = Plan(
+        model_name=model.name,
+        model_digest=model.digest,
+        params=params,
+        ops=tuple(e.ops),
+        values=tuple(e.values),
+        vectors=tuple(e.pool.vectors),
+        plaintexts=tuple(e.plaintexts),
+        inputs=(Port(source, model.input.shape, tuple(tensors[source].values()), packing.input_layout.slot_map),),
+        outputs=(
+            Port(target, model.shape_of(target), tuple(tensors[target].values()), packing.layouts[target].slot_map),
+        ),
+        layers=layers,
+        batch=problem.program.batch,
+        client={
+            "mean": list(model.input.mean),
+            "std": list(model.input.std),
+            "low": model.input.low,
+            "high": model.input.high,
+            "labels": list(model.output.labels),
+            "post_processing": model.output.post_processing,
+        },
+    )
+    return quietest(plan, slot_variance(plan, *_knowledge(problem, low, mean=True))), low
+
+
+def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
+    """The plan with the error predicted along single calibration samples, where the model kept any."""
+    samples = problem.statistics.inputs
+    if samples is None:
+        return plan
+    whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
+    plan = replace(plan, outputs=(whole,))
+    random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False)
+    name = problem.model.input.name
+    inputs = _per_slot(problem, {name: low.tensors[name]}, {name: samples})
+    return quietest(plan, random + encoding_error(plan, list(inputs.values())))
+
+
+def _knowledge(problem: Problem, low: Lowering, mean: bool) -> tuple[dict[int, Floats], dict[int, tuple[int, Floats]]]:
+    """Per value and slot: squares of what is known, and the squared derivatives by which polynomials carry errors on."""
+    facts = problem.statistics
+    known = _per_slot(problem, low.tensors, facts.mean_squares if mean else facts.squares)
+    inside: dict[tuple[str, str], tuple[Note, Values]] = {}
+    for value, note in low.notes.items():
+        inside.setdefault((note.stage, note.label), (note, {}))[1][note.index] = value
+    for note, values in inside.values():
+        known |= _per_slot(problem, {note.stage: values}, {note.stage: facts.inside(note, mean)})
+    results: dict[str, Values] = {}
+    for value, by in low.carried.items():
+        results.setdefault(by.stage, {})[by.index] = value
+    slopes = _per_slot(problem, results, {name: facts.slopes(name, mean) for name in results})
+    return known, {value: (low.carried[value].mapped, slope) for value, slope in slopes.items()}
+
+
+def _per_slot(problem: Problem, tensors: Mapping[str, Values], facts: Mapping[str, Floats]) -> dict[int, Floats]:
+    """What is known per element (samples, *shape) -> per slot (samples, slots), zero where unused, by value of the plan."""
+    known: dict[int, Floats] = {}
+    for name, values in tensors.items():
+        is_input = name == problem.model.input.name
+        packing = problem.program.packing
+        slot_map = (packing.input_layout if is_input else packing.layouts[name]).slot_map
+        flat = facts[name].reshape(len(facts[name]), -1)
+        padded = np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)
+        known.update({value: padded[:, slot_map[k]] for k, value in values.items()})
+    return known

@@ -1,0 +1,106 @@
+"""Prime chains for integer weights: scales grow by the bits of the weights only, so fewer and shorter primes hold them.
+
+Nothing forces a scale back to Delta when every operand is an exact integer. What remains to choose is which squares are
+rescaled, and how many primes the result is left with; the largest Delta that fits then has the least error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from .candidate import Problem, assemble, predicted
+from .chain import HEADROOM_BITS, MAX_PRIME_BITS, MIN_PRIME_BITS
+from .errors import DoesNotFit, ParameterError
+from .lower.integers import integer_steps, with_rescales
+from .lower.program import Scales
+from .lower.stage_types import LinearStage
+from .params import MAX_LOG2_QP, CkksParams, find_primes
+from .plan import Plan
+from .plan.verify import first_overflow
+
+__all__ = ["integer_chain"]
+
+_LEAST_DELTA, _MOST_DELTA, _DELTA_STEP = 8.0, 40.0, 0.5
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Bits of one choice: the input's scale, the primes of the rescales (last first), those left at the end, P."""
+
+    delta: float
+    rescaled: frozenset[str]
+    drops: tuple[float, ...]
+    base: tuple[float, ...]
+    special: float
+
+    @property
+    def limbs(self) -> int:
+        return len(self.base) + len(self.drops)
+
+
+def integer_chain(problem: Problem) -> Plan | None:
+    """The plan with the fewest primes whose error holds the budget; None where weights are no integers or none does."""
+    steps = integer_steps(problem.program)
+    if steps is None:
+        return None
+    for chain in sorted(_chains(problem, steps), key=lambda c: (c.limbs, -c.delta)):
+        plan = _plan(problem, chain, steps)
+        if plan is not None and plan.error_bound <= problem.budget:
+            return plan
+    return None
+
+
+def _chains(problem: Problem, steps: dict[str, float]) -> Iterator[_Chain]:
+    """For each set of rescaled squares and each number of primes the one with the largest Delta."""
+    squares = [s.name for s in problem.program.stages if not isinstance(s, LinearStage)]
+    for count in range(len(squares) + 1):
+        for rescaled in combinations(squares, count):
+            for base in range(1, problem.depth + 2 - count):
+                fitting = (_chain(problem, steps, frozenset(rescaled), base, delta) for delta in _deltas())
+                best = next((c for c in fitting if c is not None), None)
+                if best is not None:
+                    yield best
+
+
+def _deltas() -> Iterator[float]:
+    """From the largest down, in bits."""
+    count = int((_MOST_DELTA - _LEAST_DELTA) / _DELTA_STEP)
+    return (_MOST_DELTA - k * _DELTA_STEP for k in range(count + 1))
+
+
+def _chain(
+    problem: Problem, steps: dict[str, float], rescaled: frozenset[str], base: int, delta: float
+) -> _Chain | None:
+    """Follow the scale in bits from the input on; None where some modulus cannot hold its values."""
+    scale = delta
+    drops: list[float] = []
+    needs: list[tuple[int, float]] = []  # primes dropped before, bits of modulus
+    for stage in problem.program.stages:
+        scale = scale - math.log2(steps[stage.name]) if isinstance(stage, LinearStage) else 2 * scale
+        size = math.log2(max(2 * problem.magnitudes.get(stage.name, 1.0), 1.0)) + HEADROOM_BITS
+        needs.append((len(drops), scale + size))
+        if stage.name in rescaled:
+            drops.append(min(MAX_PRIME_BITS, scale - delta))
+            scale -= drops[-1]
+            needs.append((len(drops), scale + size))
+    room = max(need - sum(drops[before:]) for before, need in needs)
+    each = max(MIN_PRIME_BITS, room / base)
+    special = min(MAX_PRIME_BITS, MAX_LOG2_QP[problem.degree] - base * each - sum(drops))
+    if each > MAX_PRIME_BITS or special < MIN_PRIME_BITS or min(drops, default=MIN_PRIME_BITS) < MIN_PRIME_BITS:
+        return None
+    return _Chain(delta, rescaled, tuple(reversed(drops)), (each,) * base, special)
+
+
+def _plan(problem: Problem, chain: _Chain, steps: dict[str, float]) -> Plan | None:
+    try:
+        primes = find_primes(problem.degree, [chain.special, *chain.base, *chain.drops])
+        params = CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))
+        program = with_rescales(problem.program, chain.rescaled, len(chain.base))
+        variant = replace(problem, program=program, depth=len(chain.drops))
+        plan, low = assemble(variant, params, Scales(2.0**chain.delta, 1.0, steps=steps))
+    except (DoesNotFit, ParameterError):
+        return None
+    return None if first_overflow(plan) else predicted(variant, plan, low)

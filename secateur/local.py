@@ -25,15 +25,21 @@ class Local:
 
     def __init__(self, planned: Plan, backend: str = "tenseal") -> None:
         from he_runtime import Executor
-        from he_runtime.backends.tenseal_secret import SecretKey
-        from he_runtime.ring import EvaluationKeys
 
         self._spec = planned.client_spec()
-        self._secret = SecretKey.generate(planned.params)
-        records = {record.element: record for record in self._secret.make_keys(planned.keys)}
         start = time.perf_counter()
         self.executor = Executor(planned, backend)
         self.encode_s = time.perf_counter() - start
+        self.fresh_keys()
+
+    def fresh_keys(self) -> None:
+        """A new secret key and evaluation keys; what was encrypted before is lost."""
+        from he_runtime.backends.tenseal_secret import SecretKey
+        from he_runtime.ring import EvaluationKeys
+
+        planned = self.executor.plan
+        self._secret = SecretKey.generate(planned.params)
+        records = {record.element: record for record in self._secret.make_keys(planned.keys)}
         self._keys = self.executor.load_keys(EvaluationKeys(planned.params.digest, records))
 
     def encrypt(self, sample: Floats) -> list[CiphertextData]:

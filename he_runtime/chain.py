@@ -19,42 +19,64 @@ __all__ = ["HEADROOM_BITS", "MAX_PRIME_BITS", "MIN_PRIME_BITS", "best_chain"]
 
 MIN_PRIME_BITS = 24.0
 MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
-_HOPELESS = 64.0  # the fine search gains a few bits at most
+_HOPELESS = 8.0  # the fine search gains a bit or two
+_WORTHWHILE = 0.98  # of the error: a smaller gain is no reason to go on
 HEADROOM_BITS = 1.1  # one for the sign; a tenth because found primes lie just below the bits asked for
+_Point = tuple[float, float]  # bits of Delta and of the last layer's operands
+_STARTS: tuple[_Point, ...] = tuple(
+    sorted(
+        ((float(d), float(s)) for d in range(22, 46, 4) for s in range(8, 33, 6)),
+        key=lambda p: abs(p[0] - 22) + abs(p[1] - 14),
+    )
+)
 
 
 def best_chain(problem: Problem) -> Plan:
     """Pattern search over (Delta, last scale) in bits; the rest of the chain follows from the two.
 
-    A coarse grid finds the basin (the error has one: fresh noise on one side, short primes on the other), then
-    neighbours at halving distances are tried until none is better.
+    The error has one basin: fresh noise on one side, short primes on the other. From the first point of a coarse grid that
+    fits, neighbours along both axes are tried, at halving distances, until none is better.
     """
-    tried: dict[tuple[float, float], Candidate | None] = {}
-
-    def error(point: tuple[float, float]) -> float:
-        if point not in tried:
-            tried[point] = _try(problem, *point)
-        candidate = tried[point]
-        return math.inf if candidate is None else candidate[0].sigma
-
-    best = min(((float(d), float(s)) for d in range(22, 46, 4) for s in range(8, 33, 6)), key=error)
-    if 6 * error(best) > _HOPELESS * problem.budget:
-        candidate = tried[best]
-        if candidate is not None:
-            return candidate[0]
-    for step in (2.0, 1.0):
-        while True:
-            moves = [(best[0] + i, best[1] + j) for i in (-step, 0, step) for j in (-step, 0, step)]
-            better = min(moves, key=error)
-            if error(better) >= error(best):
-                break
-            best = better
-    final = tried[best]
-    if final is None:
+    search = _Search(problem)
+    best = next((p for p in _STARTS if search.error(p) < math.inf), None)
+    if best is None:
         raise DoesNotFit(
             f"no prime chain under {MAX_LOG2_QP[problem.degree]} bits gives {problem.depth} levels with room for the ranges"
         )
-    return predicted(problem, *final)
+    best = search.descend(best, 4.0)
+    if 6 * search.error(best) > _HOPELESS * problem.budget:
+        return search.at(best)[0]
+    for step in (2.0, 1.0):
+        best = search.descend(best, step)
+    return predicted(problem, *search.at(best))
+
+
+class _Search:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._tried: dict[_Point, Candidate | None] = {}
+
+    def error(self, point: _Point) -> float:
+        """Predicted sigma; infinite where nothing fits."""
+        if point not in self._tried:
+            self._tried[point] = _try(self.problem, *point)
+        candidate = self._tried[point]
+        return math.inf if candidate is None else candidate[0].sigma
+
+    def at(self, point: _Point) -> Candidate:
+        candidate = self._tried[point]
+        assert candidate is not None
+        return candidate
+
+    def descend(self, best: _Point, step: float) -> _Point:
+        """The best point reached by moves of that many bits along one axis."""
+        while True:
+            delta, last = best
+            moves = [(delta - step, last), (delta + step, last), (delta, last - step), (delta, last + step)]
+            better = min(moves, key=self.error)
+            if self.error(better) >= _WORTHWHILE * self.error(best):
+                return best
+            best = better
 
 
 def _try(problem: Problem, delta_bits: float, last_bits: float) -> Candidate | None:

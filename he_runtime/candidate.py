@@ -33,6 +33,7 @@ class Problem:
     depth: int
     budget: float
     pool: VectorPool = field(default_factory=VectorPool)
+    squares: dict[int, Floats] = field(default_factory=dict, repr=False)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -75,7 +76,7 @@ def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
             "post_processing": model.output.post_processing,
         },
     )
-    return quietest(plan, slot_variance(plan, *_knowledge(problem, low, mean=True))), low
+    return quietest(plan, slot_variance(plan, *_knowledge(problem, low, mean=True), squares=problem.squares)), low
 
 
 def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
@@ -85,7 +86,7 @@ def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
         return plan
     whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
-    random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False)
+    random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False, squares=problem.squares)
     name = problem.model.input.name
     inputs = _per_slot(problem, {name: low.tensors[name]}, {name: samples})
     return quietest(plan, random + encoding_error(plan, list(inputs.values())))

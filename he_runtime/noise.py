@@ -33,6 +33,7 @@ __all__ = ["NoiseValue", "encoding_error", "fresh_variance", "quietest", "slot_v
 
 Slots = npt.NDArray[np.float64]
 ERROR_VARIANCE = 3.2**2
+_REMEMBERED = 1 << 25  # squared operands, in slots: 256 MiB
 
 
 class NoiseValue:
@@ -58,6 +59,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     `carried` maps a polynomial's result to its input and the squared derivative there. The powers between them err
     together, so the input's error is set aside while they are followed, and joins at the result.
     With `encoding` false the operands count as exact, for when their rounding is evaluated instead of estimated.
+    `squares` remembers the squared operands between plans that share their vectors.
     """
 
     def __init__(
@@ -66,12 +68,14 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         known: Mapping[int, Slots],
         carried: Mapping[int, tuple[int, Slots]] | None = None,
         encoding: bool = True,
+        squares: dict[int, Slots] | None = None,
     ) -> None:
         super().__init__(plan)
         self._carried = carried or {}
         self._aside: dict[int, Slots] = {}
         self._mapped = {base for base, _ in self._carried.values()}
         self._encoding = encoding
+        self._squares = squares if squares is not None else {}
         params = plan.params
         self._known = known
         self._rounding = params.degree * (1 + 2 * params.degree / 3) / 24
@@ -91,10 +95,16 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return x
 
     def _operand(self, plaintext: int) -> tuple[Slots, float, float]:
+        """The squared vector over all lane groups, the variance of its rounding, and its scale."""
         plain = self.plan.plaintexts[plaintext]
         vector = self.plan.vectors[plain.vector]
         variance = self._rounding_error(vector, plain.scale) if self._encoding else 0.0
-        return np.resize(vector, self.plan.lane_groups), variance, plain.scale
+        squared = self._squares.get(plain.vector)
+        if squared is None:
+            squared = np.resize(vector**2, self.plan.lane_groups if len(vector) > 1 else 1)
+            if len(self._squares) * self.plan.lane_groups < _REMEMBERED:
+                self._squares[plain.vector] = squared
+        return squared, variance, plain.scale
 
     def _rounding_error(self, vector: Slots, scale: float) -> float:
         """Of an operand; that of a constant, a single integer, is known."""
@@ -113,13 +123,13 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square + y.mean_square, x.variance + y.variance, x.level, x.scale)
 
     def add_plain(self, x: NoiseValue, plaintext: int) -> NoiseValue:
-        vector, variance, _ = self._operand(plaintext)
-        return NoiseValue(x.mean_square + vector**2, x.variance + variance, x.level, x.scale)
+        squared, variance, _ = self._operand(plaintext)
+        return NoiseValue(x.mean_square + squared, x.variance + variance, x.level, x.scale)
 
     def mul_plain(self, x: NoiseValue, plaintext: int) -> NoiseValue:
-        vector, variance, scale = self._operand(plaintext)
-        error = x.variance * vector**2 + x.mean_square * variance
-        return NoiseValue(x.mean_square * vector**2, error, x.level, x.scale * scale)
+        squared, variance, scale = self._operand(plaintext)
+        error = x.variance * squared + x.mean_square * variance
+        return NoiseValue(x.mean_square * squared, error, x.level, x.scale * scale)
 
     def mul(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:
         error = x.variance * y.mean_square + y.variance * x.mean_square + x.variance * y.variance
@@ -134,8 +144,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         sums = {g: NoiseValue(np.zeros(shape), np.zeros(shape), xs[0].level, scale) for g in op.groups}
         for i, j, baby, giant, plaintext in op.cells.tolist():
             x, total = rotated[j, baby], sums[i, giant]
-            vector, variance, _ = self._operand(plaintext)
-            squared = vector * vector
+            squared, variance, _ = self._operand(plaintext)
             total.variance += x.variance * squared
             total.mean_square += x.mean_square * squared
             if variance:
@@ -174,13 +183,14 @@ def slot_variance(
     known: Mapping[int, Slots],
     carried: Mapping[int, tuple[int, Slots]] | None = None,
     encoding: bool = True,
+    squares: dict[int, Slots] | None = None,
 ) -> Slots:
     """Predicted error variance of the first output port, (ciphertexts, lane groups): the mean over a group's lanes.
 
     `known` gives the mean square of some values per lane group, (groups,) or, to follow single samples, (samples, groups).
-    `carried` is what polynomials do to their inputs' errors.
+    `carried` is what polynomials do to their inputs' errors, `squares` what plans with these vectors share.
     """
-    evaluator = NoiseEvaluator(plan, known, carried, encoding)
+    evaluator = NoiseEvaluator(plan, known, carried, encoding, squares)
     inputs = []
     for port in plan.inputs:
         for value in port.values:

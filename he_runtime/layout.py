@@ -9,13 +9,13 @@ a tensor that fits one ciphertext is replicated with period `span`; unused posit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Digit", "Layout", "WindowLayout", "contiguous", "image", "image_candidates"]
+__all__ = ["Digit", "Layout", "WindowLayout", "contiguous", "image", "image_candidates", "interleaved"]
 
 Positions = npt.NDArray[np.int64]
 
@@ -93,6 +93,8 @@ class Layout:
 
     def describe(self) -> str:
         form = f"plane {self.plane[0]}x{self.plane[1]} gap {self.gap}" if self.plane[0] else "vector"
+        if self.axes[0][0].stride < self.axes[0][-1].stride:
+            form += ", groups interleaved"
         return f"{'x'.join(map(str, self.shape))} as {form}, {self.ciphertexts} ct, period {self.period}"
 
 
@@ -196,6 +198,31 @@ def image(shape: tuple[int, int, int], slots: int, plane: tuple[int, int], gap: 
         channel_axis = (Digit(planes, pitch), Digit(gap, plane[1]), Digit(gap, 1))
     axes = (channel_axis, (Digit(height, gap * plane[1]),), (Digit(width, gap),))
     return Layout(shape, axes, slots, plane, gap)
+
+
+def interleaved(layout: Layout, groups: int) -> Layout | None:
+    """Axis 0 in the order (member, group): member j of group i stands where `layout` has index j * groups + i.
+
+    A block-diagonal map between two such orders moves by multiples of `groups` only, hence along diagonals that wrap: as
+    many as a group has members, instead of nearly twice that. None where the digits of the axis do not divide so.
+    """
+    across: list[Digit] = []  # the digits that count groups, and those that count members, least significant first
+    within: list[Digit] = []
+    left = groups
+    for digit in reversed(layout.axes[0]):
+        if left % digit.extent == 0:
+            across.append(digit)
+            left //= digit.extent
+        elif digit.extent % left == 0:
+            across.append(Digit(left, digit.stride))
+            within.append(Digit(digit.extent // left, digit.stride * left))
+            left = 1
+        else:
+            return None
+    if left > 1 or math.prod(d.extent for d in within) * groups != layout.shape[0]:
+        return None
+    axis = (*reversed(across), *reversed(within))
+    return replace(layout, axes=(axis, *layout.axes[1:]))
 
 
 def image_candidates(shape: tuple[int, ...], slots: int, inherited: tuple[tuple[int, int], ...]) -> list[Layout]:

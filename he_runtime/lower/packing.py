@@ -2,7 +2,8 @@
 
 Elementwise stages tie their tensors together (one layout for all). Starting from contiguous layouts, each group of
 tensors tries its candidates while the others stay, until nothing improves; for a chain of layers this settles in one
-or two sweeps.
+or two sweeps. Interleaved groups pay only where both sides of a layer have them, so a network with grouped layers starts
+from interleaved layouts too, and the cheaper end counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import DoesNotFit
-from ..layout import Layout, WindowLayout, contiguous, image_candidates
+from ..layout import Layout, WindowLayout, contiguous, image_candidates, interleaved
+from .candidates import channel_groups
 from .costs import Costs
 from .diagonals import DiagonalSet, PackedLinear, diagonal_set, pack
 from .joint import JointLayout
@@ -68,6 +70,7 @@ class _Search:
         self.stages, self.source, self.slots, self.levels, self.costs = stages, source, slots, levels, costs
         self.shapes = {source: shape} | {s.name: s.shape for s in stages}
         self.group = self._groups()
+        self.grouped = self._grouped()
         self._sets: dict[tuple[str | InputLayout, ...], DiagonalSet] = {}
 
     def _groups(self) -> dict[str, str]:
@@ -84,6 +87,17 @@ class _Search:
                 for name in stage.inputs:
                     parent[find(name)] = find(stage.name)
         return {name: find(name) for name in self.shapes}
+
+    def _grouped(self) -> dict[str, set[int]]:
+        """Group of tensors -> the numbers of channel groups in the linear stages next to it, where a group has members."""
+        found: dict[str, set[int]] = {g: set() for g in self.group.values()}
+        for stage in self.stages:
+            if isinstance(stage, LinearStage) and len(stage.inputs) == 1 and self.slots > 1:
+                count = channel_groups(stage.map, self.shapes[stage.input], stage.shape)
+                for name in (stage.input, stage.name):
+                    if 1 < count < self.shapes[name][0]:
+                        found[self.group[name]].add(count)
+        return found
 
     def diagonals(self, stage: LinearStage, layouts: Mapping[str, InputLayout]) -> DiagonalSet:
         """Of a stage, with the layouts of its inputs and output."""
@@ -118,7 +132,9 @@ class _Search:
         shape = self.shapes[group]
         readers = [s for s in self.stages if group in map(self.group.get, s.inputs)]
         planes = tuple(sorted({(s[1], s[2]) for s in self.shapes.values() if len(s) == 3}))
-        found: list[InputLayout] = [*image_candidates(shape, self.slots, planes)]
+        plain = image_candidates(shape, self.slots, planes)
+        woven = [interleaved(x, count) for x in plain for count in sorted(self.grouped[group])]
+        found: list[InputLayout] = [*plain, *(x for x in woven if x is not None)]
         reader = readers[0] if group == self.group[self.source] and len(readers) == 1 else None
         if isinstance(reader, LinearStage) and reader.windowed is not None:
             found.append(reader.windowed[0])
@@ -155,10 +171,23 @@ class _Search:
             raise DoesNotFit(
                 f"cannot pack tensor {tight!r}: more than {self.max_ciphertexts} ciphertexts of {self.slots} slots; try a larger N"
             )
-        layouts: dict[str, InputLayout] = {g: options[g][0] for g in groups}
+        starts: list[dict[str, InputLayout]] = [{g: options[g][0] for g in groups}]
+        for count in sorted(set().union(*self.grouped.values())):
+            starts.append({g: self._woven(g, options[g][0], count) for g in groups})
+        ends = [self._settled(start, options) for start in starts]
+        return ends[0] if len(ends) == 1 else min(ends, key=self.price)
+
+    def _woven(self, group: str, plain: InputLayout, count: int) -> InputLayout:
+        found = interleaved(plain, count) if count in self.grouped[group] and isinstance(plain, Layout) else None
+        return found or plain
+
+    def _settled(
+        self, layouts: dict[str, InputLayout], options: dict[str, list[InputLayout]]
+    ) -> dict[str, InputLayout]:
+        """Where single changes lead from a start."""
         for _ in range(_SWEEPS):
             before = dict(layouts)
-            for group in groups:
+            for group in layouts:
                 now = [*options[group], *self.staggered(group, options[group], layouts)]
                 layouts[group] = min(now, key=lambda c: self.price({**layouts, group: c}, group))
             if layouts == before:

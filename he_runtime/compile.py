@@ -9,7 +9,7 @@ from .chain import MIN_PRIME_BITS, best_chain
 from .cost import CostTable, load_default
 from .errors import DoesNotFit, ParameterError
 from .integer_chain import integer_chain
-from .lower.constants import fold_constants
+from .lower.constants import check_output, fold_constants
 from .lower.costs import Costs
 from .lower.emit import Program
 from .lower.levels import stage_levels
@@ -79,7 +79,7 @@ def error_budget(model: CompressedModel, max_error: float | None = None, margin_
 def lower(model: CompressedModel, degree: int, batch: int, table: CostTable) -> tuple[Program, int]:
     """Everything but scales: the packed stages on a ring, and how many levels they take.
 
-    DoesNotFit when a tensor or the levels do not fit.
+    DoesNotFit when a tensor or the levels do not fit, or an output depends on no input.
     """
     slots = degree // 2 // batch  # lane groups: what one sample has of a ciphertext
     if slots < 1:
@@ -91,4 +91,5 @@ def lower(model: CompressedModel, degree: int, batch: int, table: CostTable) -> 
         raise DoesNotFit(f"model {model.name!r} needs {depth} levels, which do not fit {MAX_LOG2_QP[degree]} bits")
     limit = _MAX_CIPHERTEXTS if batch == 1 else _MAX_BATCH_CIPHERTEXTS
     packing = choose_packing(stages, model.input.name, model.input.shape, slots, levels, Costs(table, degree), limit)
+    check_output(model.output.node, constants, packing.layouts[model.output.node])
     return Program(stages, constants, packing, model.input.name, batch), depth

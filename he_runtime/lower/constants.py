@@ -12,10 +12,12 @@ from dataclasses import replace
 import numpy as np
 import scipy.sparse as sp
 
+from ..errors import DoesNotFit
+from ..layout import Layout
 from .maps import LinearMap
 from .stage_types import JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage, Vector
 
-__all__ = ["Constants", "fold_constants"]
+__all__ = ["Constants", "check_output", "fold_constants"]
 
 # Tensor -> the value of each constant element, NaN where the element depends on the input: (size,)
 Constants = dict[str, Vector]
@@ -32,6 +34,16 @@ def fold_constants(stages: list[Stage]) -> tuple[list[Stage], Constants]:
         constants[stage.name] = _constant(stage, known)
         folded.append(stage)
     return folded, constants
+
+
+def check_output(name: str, constants: Constants, layout: Layout) -> None:
+    """DoesNotFit where a whole ciphertext of the output depends on no input: no such ciphertext is ever computed."""
+    depends = layout.spread(np.isnan(constants[name]).astype(np.float64)).reshape(layout.ciphertexts, layout.period)
+    if not depends.any(axis=1).all():
+        raise DoesNotFit(
+            f"cannot lower layer {name!r}: an output depends on no input, and SEAL has no encryption of a constant; "
+            "try pruning it less, or leave that output out"
+        )
 
 
 def _inputs(stage: Stage, constants: Constants) -> list[Vector]:

@@ -39,8 +39,7 @@ def emit(
 ) -> tuple[Lowering, tuple[LayerInfo, ...]]:
     """The ops and the values of every tensor, and what listings say of each layer.
 
-    Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor) would overflow its modulus, or when a whole
-    output ciphertext depends on no input.
+    Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor) would overflow its modulus.
     """
     low = Lowering(program, params, scales, pool)
     info = []
@@ -52,12 +51,6 @@ def emit(
         layout = program.packing.layouts[stage.name].describe()
         if stage.layer == stage.name:  # others belong to a layer whose last stage follows
             info.append(LayerInfo(stage.layer, _kind(stage), layout, magnitude))
-    last = program.stages[-1].name
-    if len(low.tensors[last]) < program.packing.layouts[last].ciphertexts:
-        raise DoesNotFit(
-            f"cannot lower layer {last!r}: an output depends on no input, and SEAL has no encryption of a constant; "
-            "try pruning it less, or leave that output out"
-        )
     return low, tuple(info)
 
 

@@ -69,9 +69,8 @@ def multiply(low: Lowering, stage: MultiplyStage) -> Values:
         for k in present.keys() - (left.keys() & right.keys()):
             if factor[k].any():
                 x = e.lowered(present[k], level, stage.layer)
-                results[k] = e.op(
-                    Kind.RESCALE, stage.layer, low.times(stage.layer, x, factor[k], product / e.values[x].scale)
-                )
+                scaled = low.times(stage.layer, x, factor[k], product / e.values[x].scale)
+                results[k] = low.at_rest(stage.layer, scaled)
     return dict(sorted(results.items()))
 
 

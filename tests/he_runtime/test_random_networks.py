@@ -1,0 +1,102 @@
+"""Random small networks of every layer: the plan on slots equals the graph, in every packing and under every split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from he_runtime import compile, run_clear
+from he_runtime.errors import DoesNotFit
+from he_runtime.lower.diagonals import DiagonalSet
+from he_runtime.lower.split import Split
+from he_runtime.model import OPS
+from he_runtime.plan import Plan
+from tests.he_runtime.networks import Builder
+from tests.he_runtime.random_networks import RandomNetwork, planned
+
+DEGREE = 1024  # a test ring: nothing is encrypted here, and small rings make several ciphertexts of small tensors
+SETTINGS = settings(
+    max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+)
+SEEDS, LAYERS, BATCHES = st.integers(0, 2**32), st.integers(1, 12), st.sampled_from([1, 8, 64, DEGREE // 2])
+
+
+def check(network: RandomNetwork, batch: int) -> Plan | None:
+    """The plan, which must compute the graph to 1e-9 of the largest value on the way; None where the output is constant."""
+    model = network.model()
+    try:
+        plan = planned(model, DEGREE, batch)
+    except DoesNotFit as refused:
+        assert "depends on no input" in refused.message
+        return None
+    largest = max(1.0, *(float(np.abs(v).max()) for v in network.values.values()))
+    expected = network.values[model.output.node]
+    np.testing.assert_allclose(run_clear(plan, network.samples), expected, rtol=0, atol=1e-9 * largest)
+    return plan
+
+
+def test_the_plan_computes_the_graph() -> None:
+    """And what is drawn holds every op, inputs and outputs of several ciphertexts, and few constants."""
+    ops: Counter[str] = Counter()
+    seen: Counter[str] = Counter()
+
+    @SETTINGS
+    @given(seed=SEEDS, layers=LAYERS, batch=BATCHES)
+    def every_network(seed: int, layers: int, batch: int) -> None:
+        network = RandomNetwork(seed, layers)
+        plan = check(network, batch)
+        if plan is not None:
+            ops.update(node.op for node in network.builder.nodes)
+            wide = {side: len(ports[0].values) > 1 for side, ports in (("in", plan.inputs), ("out", plan.outputs))}
+            seen.update(planned=1, **wide)
+
+    every_network()
+    assert set(ops) == set(OPS) and min(ops.values()) >= 20
+    assert seen["planned"] >= 100 and min(seen["in"], seen["out"]) >= 20
+
+
+def any_split(random: Random) -> Callable[[DiagonalSet, frozenset[int]], Split]:
+    """Stands in for the search: some modulus, some offset, and babies and giants moved against each other."""
+
+    def split(found: DiagonalSet, _: frozenset[int]) -> Split:
+        outputs, inputs, diagonals = found.cells.T
+        modulus, offset, moved = random.randint(1, 2 * found.modulus), *(random.randrange(2048) for _ in range(2))
+        low = (diagonals + offset) % found.modulus % modulus
+        baby = (low - moved) % found.modulus
+        giant = (diagonals - baby) % found.modulus
+        sides = (zip(inputs, baby, strict=True), zip(outputs, giant, strict=True))
+        steps = [int(step) for side in sides for _, step in set(side) if step]
+        return Split(baby, giant, len(steps), frozenset(steps))
+
+    return split
+
+
+def test_every_split_computes_the_graph() -> None:
+    splits: list[tuple[int, ...]] = []
+
+    @SETTINGS
+    @given(seed=SEEDS, layers=LAYERS, batch=BATCHES)
+    def every_network(seed: int, layers: int, batch: int) -> None:
+        with mock.patch.object(DiagonalSet, "best_split", any_split(Random(seed))):
+            plan = check(RandomNetwork(seed, layers), batch)
+        cells = [op.cells for op in plan.ops if op.cells is not None] if plan else []
+        splits.extend(tuple(len(np.unique(c[:, k])) for k in (2, 3)) for c in cells)
+
+    every_network()
+    both = [s for s in splits if min(s) > 1]
+    assert len(both) >= 50 and len(set(both)) >= 20
+
+
+def test_a_constant_output_is_refused_for_what_it_is() -> None:
+    """Not for a chain that no search can find."""
+    b = Builder((6,))
+    b.add("dense", (4,), weight=np.zeros((4, 6)), bias=np.ones(4))
+    with pytest.raises(DoesNotFit, match=r"cannot lower layer 'dense0': an output depends on no input"):
+        compile(b.calibrated(), max_error=1.0)

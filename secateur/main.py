@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench, calibrate, compress, demo, doctor, plan, predict, serve, sweep
+from . import bench, calibrate, compress, demo, doctor, estimate, plan, predict, serve, sweep
 from .errors import OneLineErrors
 
 __all__ = ["app"]
@@ -21,7 +21,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("compress")(compress.compress)
 app.command("plan")(plan.plan)
-app.command("estimate")(plan.estimate)
+app.command("estimate")(estimate.estimate)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
 app.command("calibrate")(calibrate.calibrate)

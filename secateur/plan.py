@@ -1,26 +1,25 @@
-"""`secateur plan` and `secateur estimate`: the encrypted program of a model, and what it costs before it runs."""
+"""`secateur plan`: the encrypted program of a model, what it costs and where."""
 
 from __future__ import annotations
 
 import math
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .estimate import prices_of, warn
 from .options import Json
-from .output import counts_table, emit, facts_table, say, table
+from .output import emit, say
 from .plan_batch import batch_record, render_batch
+from .plan_text import render_plan
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from he_runtime import Plan
     from he_runtime.batching import BatchPlan
     from he_runtime.cost import CostReport, CostTable
 
-__all__ = ["estimate", "plan", "plan_record"]
+__all__ = ["plan", "plan_record"]
 
 
 def plan(
@@ -36,44 +35,37 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print the encrypted program of a model: ops, levels, scales, keys. With --batch, the batch sizes to choose from."""
-    prices = _prices("tenseal", cost_table)
+    """Print the encrypted program of a model: cost by layer, keys, memory, then every op with its level and scale.
+
+    With --batch, the batch sizes to choose from.
+    """
+    from he_runtime import price
+
+    prices = prices_of(None, cost_table)
     batched = None if batch is None else _plan_batch(model, batch, degree, max_error, prices)
     planned = batched.plan if batched else _plan(model, degree, max_error, prices)
+    report = price(planned, prices)
+    warn(report)
     if output is not None:
         planned.save(output)
         say(f"wrote {output}")
     if html is not None:
-        _write_page(planned, prices, html)
+        _write_page(planned, report, html)
+    record = plan_record(planned) | {"cost": report.to_json()}
     if batched is None:
-        emit(plan_record(planned), as_json, lambda console: _print_listing(console, planned.listing()))
+        emit(record, as_json, lambda console: render_plan(console, planned, report))
     else:
         weighed = batch_record(batched)
-        record = plan_record(planned) | {"batching": weighed}
-        emit(record, as_json, lambda console: render_batch(console, planned.model_name, weighed))
+        emit(
+            record | {"batching": weighed}, as_json, lambda console: render_batch(console, planned.model_name, weighed)
+        )
 
 
-def _prices(backend: str, path: Path | None) -> CostTable:
-    from he_runtime.cost import CostTable, load_default
-
-    return load_default(backend) if path is None else CostTable.load(path)
-
-
-def _write_page(planned: Plan, prices: CostTable, path: Path) -> None:
-    from he_runtime.cost import price
-
+def _write_page(planned: Plan, report: CostReport, path: Path) -> None:
     from .plan_page import plan_page
 
-    path.write_text(plan_page(planned, price(planned, prices)), encoding="utf-8")
+    path.write_text(plan_page(planned, report), encoding="utf-8")
     say(f"wrote {path}")
-
-
-def _print_listing(console: Console, listing: str) -> None:
-    """One line per op; where a terminal is narrower, it goes on further to the right."""
-    for line in listing.splitlines():
-        if console.is_terminal and len(line) > console.width:
-            line = textwrap.fill(line, console.width, subsequent_indent=" " * 8)
-        console.print(line, soft_wrap=True)
 
 
 def _plan(directory: Path, degree: int | None, max_error: float | None, prices: CostTable) -> Plan:
@@ -138,48 +130,3 @@ def plan_record(planned: Plan) -> dict[str, Any]:
         "error_bound": planned.error_bound,
         "layers": [{"name": x.name, "kind": x.kind, "layout": x.layout} for x in planned.layers],
     }
-
-
-def estimate(
-    model: Annotated[Path, typer.Argument(help="A model directory, whose plan is priced; or a plan directory.")],
-    cost_table: Annotated[
-        Path | None, typer.Option("--table", help="A cost table of `secateur calibrate`; else a shipped one.")
-    ] = None,
-    backend: Annotated[str, typer.Option(help="Back end whose shipped table to price by.")] = "tenseal",
-    as_json: Json = False,
-) -> None:
-    """Price a model before it runs: milliseconds, operations, bytes."""
-    from he_runtime.cost import price
-
-    from .artifacts import load_or_compile
-
-    planned = load_or_compile(model)
-    report = price(planned, _prices(backend, cost_table))
-    record = {"model": planned.model_name, "plan_digest": planned.digest, **report.to_json()}
-    emit(record, as_json, lambda console: _render_estimate(console, planned.model_name, report))
-
-
-def _render_estimate(console: Console, model: str, report: CostReport) -> None:
-    span = f"{report.low_ms:.0f} to {report.high_ms:.0f} ms"
-    facts = [
-        ("latency", f"{report.latency_ms:.0f} ms, {span} ({report.confidence})"),
-        ("cost table", report.table),
-        ("input up", f"{report.upload_bytes:,} bytes"),
-        ("answer down", f"{report.download_bytes:,} bytes"),
-        ("keys, once", f"{report.key_bytes:,} bytes"),
-        (
-            "memory",
-            f"{report.peak_bytes / 1e6:.0f} MB at the peak, {report.plaintext_bytes / 1e6:.0f} MB of it weights",
-        ),
-        ("error bound", f"{6 * report.sigma:.3g} per output (6 sigma)"),
-    ]
-    console.print(facts_table(f"estimate for {model}", facts))
-    console.print()
-    layers = table(("layer", "ms", "products", "rotations"))
-    for layer in report.layers:
-        counts = (layer.counts.get("mul_plain", 0), layer.counts.get("rotate", 0))
-        layers.add_row(layer.name, f"{layer.ms:.1f}", *map(str, counts))
-    layers.add_row("in and out", f"{report.upload_ms + report.download_ms:.1f}", "", "")
-    console.print(layers)
-    console.print()
-    console.print(counts_table({"planned": report.counts}))

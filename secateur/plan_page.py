@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -51,7 +50,7 @@ def plan_page(plan: Plan, report: CostReport) -> str:
                 _staircase(layers),
             ),
             page.section("Layers", _layer_table(layers)),
-            page.section(f"Keys ({len(plan.keys.requests)})", _keys(plan)),
+            page.section(f"Keys ({len(report.keys)})", _keys(report)),
             page.section("Memory", _memory(report)),
         ],
     )
@@ -64,15 +63,14 @@ def _layers(plan: Plan, report: CostReport) -> list[_Layer]:
     found = []
     for cost in report.layers:
         ops = [op for op in plan.ops if op.layer == cost.name]
-        levels = [plan.values[v].level for op in ops for v in op.inputs]
         known = info.get(cost.name)
         found.append(
             _Layer(
                 name=cost.name,
                 kind=known.kind if known else "",
                 layout=known.layout if known else "",
-                level_in=max(levels),
-                level_out=plan.values[ops[-1].outputs[-1]].level,
+                level_in=cost.level,
+                level_out=cost.levels_left,
                 babies=sum(len(op.babies) for op in ops if op.cells is not None),
                 giants=sum(sum(1 for _, step in op.groups if step) for op in ops if op.cells is not None),
                 folds=sum(op.kind is Kind.ROTATE for op in ops),
@@ -92,14 +90,16 @@ def _facts(plan: Plan, report: CostReport) -> list[tuple[str, str]]:
     return [
         ("latency", f"{report.latency_ms:,.0f} ms{each} ({report.low_ms:,.0f} to {report.high_ms:,.0f}, {report.confidence})"),
         ("cost table", report.table),
+        *(("beware", warning) for warning in report.warnings),
         ("parameters", f"N={params.degree}, log2(QP)={params.log2_qp:.1f}: primes {bits} bits, special {special} bits"),
         ("rotations", f"{report.counts.get('rotate', 0):,}"),
         ("plaintext products", f"{report.counts.get('mul_plain', 0):,}"),
         ("ciphertext products", f"{report.counts.get('mul', 0) + report.counts.get('square', 0):,}"),
-        ("keys, uploaded once", f"{len(plan.keys.requests)}, {_megabytes(report.key_bytes)}"),
+        ("levels", f"{report.levels} used, {report.levels_left} left"),
+        ("keys, uploaded once", f"{len(report.keys)}, {_megabytes(report.key_bytes)}"),
         ("a query", f"{_megabytes(report.upload_bytes)} up, {_megabytes(report.download_bytes)} down"),
         ("memory of the server", f"{_megabytes(report.peak_bytes)} at the peak"),
-        ("error bound", f"{plan.error_bound:.3g} per output (six sigma)"),
+        ("error bound", f"{report.error_bound:.3g} per output (six sigma)"),
     ]  # fmt: skip
 
 
@@ -173,38 +173,12 @@ def _layer_table(layers: list[_Layer]) -> str:
     return page.table(columns, rows, text_columns=3)
 
 
-def _uses(plan: Plan) -> dict[int, tuple[str, Counter[str]]]:
-    """Element of an evaluation key -> what it does, and how often each layer uses it."""
-    from he_runtime.plan import Kind
-    from he_runtime.ring import RELINEARIZATION
-
-    uses: dict[int, tuple[str, Counter[str]]] = {}
-
-    def use(element: int, what: str, layer: str, times: int = 1) -> None:
-        uses.setdefault(element, (what, Counter()))[1][layer] += times
-
-    for op in plan.ops:
-        if op.kind is Kind.RELINEARIZE:
-            use(RELINEARIZATION, "relinearize", op.layer)
-        elif op.kind is Kind.ROTATE:
-            use(plan.params.galois_element(op.step), f"rotate by {op.step}", op.layer)
-        elif op.kind is Kind.CONJUGATE:
-            use(plan.params.conjugation_element, "conjugate", op.layer)
-        elif op.cells is not None:
-            for step in [a for _, a in op.babies] + [b for _, b in op.groups if b]:
-                use(plan.params.galois_element(step), f"rotate by {step}", op.layer)
-    return uses
-
-
-def _keys(plan: Plan) -> str:
+def _keys(report: CostReport) -> str:
     """Every key, the busiest first."""
-    uses = _uses(plan)
     rows = []
-    for request in sorted(plan.keys.requests, key=lambda r: -sum(uses[r.element][1].values())):
-        what, layers = uses[request.element]
-        times = ", ".join(f"{name} {n}" for name, n in layers.items())
-        size = _megabytes(request.byte_size(plan.params, seeded=True))
-        rows.append((what, times, str(sum(layers.values())), str(request.level), size))
+    for key in report.keys:
+        times = ", ".join(f"{name} {n}" for name, n in key.uses.items())
+        rows.append((key.name, times, str(sum(key.uses.values())), str(key.level), _megabytes(key.bytes)))
     columns = ("key", "used by", "times", "level", "upload")
     if not rows:
         return "<p>None: no rotation, and no product of ciphertexts.</p>"
@@ -218,7 +192,10 @@ def _keys(plan: Plan) -> str:
 def _memory(report: CostReport) -> str:
     rows = [
         ("encoded weights, shared by all clients", _megabytes(report.plaintext_bytes)),
-        ("one client's keys, and the ciphertexts of one query", _megabytes(report.peak_bytes - report.plaintext_bytes)),
+        ("weights before encoding", _megabytes(report.vector_bytes)),
+        ("tables of the library", _megabytes(report.table_bytes)),
+        ("one client's keys", _megabytes(report.loaded_key_bytes)),
+        ("ciphertexts of one query", _megabytes(report.ciphertext_bytes)),
         ("together, at the peak", _megabytes(report.peak_bytes)),
     ]
     return page.table(("", "memory"), rows)

@@ -3,7 +3,10 @@ therefore imported by name only, never from here: a server must not reach the se
 
 from __future__ import annotations
 
+from .entry import CostEntry
+from .environment import Environment
+from .keys import KeyCost
 from .price import CostReport, LayerCost, price
-from .table import CostEntry, CostTable, load_default
+from .table import CostTable, load_default
 
-__all__ = ["CostEntry", "CostReport", "CostTable", "LayerCost", "load_default", "price"]
+__all__ = ["CostEntry", "CostReport", "CostTable", "Environment", "KeyCost", "LayerCost", "load_default", "price"]

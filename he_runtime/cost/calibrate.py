@@ -7,13 +7,10 @@ cost of dispatch is inside, and over pools that do not fit a cache: a plan reads
 from __future__ import annotations
 
 import datetime
-import platform
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +20,12 @@ from ..errors import ParameterError
 from ..params import CkksParams
 from ..plan import Kind, Op, Plaintext, Plan, Port, ValueType, verify
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
+from .entry import CostEntry
+from .environment import here, machine_name
 from .measure import Clock, ProbeGate, timed
-from .table import CostEntry, CostTable, Key
+from .table import CostTable, Key
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "machine_name"]
 
 Progress = Callable[[str, float], None]
 _SCALE = 2.0**7  # products stay below the smallest admissible prime
@@ -79,7 +78,7 @@ def calibrate(
         backend=backend,
         threads=1,
         machine=machine_name(),
-        libraries=_libraries(backend),
+        libraries=here((backend, "numpy", "python")).libraries,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         kind="measured",
         entries={key: _entry(values) for key, values in samples.items()},
@@ -229,17 +228,3 @@ def _synthetic_plan(params: CkksParams, levels: list[int], pool: int, steps: lis
         outputs=(Port("y", (params.slots,), (2,), slot_map),),
     )
     return verify(plan)
-
-
-def machine_name() -> str:
-    """The processor as /proc/cpuinfo names it, else the platform's word for it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _libraries(backend: str) -> dict[str, str]:
-    return {name: metadata.version(name) for name in (backend, "numpy")} | {"python": platform.python_version()}

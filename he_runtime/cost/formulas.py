@@ -1,4 +1,4 @@
-"""Work of one leaf in modular multiplications, from limb counts: how a measured time is carried to another (N, level).
+"""Work of one leaf from limb counts: what a fit of measured times has for terms.
 
 Hybrid key switching with one special prime and one prime per digit (Han and Ki, "Better bootstrapping for approximate
 homomorphic encryption", section 3; as in Microsoft SEAL): (l + 2)(l + 1) transforms for l live primes, each of
@@ -10,16 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["BORDER", "leaf_work"]
+__all__ = ["BORDER", "leaf_terms", "leaf_work"]
 
 BORDER = ("upload", "download")  # ring data to and from the backend, once per ciphertext of a run
 
 
-def leaf_work(leaf: str, degree: int, level: int) -> float:
-    """Modular multiplications (or equally long memory passes) of `leaf` at `level`; KeyError for an unknown leaf."""
+def leaf_terms(leaf: str, degree: int, level: int) -> tuple[float, float, float]:
+    """(calls, butterflies of transforms, elements of passes) of `leaf` at `level`; KeyError for an unknown leaf."""
     limbs = level + 1
     transform = degree / 2 * math.log2(degree)
-    return _TRANSFORMS[leaf](limbs) * transform + _PASSES[leaf](limbs) * degree
+    return 1.0, _TRANSFORMS[leaf](limbs) * transform, float(_PASSES[leaf](limbs) * degree)
+
+
+def leaf_work(leaf: str, degree: int, level: int) -> float:
+    """Modular multiplications (or equally long memory passes), all at one price."""
+    return sum(leaf_terms(leaf, degree, level)[1:])
 
 
 # leaf -> function of the number n of live primes

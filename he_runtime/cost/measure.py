@@ -5,16 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from ..errors import ParameterError
 
-__all__ = ["Clock", "Measurement", "ProbeGate", "measure_latency"]
+__all__ = ["Clock", "Measurement", "ProbeGate", "Rounds", "measure_latency"]
 
 TOLERANCE = 0.10
 _WINDOW = 15
 Clock = Callable[[], float]
+K = TypeVar("K", bound=Hashable)
 
 
 class ProbeGate:
@@ -81,6 +83,53 @@ def measure_latency(
         disturbed += not steady
         kept.append(seconds)
     return Measurement(statistics.median(kept) * 1e3, len(kept), discarded, disturbed)
+
+
+class Rounds(Generic[K]):
+    """Several routines timed in turn, round by round, so that a disturbance of seconds meets all of them.
+
+    Each call stands between two calls of a fixed probe. It counts as steady while both are within 10 % of the quiet
+    machine's: the fastest quarter of all probes of all rounds. That also tells a disturbance which lasts for minutes.
+    """
+
+    def __init__(self, routines: Mapping[K, Callable[[], None]], probe: Callable[[], None], clock: Clock) -> None:
+        self._routines, self._probe, self._clock = routines, probe, clock
+        self._samples: dict[K, list[tuple[float, float]]] = {key: [] for key in routines}  # probe, routine
+        for routine in routines.values():
+            routine()  # the first call pays for page faults and caches
+
+    def go(self, rounds: int) -> None:
+        """Time every routine that many times more."""
+        for _ in range(rounds):
+            before = timed(self._probe, self._clock)
+            for key, routine in self._routines.items():
+                seconds = timed(routine, self._clock)
+                after = timed(self._probe, self._clock)
+                self._samples[key].append((max(before, after), seconds))
+                before = after
+
+    @property
+    def steady(self) -> int:
+        """Steady calls of the routine that has the fewest."""
+        return min((len(found) for found in self._steady().values()), default=0)
+
+    def measurements(self) -> dict[K, Measurement]:
+        """Medians of the steady calls; of a routine without any, of the half with the quieter probes."""
+        found = {}
+        for key, steady in self._steady().items():
+            every = sorted(self._samples[key])
+            kept = steady or [seconds for _, seconds in every[: (len(every) + 1) // 2]]
+            disturbed = 0 if steady else len(kept)
+            found[key] = Measurement(statistics.median(kept) * 1e3, len(kept), len(every) - len(kept), disturbed)
+        return found
+
+    def _steady(self) -> dict[K, list[float]]:
+        probes = sorted(probe for samples in self._samples.values() for probe, _ in samples)
+        quiet = probes[len(probes) // 4] if probes else 0.0
+        return {
+            key: [seconds for probe, seconds in samples if probe <= (1 + TOLERANCE) * quiet]
+            for key, samples in self._samples.items()
+        }
 
 
 def timed(function: Callable[[], None], clock: Clock = time.perf_counter) -> float:

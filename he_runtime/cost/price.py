@@ -6,24 +6,32 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..plan import Kind, Op, Plan
+from ..plan import Plan
 from ..plan.counts import layer_counts, leaf_totals
 from ..wire import ciphertexts_byte_size, key_set_byte_size
+from .environment import Environment
+from .keys import KeyCost, key_costs
+from .memory import layer_plaintext_bytes, memory
 from .table import CostTable
 
 __all__ = ["CostReport", "LayerCost", "price"]
 
 # A table of another machine: the true latency is expected within half a decade either way.
-_SHIPPED_FACTOR = 10**0.5
+_DOUBTFUL_FACTOR = 10**0.5
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Predicted milliseconds and planned leaves of one layer."""
+    """Predicted milliseconds and planned leaves of one layer, the levels before and left after it, and its operands' bytes."""
 
     name: str
     ms: float
+    low_ms: float
+    high_ms: float
     counts: Mapping[str, int]
+    level: int
+    levels_left: int
+    plaintext_bytes: int
 
 
 @dataclass(frozen=True)
@@ -31,9 +39,11 @@ class CostReport:
     """What one encrypted inference costs.
 
     `latency_ms` is one `Executor.run` on loaded keys: `upload_ms`, every operation, `download_ms`; `low_ms` and
-    `high_ms` follow from the table's spreads, all moving together. Bytes are exact sizes on the wire: a seeded
-    input, a full output, seeded keys. `peak_bytes` estimates the evaluator's memory: keys as loaded, plaintexts and
-    the largest set of live ciphertexts. `sigma` is the predicted standard deviation per output element.
+    `high_ms` follow from the table's spreads, all moving together, or are half a decade away where the table is not of
+    here and now: then `warnings` says why. Bytes are exact sizes on the wire: a seeded input, a full output, seeded keys.
+    `peak_bytes` estimates the memory of a worker: operands, before and after encoding, keys as loaded, ciphertexts, and
+    the library's tables. `levels` are consumed, `levels_left` remain in the output. `sigma` is the predicted standard
+    deviation per output element, `error_bound` six times that.
     """
 
     latency_ms: float
@@ -44,69 +54,127 @@ class CostReport:
     layers: tuple[LayerCost, ...]
     counts: Mapping[str, int]
     levels: int
+    levels_left: int
     upload_bytes: int
     download_bytes: int
     key_bytes: int
+    keys: tuple[KeyCost, ...]
     plaintext_bytes: int
+    vector_bytes: int
+    loaded_key_bytes: int
+    ciphertext_bytes: int
+    table_bytes: int
     peak_bytes: int
     sigma: float
+    error_bound: float
     table: str
     table_kind: str
     confidence: str
+    warnings: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for json.dumps."""
         return asdict(self)
 
 
-def price(plan: Plan, table: CostTable) -> CostReport:
-    """Walk the planned counts; PlanError when the table lacks a leaf that the plan uses."""
-    bounds = _Sum(table, plan.params.degree)
-    layers = tuple(
-        LayerCost(name, bounds.add(counts.items()) * 1e3, leaf_totals(counts))
-        for name, counts in layer_counts(plan).items()
-    )
+def price(plan: Plan, table: CostTable, environment: Environment | None = None) -> CostReport:
+    """Walk the planned counts; PlanError when the table lacks a leaf that the plan uses.
+
+    A table that was not measured here and lately (`environment`, by default this machine and now) is used, and named.
+    """
+    doubts = table.doubts(environment)
+    sums = _Sum(table, plan.params.degree, doubtful=bool(doubts) or table.kind == "shipped")
+    layers = _layers(plan, sums)
     inputs, outputs = _levels(plan, plan.inputs), _levels(plan, plan.outputs)
-    upload = bounds.add((("upload", level), 1) for level in inputs)
-    download = bounds.add((("download", level), 1) for level in outputs)
-    shipped = table.kind == "shipped"
+    upload = sums.add((("upload", level), 1) for level in inputs)
+    download = sums.add((("download", level), 1) for level in outputs)
+    held = memory(plan)
     return CostReport(
-        latency_ms=bounds.seconds * 1e3,
-        low_ms=(bounds.seconds / _SHIPPED_FACTOR if shipped else bounds.low) * 1e3,
-        high_ms=(bounds.seconds * _SHIPPED_FACTOR if shipped else bounds.high) * 1e3,
-        upload_ms=upload * 1e3,
-        download_ms=download * 1e3,
+        latency_ms=sums.total.ms,
+        low_ms=sums.total.low_ms,
+        high_ms=sums.total.high_ms,
+        upload_ms=upload.ms,
+        download_ms=download.ms,
         layers=layers,
         counts=leaf_totals(plan.counts),
         levels=max(v.level for v in plan.values) - min(v.level for v in plan.values),
+        levels_left=min(outputs),
         upload_bytes=_wire_bytes(plan, plan.inputs, seeded=True),
         download_bytes=_wire_bytes(plan, plan.outputs, seeded=False),
         key_bytes=key_set_byte_size(plan.keys, plan.params, seeded=True),
-        plaintext_bytes=_plaintext_bytes(plan),
-        peak_bytes=_plaintext_bytes(plan) + _loaded_key_bytes(plan) + _live_bytes(plan),
+        keys=key_costs(plan),
+        plaintext_bytes=held.plaintexts,
+        vector_bytes=held.vectors,
+        loaded_key_bytes=held.keys,
+        ciphertext_bytes=held.ciphertexts,
+        table_bytes=held.tables,
+        peak_bytes=held.total,
         sigma=plan.sigma,
+        error_bound=plan.error_bound,
         table=table.name,
         table_kind=table.kind,
-        confidence="order of magnitude" if shipped else "calibrated on this machine",
+        confidence=_confidence(table, doubts),
+        warnings=tuple(f"the cost table ({table.name}) was {doubt}; try `secateur calibrate`" for doubt in doubts),
     )
 
 
+def _confidence(table: CostTable, doubts: tuple[str, ...]) -> str:
+    if table.kind == "measured" and not doubts:
+        return "calibrated on this machine"
+    return "order of magnitude" + "".join(f", {doubt}" for doubt in doubts)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Milliseconds, with both ends of the error bar."""
+
+    ms: float = 0.0
+    low_ms: float = 0.0
+    high_ms: float = 0.0
+
+    def __add__(self, other: _Span) -> _Span:
+        return _Span(self.ms + other.ms, self.low_ms + other.low_ms, self.high_ms + other.high_ms)
+
+
 class _Sum:
-    """Seconds so far, with both ends of the error bar."""
+    """Prices of counts, and their total so far."""
 
-    def __init__(self, table: CostTable, degree: int) -> None:
-        self._table, self._degree = table, degree
-        self.seconds = self.low = self.high = 0.0
+    def __init__(self, table: CostTable, degree: int, doubtful: bool) -> None:
+        self._table, self._degree, self._doubtful = table, degree, doubtful
+        self.total = _Span()
 
-    def add(self, counts: Iterable[tuple[tuple[str, int], int]]) -> float:
-        total = 0.0
+    def add(self, counts: Iterable[tuple[tuple[str, int], int]]) -> _Span:
+        span = _Span()
         for (leaf, level), n in counts:
             entry = self._table.lookup(leaf, self._degree, level)
-            total += n * entry.seconds
-            self.low += n * entry.seconds * max(0.0, 1 - entry.spread)
-            self.high += n * entry.seconds * (1 + entry.spread)
-        self.seconds += total
-        return total
+            ms = n * entry.seconds * 1e3
+            if self._doubtful:
+                span += _Span(ms, ms / _DOUBTFUL_FACTOR, ms * _DOUBTFUL_FACTOR)
+            else:
+                span += _Span(ms, ms * max(0.0, 1 - entry.spread), ms * (1 + entry.spread))
+        self.total += span
+        return span
+
+
+def _layers(plan: Plan, sums: _Sum) -> tuple[LayerCost, ...]:
+    operands = layer_plaintext_bytes(plan)
+    found = []
+    for name, counts in layer_counts(plan).items():
+        ops = [op for op in plan.ops if op.layer == name]
+        span = sums.add(counts.items())
+        found.append(
+            LayerCost(
+                name=name,
+                ms=span.ms,
+                low_ms=span.low_ms,
+                high_ms=span.high_ms,
+                counts=leaf_totals(counts),
+                level=max(plan.values[v].level for op in ops for v in op.inputs),
+                levels_left=plan.values[ops[-1].outputs[-1]].level,
+                plaintext_bytes=operands[name],
+            )
+        )
+    return tuple(found)
 
 
 def _levels(plan: Plan, ports: Iterable[Any]) -> list[int]:
@@ -120,37 +188,3 @@ def _wire_bytes(plan: Plan, ports: Iterable[Any], *, seeded: bool) -> int:
         value = plan.values[port.values[0]]
         total += ciphertexts_byte_size(len(port.values), value.level, plan.params, polys=value.size, seeded=seeded)
     return total
-
-
-def _plaintext_bytes(plan: Plan) -> int:
-    return sum((plain.level + 1) * plan.params.degree * 8 for plain in plan.plaintexts)
-
-
-def _loaded_key_bytes(plan: Plan) -> int:
-    """SEAL keeps every key padded to the full chain."""
-    primes = len(plan.params.primes)
-    return len(plan.keys.requests) * 2 * primes * (primes + 1) * plan.params.degree * 8
-
-
-def _live_bytes(plan: Plan) -> int:
-    """Largest sum of live ciphertexts; a transform also holds its rotated inputs and one sum per giant step."""
-
-    def size(value: int) -> int:
-        kind = plan.values[value]
-        return kind.size * (kind.level + 1) * plan.params.degree * 8
-
-    live = {v for port in plan.inputs for v in port.values}
-    held = peak = sum(map(size, live))
-    for index, op in enumerate(plan.ops):
-        held += sum(map(size, op.outputs))
-        live.update(op.outputs)
-        peak = max(peak, held + _transform_extra(op) * size(op.inputs[0]))
-        for value in set(op.inputs):
-            if plan.last_use[value] == index and value in live:
-                live.remove(value)
-                held -= size(value)
-    return peak
-
-
-def _transform_extra(op: Op) -> int:
-    return len(op.babies) + len(op.groups) if op.kind is Kind.LINEAR_TRANSFORM else 0

@@ -1,36 +1,19 @@
-"""Measure the table that ships with a backend: `python -m he_runtime.cost.ship tenseal OUTPUT.json [SECONDS]`.
-
-Each ring degree gets the longest chain of equal primes that its security budget holds, at the lowest, middle and
-highest level; everything between is interpolated when a plan is priced.
-"""
+"""Measure the table that ships with a backend: `python -m he_runtime.cost.ship tenseal OUTPUT.json [SECONDS]`."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 
-from ..params import MAX_LOG2_QP, CkksParams, find_primes
-from .calibrate import calibrate
-from .table import CostEntry, CostTable, Key
+from .survey import RINGS, survey
+from .table import CostTable
 
 __all__ = ["ship"]
 
-_PRIMES = {4096: 3, 8192: 5, 16384: 9, 32768: 16}  # special prime included
-
 
 def ship(backend: str, seconds: float) -> CostTable:
-    """One table over all degrees, `seconds` of measuring each."""
-    entries: dict[Key, CostEntry] = {}
-    table: CostTable | None = None
-    for degree, count in _PRIMES.items():
-        special, *primes = find_primes(degree, [MAX_LOG2_QP[degree] / count] * count)
-        params = CkksParams(degree, tuple(primes), (special,))
-        top = params.max_level
-        table = calibrate(backend, params, {0, top // 2, top}, seconds)
-        entries.update(table.entries)
-        print(f"N={degree}: {len(table.entries)} entries", file=sys.stderr)
-    assert table is not None
-    return dataclasses.replace(table, kind="shipped", entries=entries)
+    """One table over all rings, `seconds` of measuring each."""
+    return dataclasses.replace(survey(backend, seconds=seconds * len(RINGS)), kind="shipped")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""CostTable: seconds per leaf, measured on one machine, with lookup between the measured points."""
+"""CostTable: seconds per leaf, measured on one machine, with a fit for what was not measured."""
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import PlanError, Reason, WireError
+from .entry import CostEntry
+from .environment import Environment, here
+from .fit import LeafFit, fit_leaf
 from .formulas import leaf_work
 
 __all__ = ["CostEntry", "CostTable", "Key", "load_default"]
@@ -25,17 +29,6 @@ _FIELDS = {"format", "version", "backend", "threads", "machine", "libraries", "d
 
 Key = tuple[str, int, int]  # (leaf, degree, level)
 _SAME_WORK = {"conjugate": "rotate", "rotate": "conjugate"}  # one automorphism and one key switch each
-
-
-@dataclass(frozen=True)
-class CostEntry:
-    """Median seconds of one call, and its spread: half the interquartile range over the median."""
-
-    seconds: float
-    spread: float
-
-    def scaled(self, factor: float) -> CostEntry:
-        return CostEntry(self.seconds * factor, self.spread)
 
 
 @dataclass(frozen=True)
@@ -59,29 +52,41 @@ class CostTable:
         return f"{self.backend}, {threads}, {self.machine}, {self.date}"
 
     def lookup(self, leaf: str, degree: int, level: int) -> CostEntry:
-        """The measured entry, or one carried over from the nearest by the operation counts of `formulas`.
+        """The measured entry; else by the formula fitted to all that was measured of this leaf (fit.py).
 
-        Between two measured levels the time per unit of work is interpolated; outside it is kept constant.
         PlanError when the table has no entry of this leaf at all.
         """
-        exact = self.entries.get((leaf, degree, level))
-        if exact is not None:
-            return exact
-        degrees = self._by_leaf.get(leaf) or self._by_leaf.get(_SAME_WORK.get(leaf, ""))
-        if not degrees:
+        fit = self.fits.get(leaf) or self.fits.get(_SAME_WORK.get(leaf, ""))
+        if fit is None:
             raise PlanError(f"cannot price {leaf!r}: the cost table ({self.name}) has no such leaf; try calibrating")
-        nearest = min(degrees, key=lambda d: (abs(math.log2(d / degree)), d))
-        rate = _interpolate(degrees[nearest], level)
-        return rate.scaled(leaf_work(leaf, degree, level))
+        return fit.entry(degree, level)
 
     @cached_property
-    def _by_leaf(self) -> dict[str, dict[int, dict[int, CostEntry]]]:
-        """leaf -> degree -> level -> entry per unit of work."""
-        index: dict[str, dict[int, dict[int, CostEntry]]] = {}
+    def fits(self) -> Mapping[str, LeafFit]:
+        """The formula of every measured leaf."""
+        measured: dict[str, dict[tuple[int, int], CostEntry]] = {}
         for (leaf, degree, level), entry in self.entries.items():
-            rate = entry.scaled(1 / leaf_work(leaf, degree, level))
-            index.setdefault(leaf, {}).setdefault(degree, {})[level] = rate
-        return index
+            measured.setdefault(leaf, {})[degree, level] = entry
+        return {leaf: fit_leaf(leaf, points) for leaf, points in measured.items()}
+
+    def doubts(self, environment: Environment | None = None) -> tuple[str, ...]:
+        """Why the table may not hold in `environment` (default: here and now): another machine, other versions, its age.
+
+        Empty for a shipped table, which claims no more than an order of magnitude anyway.
+        """
+        if self.kind == "shipped":
+            return ()
+        found = environment or here(tuple(self.libraries))
+        return found.doubts(self.machine, self.libraries, self.date)
+
+    def require_backend(self, backend: str) -> CostTable:
+        """The table itself; PlanError when it was measured with another back end."""
+        if self.backend != backend:
+            raise PlanError(
+                f"cannot price for back end {backend!r}: the cost table ({self.name}) is of {self.backend!r}; try a table of "
+                f"`secateur calibrate --backend {backend}`"
+            )
+        return self
 
     def to_json(self) -> bytes:
         """Canonical JSON with its digest."""
@@ -144,16 +149,6 @@ def load_default(backend: str) -> CostTable:
     return CostTable.parse(source.read_bytes())
 
 
-def _interpolate(rates: Mapping[int, CostEntry], level: int) -> CostEntry:
-    below = max((x for x in rates if x <= level), default=None)
-    above = min((x for x in rates if x >= level), default=None)
-    if below is None or above is None or below == above:
-        return rates[below if above is None or below == above else above]  # type: ignore[index]
-    t = (level - below) / (above - below)
-    low, high = rates[below], rates[above]
-    return CostEntry(low.seconds * (1 - t) + high.seconds * t, max(low.spread, high.spread))
-
-
 def _canonical(record: dict[str, Any]) -> bytes:
     return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
@@ -175,7 +170,7 @@ def _parse(record: Any) -> CostTable:
         threads=_integer(record["threads"], 1, 4096),
         machine=_text(record["machine"]),
         libraries={_text(k): _text(v) for k, v in record["libraries"].items()},
-        date=_text(record["date"]),
+        date=_date(record["date"]),
         kind=record["kind"],
         entries=_parse_entries(record["entries"]),
     )
@@ -204,6 +199,11 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > 256:
         raise WireError("cannot read the cost table: need text of at most 256 characters")
     return value
+
+
+def _date(value: Any) -> str:
+    datetime.datetime.fromisoformat(_text(value))
+    return str(value)
 
 
 def _integer(value: Any, low: int, high: int) -> int:

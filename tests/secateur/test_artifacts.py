@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from he_runtime import CompressedModel, Plan, compile, price
-from he_runtime.cost import CostTable
+from he_runtime.cost import CostTable, load_default
 from he_runtime.plan.counts import leaf_totals
 from secateur.artifacts import dense_twin
 
@@ -18,8 +21,9 @@ PLAN_KEYS = {
 }  # fmt: skip
 ESTIMATE_KEYS = {
     "model", "plan_digest", "latency_ms", "low_ms", "high_ms", "upload_ms", "download_ms", "layers", "counts", "levels",
-    "upload_bytes", "download_bytes", "key_bytes", "plaintext_bytes", "peak_bytes", "sigma", "table", "table_kind",
-    "confidence",
+    "levels_left", "upload_bytes", "download_bytes", "key_bytes", "keys", "plaintext_bytes", "vector_bytes",
+    "loaded_key_bytes", "ciphertext_bytes", "table_bytes", "peak_bytes", "sigma", "error_bound", "table", "table_kind",
+    "confidence", "warnings",
 }  # fmt: skip
 
 
@@ -53,7 +57,8 @@ def test_compress_a_network_of_ones_own(ask: Any, recipe: Any, tmp_path: Any) ->
 
 def test_plan_describes_the_plan(made: Any, ask: Any) -> None:
     record = ask("plan", made.directory)
-    assert set(record) == PLAN_KEYS
+    assert set(record) == PLAN_KEYS | {"cost"}
+    assert set(record["cost"]) == ESTIMATE_KEYS - {"model", "plan_digest"}
     planned = compile(CompressedModel.load(made.directory))
     assert record["plan_digest"] == planned.digest
     assert record["counts"] == leaf_totals(planned.counts)
@@ -65,7 +70,23 @@ def test_plan_describes_the_plan(made: Any, ask: Any) -> None:
 def test_plan_prints_the_listing_of_a_stored_plan(made: Any, cli: Any, tmp_path: Any) -> None:
     said = cli("plan", made.directory / "plan", "--output", tmp_path / "copy")
     assert said.code == 0
-    assert said.out.rstrip("\n") == Plan.load(made.directory / "plan").listing().rstrip("\n")
+    plan = Plan.load(made.directory / "plan")
+    assert said.out.rstrip("\n").endswith("\n" + plan.listing().rstrip("\n"))
+    report = price(plan, load_default("tenseal"))
+    for layer in report.layers:
+        (row,) = re.findall(
+            rf"^{re.escape(layer.name)} +(■*)(□*) (\d+) +(\d+) .* (\S+) +(\S+)%$", said.out, re.MULTILINE
+        )
+        left, used, stated, rotations, ms, share = row
+        assert (len(left), len(used), int(stated)) == (
+            layer.levels_left,
+            layer.level - layer.levels_left,
+            layer.levels_left,
+        )
+        assert int(rotations) == layer.counts.get("rotate", 0)
+        assert float(ms) == round(layer.ms, 1)
+        assert float(share) == pytest.approx(100 * layer.ms / report.latency_ms, abs=0.06)
+    assert f"for {len(plan.keys.requests)} keys" in said.out
     assert Plan.load(tmp_path / "copy").digest == Plan.load(made.directory / "plan").digest
 
 
@@ -88,10 +109,50 @@ def test_estimate_by_the_shipped_table(made: Any, ask: Any) -> None:
 def test_estimate_by_a_table_measured_here(made: Any, ask: Any, tmp_path: Any) -> None:
     path = tmp_path / "table.json"
     record = ask("calibrate", made.directory, "--output", path, "--seconds", 0.5)
-    assert set(record) == {"file", "backend", "machine", "date", "digest", "entries"}
+    assert set(record) == {
+        "file",
+        "backend",
+        "threads",
+        "machine",
+        "libraries",
+        "date",
+        "digest",
+        "entries",
+        "formulas",
+    }
     table = CostTable.load(path)
     assert (record["file"], record["digest"], len(record["entries"])) == (str(path), table.digest, len(table.entries))
     assert all(entry["seconds"] > 0 for entry in record["entries"])
     found = ask("estimate", made.directory, "--table", path)
     assert found["latency_ms"] == price(Plan.load(made.directory / "plan"), table).latency_ms
     assert found["confidence"] == "calibrated on this machine"
+    assert found["warnings"] == []
+
+
+def test_calibrate_several_rings(ask: Any, cli: Any, refused: Any, made: Any, tmp_path: Path) -> None:
+    record = ask("calibrate", "--degree", 4096, "--degree", 8192, "--seconds", 0.4, "--output", tmp_path / "t.json")
+    assert {(e["N"], e["level"]) for e in record["entries"] if e["leaf"] == "rotate"} == {
+        *((4096, level) for level in (0, 1)),
+        *((8192, level) for level in (0, 1, 3)),
+    }
+    assert all(min(f["call"], f["butterfly"], f["element"]) >= 0 for f in record["formulas"])
+    assert "need some of 4096" in refused("calibrate", "--degree", 5000)
+    assert "try without --degree" in refused("calibrate", made.directory, "--degree", 4096)
+
+
+def test_a_foreign_or_stale_table_is_named(made: Any, cli: Any, refused: Any, tmp_path: Path) -> None:
+    elsewhere = replace(
+        load_default("tenseal"), kind="measured", machine="a mainframe", date="2001-01-01T00:00:00+00:00"
+    )
+    path = elsewhere.save(tmp_path / "table.json")
+    for command in ("estimate", "plan"):
+        said = cli(command, made.directory, "--table", path, "--json")
+        assert said.code == 0
+        assert "warning: the cost table" in said.err and "measured on a mainframe" in said.err
+        assert re.search(r"measured \d+ days ago", said.err)
+        found = json.loads(said.out)
+        cost = found.get("cost", found)
+        assert len(cost["warnings"]) == 2 and cost["confidence"].startswith(
+            "order of magnitude, measured on a mainframe"
+        )
+    assert "is of 'tenseal'" in refused("estimate", made.directory, "--table", path, "--backend", "pyfhel")

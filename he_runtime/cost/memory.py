@@ -1,0 +1,103 @@
+"""Memory of a worker that holds one plan and one client's keys, and runs one query: what SEAL and the plan allocate."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ..backends.plaintexts import kept_encoded
+from ..plan import Kind, Plan
+
+__all__ = ["MemoryCost", "layer_plaintext_bytes", "memory"]
+
+
+@dataclass(frozen=True)
+class MemoryCost:
+    """Bytes: encoded operands, operands before encoding (the plan keeps them), keys as loaded, ciphertexts, SEAL's tables."""
+
+    plaintexts: int
+    vectors: int
+    keys: int
+    ciphertexts: int
+    tables: int
+
+    @property
+    def total(self) -> int:
+        return sum(vars(self).values())
+
+    @property
+    def largest(self) -> str:
+        """The name of the part that takes most."""
+        return max(vars(self), key=lambda name: getattr(self, name))
+
+
+def memory(plan: Plan) -> MemoryCost:
+    """What loading the plan and one client's keys, and then one run, allocate on a SEAL back end."""
+    return MemoryCost(
+        plaintexts=sum(_encoded_bytes(plan, index) for index in kept_encoded(plan)),
+        vectors=sum(vector.nbytes for vector in plan.vectors),
+        keys=_loaded_key_bytes(plan),
+        ciphertexts=_ciphertext_bytes(plan),
+        tables=_table_bytes(plan),
+    )
+
+
+def layer_plaintext_bytes(plan: Plan) -> dict[str, int]:
+    """Layer -> bytes of the encoded operands that are kept; one shared by two layers counts in both."""
+    kept = set(kept_encoded(plan))
+    used: dict[str, set[int]] = {}
+    for op in plan.ops:
+        operands = {op.plaintext} if op.cells is None else set(op.cells[:, 4].tolist())
+        used.setdefault(op.layer, set()).update(operands & kept)
+    return {layer: sum(_encoded_bytes(plan, index) for index in operands) for layer, operands in used.items()}
+
+
+def _encoded_bytes(plan: Plan, index: int) -> int:
+    return (plan.plaintexts[index].level + 1) * plan.params.degree * 8
+
+
+def _loaded_key_bytes(plan: Plan) -> int:
+    """SEAL keeps every key padded to the full chain."""
+    primes = len(plan.params.primes)
+    return len(plan.keys.requests) * 2 * primes * (primes + 1) * plan.params.degree * 8
+
+
+def _table_bytes(plan: Plan) -> int:
+    """For each k up to the number of primes SEAL keeps k + 1 transforms' tables in two bases, both ways, 16 bytes a root;
+    and one permutation, 4 bytes an index, per rotation key."""
+    params = plan.params
+    roots = sum(2 * 2 * (k + 1) * 16 for k in range(1, len(params.primes) + len(params.special) + 1))
+    return params.degree * (roots + 4 * len(plan.keys.requests))
+
+
+def _ciphertext_bytes(plan: Plan) -> int:
+    """SEAL's pool keeps what was freed for ciphertexts of the same size: the most alive at once, for every size.
+
+    A transform also holds its rotated inputs, one sum per giant step, and a product before and after it joins a sum.
+    """
+    alive: Counter[int] = Counter()
+    most: Counter[int] = Counter()
+
+    def take(size: int, count: int = 1) -> None:
+        alive[size] += count
+        most[size] = max(most[size], alive[size])
+
+    for port in plan.inputs:
+        for value in port.values:
+            take(_size(plan, value))
+    for index, op in enumerate(plan.ops):
+        for value in op.outputs:
+            take(_size(plan, value))
+        size = _size(plan, op.inputs[0])
+        extra = len(op.babies) + len(op.groups) + 2 if op.kind is Kind.LINEAR_TRANSFORM else 0
+        take(size, extra)
+        alive[size] -= extra
+        for value in set(op.inputs):
+            if plan.last_use[value] == index:
+                alive[_size(plan, value)] -= 1
+    return sum(size * count for size, count in most.items())
+
+
+def _size(plan: Plan, value: int) -> int:
+    kind = plan.values[value]
+    return kind.size * (kind.level + 1) * plan.params.degree * 8

@@ -1,0 +1,84 @@
+"""Measuring: rounds told apart by a probe, and calibration on real ciphertexts."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from he_runtime.cost import CostTable, price
+from he_runtime.cost.measure import ProbeGate, measure_latency
+from he_runtime.errors import ParameterError
+from tests.he_runtime.costs import LEAVES, N, params, plan
+
+
+class FakeClock:
+    """A clock that only the timed calls advance."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_rounds_with_a_moved_probe_are_repeated_and_never_rescaled() -> None:
+    clock = FakeClock()
+    times = iter([1.0, 1.0, 5.0, *[1.0] * 20])  # warm-up, a good round, a disturbed one, good ones
+    probes = iter([0.1] * 5 + [0.1, 0.1] + [0.1, 0.2] + [0.1] * 40)
+    result = measure_latency(lambda: clock.spend(next(times)), lambda: clock.spend(next(probes)), runs=7, clock=clock)
+    assert (result.rounds, result.discarded, result.disturbed) == (7, 1, 0)
+    assert result.median_ms == pytest.approx(1000.0)
+
+
+def test_repeats_are_bounded_and_told() -> None:
+    clock, state = FakeClock(), [1.0]
+
+    def growing() -> None:
+        state[0] *= 1.5
+        clock.spend(state[0])
+
+    result = measure_latency(lambda: clock.spend(1.0), growing, runs=3, max_repeats=4, clock=clock)
+    assert (result.rounds, result.discarded, result.disturbed) == (3, 4, 3)
+    with pytest.raises(ParameterError):
+        measure_latency(lambda: None, lambda: None, runs=0)
+
+
+@pytest.mark.parametrize(("seconds", "steady"), [(1.0, True), (1.09, True), (0.91, True), (1.2, False), (0.8, False)])
+def test_the_gate_allows_ten_percent(seconds: float, steady: bool) -> None:
+    clock = FakeClock()
+    probes = iter([1.0] * 5 + [seconds])
+    gate = ProbeGate(lambda: clock.spend(next(probes)), clock=clock)
+    assert gate.check() is steady
+
+
+def test_calibration_measures_every_leaf_on_real_ciphertexts() -> None:
+    pytest.importorskip("tenseal")
+    from he_runtime.cost.calibrate import calibrate
+
+    phases: list[tuple[str, float]] = []
+    start = time.perf_counter()
+    t = calibrate("tenseal", params(), seconds=1.0, progress=lambda phase, share: phases.append((phase, share)))
+    assert time.perf_counter() - start < 20
+    expected = {(leaf, N, level) for leaf in (*LEAVES, "upload", "download") for level in (0, 1)}
+    expected -= {("rescale", N, 0), ("mod_switch", N, 0)}
+    assert set(t.entries) == expected
+    assert all(e.seconds > 0 and e.spread >= 0 for e in t.entries.values())
+    assert t.entries["rotate", N, 1].seconds > t.entries["add", N, 1].seconds
+    assert CostTable.parse(t.to_json()) == t
+    assert t.doubts() == () and set(t.libraries) == {"tenseal", "numpy", "python"} and t.threads == 1
+    assert phases[0][0] == "keys" and phases[-1][0] == "measure"
+    assert price(plan(), t).latency_ms > 0
+
+
+def test_calibration_measures_only_what_is_asked_for() -> None:
+    pytest.importorskip("tenseal")
+    from he_runtime.cost.calibrate import calibrate
+
+    t = calibrate("tenseal", params(), [1], 0.2, only={("rotate", 1)})
+    assert set(t.entries) == {("rotate", N, 1), ("upload", N, 1), ("download", N, 1)}
+    with pytest.raises(ParameterError):
+        calibrate("tenseal", params(), [2])

@@ -1,9 +1,9 @@
 """Predicted against measured latency on plans that calibration never saw.
 
 Run `python benchmarks/prediction.py [--json]` on a machine that does nothing else. Calibration times single operations
-only, once per group (network, packing, back end), on the group's parameters; a price is operation counts times these.
-Every plan is then run, the median of the runs counts, and a run whose probe moved is repeated. Finished plans are kept in
-a log: interrupted, the script goes on where it stopped.
+only, between the rounds of each group (network, packing, back end); a price is operation counts times these. The plans of
+a group are run in turn, round by round; the median of the runs with a steady probe counts. Finished groups are kept in a
+log: interrupted, the script goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from he_runtime import Plan
 from he_runtime.cost.calibrate import machine_name
+from he_runtime.errors import DoesNotFit
 from model_prep.reference_models import random_reference
 from secateur.sweep_log import PointLog
-from secateur.sweep_run import COLUMN, DIAGONAL, Point, Study, Timer, agreement, interleaved, libraries, points_of
+from secateur.sweep_run import COLUMN, DIAGONAL, Point, Study, agreement, interleaved, libraries, model_facts, points_of
+from secateur.together import GroupTimer
 
 BACKENDS = ("tenseal", "pyfhel")
 SPARSITIES = (0.0, 0.3, 0.5, 0.65, 0.77, 0.86, 0.92, 0.96)
@@ -53,19 +56,37 @@ QUICK_SPARSITIES = (0.86, 0.96)
 def measure(
     log: PointLog, groups: Sequence[Group], backends: Sequence[str], sparsities: Sequence[float], **timing: Any
 ) -> None:
-    """Fill the log with what it lacks, group by group."""
+    """Fill the log with what it lacks, group by group; the plans of a group are run in turn."""
     studies: dict[str, Study] = {}
-    total, done = len(groups) * len(backends) * len(sparsities), len(log.records)
+    total, done = len(groups) * len(backends), 0
     for backend in backends:
         for group in groups:
+            done += 1
             missing = [p for p in group.points(sparsities) if not _there(log, group, backend, p)]
-            if missing and group.network not in studies:
+            if not missing:
+                continue
+            if group.network not in studies:
                 studies[group.network] = Study.of(random_reference(group.network))
-            timer = Timer(backend, **timing)  # a fresh one: calibration is never older than its group
-            for point in missing:
-                done += 1
-                _say(f"{done}/{total}: {backend}, {group.network}, {group.packing}, {point.sparsity:.0%} zeros")
-                log.append({"backend": backend} | asdict(group) | timer.record(studies[group.network], point))
+            title = f"group {done} of {total}: {backend}, {group.network}, {group.packing}"
+            for record in _measured(studies[group.network], missing, backend, title, **timing):
+                log.append({"backend": backend} | asdict(group) | record)
+
+
+def _measured(study: Study, points: Sequence[Point], backend: str, title: str, **timing: Any) -> list[dict[str, Any]]:
+    """The records of the points of one group; one that does not fit says why."""
+    plans: dict[Point, Plan] = {}
+    known: dict[Point, dict[str, Any]] = {}
+    for point in points:
+        _say(f"{title}: planning {point.sparsity:.0%} zeros")
+        known[point] = asdict(point)
+        try:
+            plans[point] = study.plan(point)
+        except DoesNotFit as error:
+            known[point] |= {"fits": False, "why": error.message}
+            continue
+        known[point] |= {"fits": True} | model_facts(study.sparse(point))
+    found = GroupTimer(backend, report=lambda message: _say(f"{title}: {message}"), **timing).records(plans)
+    return [known[point] | found.get(point, {}) for point in points]
 
 
 def _there(log: PointLog, group: Group, backend: str, point: Point) -> bool:

@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import numpy.typing as npt
 from he_runtime import run_clear
 from he_runtime.batching import plan_batch
 from he_runtime.cost.calibrate import machine_name
-from he_runtime.errors import DoesNotFit
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 from he_runtime.reference import calibrate
 from model_prep.data import load
@@ -30,7 +30,8 @@ from model_prep.networks import NETWORKS
 from model_prep.reference_models import random_reference
 from secateur.local import Local
 from secateur.sweep_log import PointLog
-from secateur.sweep_run import COLUMN, DENSE, DIAGONAL, Point, Study, Timer, libraries
+from secateur.sweep_run import COLUMN, DENSE, DIAGONAL, Point, Study, libraries, model_facts
+from secateur.together import GroupTimer
 
 BACKEND = "tenseal"
 GRID_SPARSITY = 0.9
@@ -42,6 +43,8 @@ TARGETS = {
     "planned_ratio_error": 0.12,
 }
 Record = dict[str, Any]
+_DENSE = Point(DIAGONAL, DENSE, 0.0)
+_GRID = Point(DIAGONAL, "grid", GRID_SPARSITY)
 
 
 def layer(size: int, seed: int = 0) -> CompressedModel:
@@ -60,11 +63,11 @@ def inputs(network: str, count: int) -> npt.NDArray[np.float64]:
 
 
 class Bench:
-    """Points measured once each, kept in a log; every study shares one calibration per ring and chain."""
+    """Measurements that are made once each and kept in a log."""
 
     def __init__(self, log: PointLog, runs: int, seconds: float) -> None:
-        self.log, self.timer = log, Timer(BACKEND, runs, seconds)
-        self._studies: dict[str, Study] = {}
+        self.log = log
+        self.timer = GroupTimer(BACKEND, runs, seconds, lambda message: print(message, file=sys.stderr))
 
     def once(self, name: str, make: Callable[[], Record]) -> Record:
         """The record of that name, made now if the log has none."""
@@ -75,23 +78,31 @@ class Bench:
         self.log.append({"name": name} | make())
         return self.log.records[-1]
 
-    def point(self, network: str, make: Callable[[], CompressedModel], point: Point) -> Record:
-        def measured() -> Record:
-            if network not in self._studies:
-                self._studies[network] = Study.of(make())
-            record = self.timer.record(self._studies[network], point)
-            if not record.get("measured_ms"):
-                raise DoesNotFit(record["why"])
-            return record
+    def points(self, network: str, make: Callable[[], CompressedModel], points: Sequence[Point]) -> list[Record]:
+        """The records of points that are compared with each other: those that the log lacks are measured in turn."""
+        names = {point: f"{network}, {point.packing}, {point.pattern}, {point.sparsity:g}" for point in points}
+        there = {record["name"] for record in self.log.records}
+        missing = [point for point in points if names[point] not in there]
+        if missing:
+            study = Study.of(make())
+            plans = {point: study.plan(point) for point in missing}
+            found = self.timer.records(plans)
+            for point in missing:
+                facts = model_facts(study.sparse(point))
+                self.log.append({"name": names[point]} | asdict(point) | facts | found[point])
+        records = {record["name"]: record for record in self.log.records}
+        return [records[names[point]] for point in points]
 
-        return self.once(f"{network}, {point.packing}, {point.pattern}, {point.sparsity:g}", measured)
+
+def _unstructured(sparsities: Sequence[float]) -> list[Point]:
+    return [Point(DIAGONAL, "unstructured", s) for s in sparsities]
 
 
 def unstructured(bench: Bench, network: str, sparsities: Sequence[float]) -> Record:
     """Largest relative change of the diagonal latency by unstructured zeros."""
     model = _reference(network)
-    dense = bench.point(network, model, Point(DIAGONAL, DENSE, 0.0))
-    rows = [bench.point(network, model, Point(DIAGONAL, "unstructured", s)) for s in sparsities]
+    points = [_DENSE, *_unstructured(sparsities)]
+    dense, *rows = bench.points(network, model, points)
     changes = [row["measured_ms"] / dense["measured_ms"] - 1 for row in rows]
     return {
         "network": network,
@@ -107,7 +118,7 @@ def column(bench: Bench, network: str, sparsities: Sequence[float]) -> Record:
     """How linear column latency is in the number of weights: R squared, and what of it is independent of them."""
     model = _reference(network)
     points = [Point(COLUMN, "unstructured" if s else DENSE, s) for s in sparsities]
-    rows = [bench.point(network, model, point) for point in points]
+    rows = bench.points(network, model, points)
     weights, ms = ([float(row[key]) for row in rows] for key in ("nonzeros", "measured_ms"))
     r_squared = statistics.correlation(weights, ms) ** 2
     slope, intercept = statistics.linear_regression(weights, ms)
@@ -125,8 +136,8 @@ def column(bench: Bench, network: str, sparsities: Sequence[float]) -> Record:
 
 def grid(bench: Bench, name: str, make: Callable[[], CompressedModel], target: float) -> Record:
     """Speedup of a grid of diagonals over the planner's own dense plan, measured and planned."""
-    dense = bench.point(name, make, Point(DIAGONAL, DENSE, 0.0))
-    sparse = bench.point(name, make, Point(DIAGONAL, "grid", GRID_SPARSITY))
+    points = [_DENSE, _GRID]
+    dense, sparse = bench.points(name, make, points)
     measured, planned = (dense[key] / sparse[key] for key in ("measured_ms", "predicted_ms"))
     return {
         "network": name,
@@ -149,7 +160,7 @@ def batch(bench: Bench, network: str, samples: int) -> Record:
     def measured() -> Record:
         model = random_reference(network)
         found = plan_batch(model, samples)
-        timed = bench.timer.of_plan(found.plan)
+        timed = bench.timer.records({network: found.plan})[network]
         x = inputs(network, min(samples, found.plan.batch))
         local = Local(found.plan, BACKEND)
         answers = local.decrypt_batch(local.evaluate(local.encrypt_batch(x)), len(x))
@@ -183,6 +194,7 @@ def sparsity(bench: Bench, quick: bool) -> Record:
     some = (0.9,) if quick else (0.5, 0.75, 0.9)
     steps = (0.9, 0.95) if quick else (0.0, 0.25, 0.5, 0.75, 0.9, 0.95)
     batched = ("digits-mlp",) if quick else ("mnist-mlp", "mnist-tenseal-cnn")
+    bench.points(mlp, _reference(mlp), [_DENSE, *_unstructured(some), _GRID])  # two checks share these: one measurement
     return {
         "unstructured": unstructured(bench, mlp, some),
         "column": column(bench, "digits-mlp", steps),

@@ -94,17 +94,18 @@ class Rounds(Generic[K]):
 
     def __init__(self, routines: Mapping[K, Callable[[], None]], probe: Callable[[], None], clock: Clock) -> None:
         self._routines, self._probe, self._clock = routines, probe, clock
-        self._samples: dict[K, list[tuple[float, float]]] = {key: [] for key in routines}  # probe, routine
+        self._samples: dict[K, list[tuple[float, float]]] = {key: [] for key in routines}  # slower probe, routine
+        self._probes: list[float] = []
         for routine in routines.values():
             routine()  # the first call pays for page faults and caches
 
     def go(self, rounds: int) -> None:
         """Time every routine that many times more."""
         for _ in range(rounds):
-            before = timed(self._probe, self._clock)
+            before = self._probed()
             for key, routine in self._routines.items():
                 seconds = timed(routine, self._clock)
-                after = timed(self._probe, self._clock)
+                after = self._probed()
                 self._samples[key].append((max(before, after), seconds))
                 before = after
 
@@ -123,9 +124,12 @@ class Rounds(Generic[K]):
             found[key] = Measurement(statistics.median(kept) * 1e3, len(kept), len(every) - len(kept), disturbed)
         return found
 
+    def _probed(self) -> float:
+        self._probes.append(timed(self._probe, self._clock))
+        return self._probes[-1]
+
     def _steady(self) -> dict[K, list[float]]:
-        probes = sorted(probe for samples in self._samples.values() for probe, _ in samples)
-        quiet = probes[len(probes) // 4] if probes else 0.0
+        quiet = sorted(self._probes)[len(self._probes) // 4] if self._probes else 0.0
         return {
             key: [seconds for probe, seconds in samples if probe <= (1 + TOLERANCE) * quiet]
             for key, samples in self._samples.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from secateur.sweep_run import Timer
+from secateur.together import GroupTimer
 
 
 def record(network: str, backend: str, predicted: float, measured: float | None, **more: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_it_measures_and_goes_on(
     def measured_again(*_: object) -> None:
         raise AssertionError("it is in the log")
 
-    monkeypatch.setattr(Timer, "record", measured_again)
+    monkeypatch.setattr(GroupTimer, "records", measured_again)
     assert said(module, *arguments)["plans"] == first["plans"]
     with pytest.raises(AssertionError, match="in the log"):
         said(module, *arguments, "--restart")

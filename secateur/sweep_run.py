@@ -25,7 +25,10 @@ __all__ = [
     "agreement",
     "interleaved",
     "libraries",
+    "model_facts",
+    "plan_facts",
     "points_of",
+    "refuse_too_large",
     "spearman",
 ]
 
@@ -33,7 +36,6 @@ DIAGONAL = "diagonal"  # one query per ciphertext
 COLUMN = "column"  # one feature per ciphertext, a query per slot
 DENSE = "dense"  # the pattern of a network with nothing pruned, which all patterns share
 _INTERLEAVED = "interleaved-"
-_ENCODED_BYTES = 1 << 30  # what a back end keeps of encoded constants; the rest it encodes as it goes
 
 
 def interleaved(batch: int) -> str:
@@ -148,7 +150,7 @@ class Timer:
             plan = study.plan(point)
         except DoesNotFit as error:
             return asdict(point) | {"fits": False, "why": error.message}
-        return asdict(point) | {"fits": True} | _of_model(study.sparse(point)) | self.of_plan(plan)
+        return asdict(point) | {"fits": True} | model_facts(study.sparse(point)) | self.of_plan(plan)
 
     def of_plan(self, plan: Plan) -> dict[str, Any]:
         """What is known of a plan: its counts, its price, and, if it is measured, how long it took."""
@@ -156,7 +158,7 @@ class Timer:
 
         self.report("calibrating")
         priced = price(plan, self._table_for(plan.params))
-        known = _of_plan(plan, priced)
+        known = plan_facts(plan, priced)
         if self.measure:
             self.report("measuring")
             known |= self._measured_if_it_fits(plan, priced)
@@ -176,7 +178,7 @@ class Timer:
         from he_runtime.errors import DoesNotFit
 
         try:
-            _refuse_too_large(plan, priced)
+            refuse_too_large(priced)
         except DoesNotFit as error:
             return {"why": error.message}
         return self._measured(plan, priced)
@@ -210,7 +212,8 @@ class Timer:
         }
 
 
-def _of_model(model: CompressedModel) -> dict[str, Any]:
+def model_facts(model: CompressedModel) -> dict[str, Any]:
+    """What a record says of a sparse network."""
     import numpy as np
 
     from model_prep.lines import weight_keys
@@ -225,7 +228,8 @@ def _of_model(model: CompressedModel) -> dict[str, Any]:
     }
 
 
-def _of_plan(plan: Plan, priced: CostReport) -> dict[str, Any]:
+def plan_facts(plan: Plan, priced: CostReport) -> dict[str, Any]:
+    """What a record says of a plan before it runs."""
     return {
         "N": plan.params.degree,
         "log2_qp": plan.params.log2_qp,
@@ -243,12 +247,11 @@ def _of_plan(plan: Plan, priced: CostReport) -> dict[str, Any]:
     }
 
 
-def _refuse_too_large(plan: Plan, priced: CostReport) -> None:
-    """DoesNotFit when a run would take more than four fifths of the free memory."""
+def refuse_too_large(*priced: CostReport) -> None:
+    """DoesNotFit when these plans, loaded at once, would take more than four fifths of the free memory."""
     from he_runtime.errors import DoesNotFit
 
-    constants = sum((p.level + 1) * plan.params.degree * 8 for p in plan.plaintexts if len(plan.vectors[p.vector]) == 1)
-    need = priced.peak_bytes - max(0, constants - _ENCODED_BYTES)
+    need = sum(p.peak_bytes for p in priced)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > 0.8 * free:
         raise DoesNotFit(

@@ -125,5 +125,4 @@ def _estimate(model: CompressedModel, degree: int, batch: int, table: CostTable)
         program, _ = lower(model, degree, batch, table)
     except DoesNotFit:
         return None
-    counts = ((leaf, level, n) for (leaf, level), n in program.leaf_counts().items())
-    return BatchOption(batch, degree, 1e3 * Costs(table, degree).leaves(counts), planned=False)
+    return BatchOption(batch, degree, 1e3 * Costs(table, degree).counted(program.leaf_counts()), planned=False)

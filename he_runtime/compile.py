@@ -37,6 +37,8 @@ def compile(
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
+    Where tensors span several ciphertexts there, larger rings that price lower are taken instead.
+
     `batch` samples (a power of two) are interleaved in every ciphertext; with as many samples as slots there is one
     feature per ciphertext and no rotation at all. Packings are weighed by `table`, by default the shipped one.
 
@@ -48,18 +50,27 @@ def compile(
     """
     budget = error_budget(model, max_error, margin_share)
     table = table or load_default("tenseal")
-    reasons = []
+    reasons: list[str] = []
+    found: tuple[Plan, float] | None = None
     for degree in degrees:
         try:
             program, depth = lower(model, degree, batch, table)
+            seconds = Costs(table, degree).counted(program.leaf_counts())
+            if found and seconds >= found[1]:
+                break
             problem = Problem(model, program, degree, depth, budget)
             plan = integer_chain(problem) or best_chain(problem)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(f"N={degree}: {error.message}")
             continue
-        if plan.error_bound <= budget:
-            return verify(plan)
-        reasons.append(f"N={degree}: the error bound is {plan.error_bound:.3g}, the budget {budget:.3g}")
+        if plan.error_bound > budget:
+            reasons.append(f"N={degree}: the error bound is {plan.error_bound:.3g}, the budget {budget:.3g}")
+            continue
+        found = plan, seconds
+        if program.packing.ciphertexts == 1 or batch > 1:
+            break
+    if found is not None:
+        return verify(found[0])
     raise DoesNotFit(
         f"cannot plan model {model.name!r}: no ring degree holds it ({'; '.join(reasons)}); try fewer activations"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..cost import CostTable
@@ -20,6 +20,10 @@ class Costs:
     def leaves(self, counts: Iterable[tuple[str, int, int]]) -> float:
         """Of (leaf, level, how often)."""
         return sum(n * self.table.lookup(leaf, self.degree, level).seconds for leaf, level, n in counts if n)
+
+    def counted(self, counts: Mapping[tuple[str, int], int]) -> float:
+        """Of (leaf, level) -> how often."""
+        return self.leaves((leaf, level, n) for (leaf, level), n in counts.items())
 
     def linear(self, rotations: int, products: int, level: int) -> float:
         """Of a packed linear stage; every product and every fold joins by an addition."""

@@ -38,6 +38,11 @@ class Packing:
     input_layout: InputLayout
     packed: dict[str, PackedLinear]
 
+    @property
+    def ciphertexts(self) -> int:
+        """Of the tensor that has most."""
+        return max(layout.ciphertexts for layout in (self.input_layout, *self.layouts.values()))
+
     def operand(self, stage: LinearStage) -> tuple[LinearMap, LinearLayout]:
         """The map as it is packed, and the layout of all that it is applied to."""
         return linear_operand(stage, {**self.layouts, self.source: self.input_layout})

@@ -14,19 +14,23 @@ from .lower.program import Scales
 from .params import MAX_LOG2_QP, CkksParams, find_primes
 from .plan import Plan
 from .plan.verify import first_overflow
+from .refusals import OutOfRange, too_deep, too_wide_output
 
-__all__ = ["HEADROOM_BITS", "MAX_PRIME_BITS", "MIN_PRIME_BITS", "best_chain"]
+__all__ = ["HEADROOM_BITS", "LEAST_LEVEL_BITS", "MAX_PRIME_BITS", "MIN_PRIME_BITS", "best_chain"]
 
 MIN_PRIME_BITS = 24.0
 MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 _HOPELESS = 8.0  # the fine search gains a bit or two
 _WORTHWHILE = 0.98  # of the error: a smaller gain is no reason to go on
+_LEAST_DROP_BITS = 12.0  # what a prime of a rescale has more than Delta: the operands' scale
+_LEAST_DELTA_BITS = 22
+LEAST_LEVEL_BITS = _LEAST_DELTA_BITS + _LEAST_DROP_BITS
 HEADROOM_BITS = 1.1  # one for the sign; a tenth because found primes lie just below the bits asked for
 _Point = tuple[float, float]  # bits of Delta and of the last layer's operands
 _STARTS: tuple[_Point, ...] = tuple(
     sorted(
-        ((float(d), float(s)) for d in range(22, 46, 4) for s in range(8, 33, 6)),
-        key=lambda p: abs(p[0] - 22) + abs(p[1] - 14),
+        ((float(d), float(s)) for d in range(_LEAST_DELTA_BITS, 46, 4) for s in range(8, 33, 6)),
+        key=lambda p: abs(p[0] - _LEAST_DELTA_BITS) + abs(p[1] - 14),
     )
 )
 
@@ -40,9 +44,7 @@ def best_chain(problem: Problem) -> Plan:
     search = _Search(problem)
     best = next((p for p in _STARTS if search.error(p) < math.inf), None)
     if best is None:
-        raise DoesNotFit(
-            f"no prime chain under {MAX_LOG2_QP[problem.degree]} bits gives {problem.depth} levels with room for the ranges"
-        )
+        raise _refusal(problem)
     best = search.descend(best, 4.0)
     if 6 * search.error(best) > _HOPELESS * problem.budget:
         return search.at(best)[0]
@@ -79,9 +81,54 @@ class _Search:
             best = better
 
 
+def _refusal(problem: Problem) -> DoesNotFit:
+    """Why not even the smallest scales fit, or else the candidate that came nearest."""
+    stages, (delta, last) = problem.program.stages, min(_STARTS)
+    output, first = _output(problem), _first_bits(problem, delta, last)
+    if first > MAX_PRIME_BITS:
+        return too_wide_output(stages[-1].layer, output, first, MAX_PRIME_BITS)
+    base_bits = first + max(first, LEAST_LEVEL_BITS)
+    if base_bits + problem.depth * LEAST_LEVEL_BITS > MAX_LOG2_QP[problem.degree]:
+        return too_deep(stages, problem.program.levels, problem.degree, base_bits, LEAST_LEVEL_BITS)
+    found: list[DoesNotFit] = []
+    for point in _STARTS:
+        params = _params(problem, *point)
+        try:
+            if params is not None:
+                assemble(problem, params, _scales(*point))
+        except DoesNotFit as error:
+            found.append(error)
+    least = min(found, key=lambda e: e.missing_bits if isinstance(e, OutOfRange) else math.inf, default=None)
+    return least or DoesNotFit(f"cannot find primes for {problem.depth} levels; try a larger N or smaller ranges")
+
+
+def _output(problem: Problem) -> float:
+    return problem.magnitudes.get(problem.model.output.node, 1.0)
+
+
+def _first_bits(problem: Problem, delta_bits: float, last_bits: float) -> float:
+    """The prime that the output is left with."""
+    return delta_bits + last_bits + math.log2(max(2 * _output(problem), 1.0)) + HEADROOM_BITS
+
+
+def _scales(delta_bits: float, last_bits: float) -> Scales:
+    return Scales(2.0**delta_bits, 2.0**last_bits)
+
+
 def _try(problem: Problem, delta_bits: float, last_bits: float) -> Candidate | None:
-    output = problem.magnitudes.get(problem.model.output.node, 1.0)
-    first = delta_bits + last_bits + math.log2(max(2 * output, 1.0)) + HEADROOM_BITS
+    params = _params(problem, delta_bits, last_bits)
+    if params is None:
+        return None
+    try:
+        candidate = assemble(problem, params, _scales(delta_bits, last_bits))
+    except DoesNotFit:
+        return None
+    return None if first_overflow(candidate[0]) else candidate
+
+
+def _params(problem: Problem, delta_bits: float, last_bits: float) -> CkksParams | None:
+    """The chain for two scales; None where its primes would be too long or too short."""
+    first = _first_bits(problem, delta_bits, last_bits)
     cap = MAX_LOG2_QP[problem.degree]
     # The special prime is at least as large as every live one, so that key switching adds little.
     rest = min(MAX_PRIME_BITS, (cap - first) / (problem.depth + 1)) if problem.depth else MAX_PRIME_BITS
@@ -90,12 +137,7 @@ def _try(problem: Problem, delta_bits: float, last_bits: float) -> Candidate | N
         rest = min(MAX_PRIME_BITS, (cap - 2 * first) / problem.depth)
     if not MIN_PRIME_BITS <= first <= MAX_PRIME_BITS or rest < MIN_PRIME_BITS or special > MAX_PRIME_BITS:
         return None
-    if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - delta_bits < 12):
+    if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - delta_bits < _LEAST_DROP_BITS):
         return None
     primes = find_primes(problem.degree, [special, first, *[rest] * problem.depth])
-    params = CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))
-    try:
-        candidate = assemble(problem, params, Scales(2.0**delta_bits, 2.0**last_bits))
-    except DoesNotFit:
-        return None
-    return None if first_overflow(candidate[0]) else candidate
+    return CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .candidate import Problem
-from .chain import MIN_PRIME_BITS, best_chain
+from .chain import LEAST_LEVEL_BITS, MIN_PRIME_BITS, best_chain
 from .cost import CostTable, load_default
 from .errors import DoesNotFit, ParameterError
 from .integer_chain import integer_chain
@@ -16,12 +16,12 @@ from .lower.levels import stage_levels
 from .lower.packing import choose_packing
 from .lower.stages import build_stages
 from .model import CompressedModel
-from .params import MAX_LOG2_QP
+from .params import DEGREES, MAX_LOG2_QP
 from .plan import Plan, verify
+from .refusals import nearest, require_exactness, require_memory, require_width, too_deep
 
 __all__ = ["DEGREES", "compile", "error_budget", "lower"]
 
-DEGREES = (4096, 8192, 16384, 32768)
 _MAX_CIPHERTEXTS = 64  # per tensor and single query: beyond it a larger ring is cheaper
 _MAX_BATCH_CIPHERTEXTS = 4096  # what clients accept
 
@@ -34,6 +34,7 @@ def compile(
     margin_share: float = 0.25,
     batch: int = 1,
     table: CostTable | None = None,
+    max_bytes: int | None = None,
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
@@ -46,11 +47,14 @@ def compile(
     median margin between the two largest outputs. Among the prime chains of a ring the one with the smallest
     predicted error is taken, since SEAL's cost depends on the number of primes only.
 
-    Raises DoesNotFit naming what is missing, or ModelError for an unsupported op.
+    A plan that needs more memory of a worker than `max_bytes` is not taken.
+
+    Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
+    unsupported op.
     """
     budget = error_budget(model, max_error, margin_share)
     table = table or load_default("tenseal")
-    reasons: list[str] = []
+    reasons: list[DoesNotFit | ParameterError] = []
     found: tuple[Plan, float] | None = None
     for degree in degrees:
         try:
@@ -60,19 +64,19 @@ def compile(
                 break
             problem = Problem(model, program, degree, depth, budget)
             plan = integer_chain(problem) or best_chain(problem)
+            require_exactness(plan, budget)
+            require_memory(plan, max_bytes)
         except (DoesNotFit, ParameterError) as error:
-            reasons.append(f"N={degree}: {error.message}")
-            continue
-        if plan.error_bound > budget:
-            reasons.append(f"N={degree}: the error bound is {plan.error_bound:.3g}, the budget {budget:.3g}")
+            reasons.append(error)
             continue
         found = plan, seconds
         if program.packing.ciphertexts == 1 or batch > 1:
             break
     if found is not None:
         return verify(found[0])
+    tried = ", ".join(map(str, degrees))
     raise DoesNotFit(
-        f"cannot plan model {model.name!r}: no ring degree holds it ({'; '.join(reasons)}); try fewer activations"
+        f"cannot plan model {model.name!r}: no ring degree of {tried} holds it; nearest: {nearest(reasons).message}"
     )
 
 
@@ -94,13 +98,15 @@ def lower(model: CompressedModel, degree: int, batch: int, table: CostTable) -> 
     """
     slots = degree // 2 // batch  # lane groups: what one sample has of a ciphertext
     if slots < 1:
-        raise DoesNotFit(f"a batch of {batch} does not fit {degree // 2} slots")
+        raise DoesNotFit(f"cannot pack a batch of {batch} into {degree // 2} slots; try {degree // 2}, or a larger N")
     stages, constants = fold_constants(build_stages(model, slots))
     levels = stage_levels(stages)
     depth = max(levels.values())
     if (depth + 2) * MIN_PRIME_BITS > MAX_LOG2_QP[degree]:
-        raise DoesNotFit(f"model {model.name!r} needs {depth} levels, which do not fit {MAX_LOG2_QP[degree]} bits")
+        raise too_deep(stages, levels, degree, 2 * LEAST_LEVEL_BITS, LEAST_LEVEL_BITS)
     limit = _MAX_CIPHERTEXTS if batch == 1 else _MAX_BATCH_CIPHERTEXTS
+    if slots > 1:
+        require_width(stages, model.input.name, model.input.shape, slots, limit, degree)
     packing = choose_packing(stages, model.input.name, model.input.shape, slots, levels, Costs(table, degree), limit)
     check_output(model.output.node, constants, packing.layouts[model.output.node])
     return Program(stages, constants, packing, model.input.name, batch), depth

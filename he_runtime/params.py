@@ -15,10 +15,12 @@ from typing import Any
 
 from .errors import ParameterError, Reason
 
-__all__ = ["MAX_LOG2_QP", "CkksParams", "find_primes", "is_prime"]
+__all__ = ["DEGREES", "MAX_LOG2_QP", "CkksParams", "find_primes", "is_prime"]
 
 # Ring degree -> largest log2(Q * P) at 128-bit classical security, ternary secret (2024 guidelines).
 MAX_LOG2_QP: dict[int, int] = {4096: 106, 8192: 214, 16384: 430, 32768: 868, 65536: 1747}
+
+DEGREES = (4096, 8192, 16384, 32768)  # of the rings that plans are made for, by default
 
 # Degrees that only tests may use. They have no row in the table, so they are insecure by construction.
 _TEST_DEGREES = frozenset({1024, 2048})

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from ..errors import DoesNotFit
 from ..params import CkksParams
 from ..plan import LayerInfo
+from ..refusals import out_of_range
 from .emission import VectorPool
 from .emit_elementwise import add, join, multiply, quadratic
 from .emit_linear import linear
@@ -72,7 +72,4 @@ def _check_value(low: Lowering, stage: Stage, value: int, magnitude: float) -> N
 def _check_room(params: CkksParams, layer: str, level: int, scale: float, magnitude: float) -> None:
     need, have = math.log2(scale * max(magnitude, 1e-9) * 2), params.log2_q(level)
     if need >= have:
-        raise DoesNotFit(
-            f"cannot hold layer {layer!r}: values need {need:.1f} bits at level {level}, the modulus has {have:.1f}; try a "
-            "smaller scale, a larger N or a smaller range"
-        )
+        raise out_of_range(layer, level, need, have)

@@ -61,6 +61,8 @@ def plan_batch(
     max_error: float | None = None,
     margin_share: float = 0.25,
     table: CostTable | None = None,
+    max_bytes: int | None = None,
+    max_key_bytes: int | None = None,
 ) -> BatchPlan:
     """Plan for throughput: the least total time for `samples` inputs by `table` (the shipped one by default).
 
@@ -71,7 +73,9 @@ def plan_batch(
         raise ParameterError(f"cannot plan for {samples} samples: need at least 1")
     table = table or load_default("tenseal")
     budget = error_budget(model, max_error, margin_share)
-    single = compile(model, degrees=degrees, max_error=budget, table=table)
+    single = compile(
+        model, degrees=degrees, max_error=budget, table=table, max_bytes=max_bytes, max_key_bytes=max_key_bytes
+    )
     degree = single.params.degree
     options = {1: BatchOption(1, degree, price(single, table).latency_ms, planned=True)}
     plans = {1: single}
@@ -87,6 +91,8 @@ def plan_batch(
                 max_error=budget,
                 batch=option.batch,
                 table=table,
+                max_bytes=max_bytes,
+                max_key_bytes=max_key_bytes,
             )
         except DoesNotFit:
             del options[option.batch]

@@ -27,6 +27,12 @@ def plan(
     output: Annotated[Path | None, typer.Option(help="Write the plan here.")] = None,
     degree: Annotated[int | None, typer.Option(help="Use this ring degree N only: 4096, 8192, 16384 or 32768.")] = None,
     max_error: Annotated[float | None, typer.Option(help="Bound on the error of an output, in its units.")] = None,
+    max_memory: Annotated[
+        float | None, typer.Option(help="Refuse a plan whose worker would need more memory than this, in MB.")
+    ] = None,
+    max_keys: Annotated[
+        float | None, typer.Option(help="Have at most so many MB of evaluation keys, at the price of rotations.")
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Plan for this many queries at once.", min=1)] = None,
     html: Annotated[Path | None, typer.Option(help="Write the plan as a page for people here.")] = None,
     cost_table: Annotated[
@@ -42,8 +48,9 @@ def plan(
     from he_runtime import price
 
     prices = prices_of(None, cost_table)
-    batched = None if batch is None else _plan_batch(model, batch, degree, max_error, prices)
-    planned = batched.plan if batched else _plan(model, degree, max_error, prices)
+    limits = _limits(degree, max_error, max_memory, max_keys)
+    batched = None if batch is None else _plan_batch(model, batch, limits, prices)
+    planned = batched.plan if batched else _plan(model, limits, prices)
     report = price(planned, prices)
     warn(report)
     if output is not None:
@@ -68,44 +75,49 @@ def _write_page(planned: Plan, report: CostReport, path: Path) -> None:
     say(f"wrote {path}")
 
 
-def _plan(directory: Path, degree: int | None, max_error: float | None, prices: CostTable) -> Plan:
+def _plan(directory: Path, limits: dict[str, Any], prices: CostTable) -> Plan:
     from he_runtime import CompressedModel, Plan, compile
     from he_runtime.errors import InputError
 
-    degrees = _degrees(degree, max_error)
     if (directory / "plan.json").exists():
-        if degree is not None or max_error is not None:
+        if limits:
             raise InputError(f"cannot plan {directory} again: it is a plan; try the model directory it was made from")
         return Plan.load(directory)
-    return compile(CompressedModel.load(directory), degrees=degrees, max_error=max_error, table=prices)
+    return compile(CompressedModel.load(directory), **limits, table=prices)
 
 
-def _plan_batch(
-    directory: Path, samples: int, degree: int | None, max_error: float | None, prices: CostTable
-) -> BatchPlan:
+def _plan_batch(directory: Path, samples: int, limits: dict[str, Any], prices: CostTable) -> BatchPlan:
     from he_runtime import CompressedModel
     from he_runtime.batching import plan_batch
     from he_runtime.errors import InputError
 
-    degrees = _degrees(degree, max_error)
     if (directory / "plan.json").exists():
         raise InputError(
             f"cannot weigh batches for {directory}: it is a plan; try the model directory it was made from"
         )
     say(f"weighing batch sizes for {samples:,} queries ...")
-    return plan_batch(CompressedModel.load(directory), samples, degrees=degrees, max_error=max_error, table=prices)
+    return plan_batch(CompressedModel.load(directory), samples, **limits, table=prices)
 
 
-def _degrees(degree: int | None, max_error: float | None) -> tuple[int, ...]:
-    """The ring degrees to try; InputError for options that no plan can have."""
+def _limits(
+    degree: int | None, max_error: float | None, max_memory: float | None, max_keys: float | None
+) -> dict[str, Any]:
+    """What was asked of the plan, as the planner calls it; InputError for what no plan can have."""
     from he_runtime.compile import DEGREES
     from he_runtime.errors import InputError
 
     if degree is not None and degree not in DEGREES:
         raise InputError(f"cannot plan at N={degree}: need one of {', '.join(map(str, DEGREES))}")
-    if max_error is not None and not (math.isfinite(max_error) and max_error > 0):
-        raise InputError(f"cannot plan for --max-error {max_error}: need a positive number")
-    return DEGREES if degree is None else (degree,)
+    for option, value in (("--max-error", max_error), ("--max-memory", max_memory), ("--max-keys", max_keys)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"cannot plan for {option} {value}: need a positive number")
+    limits = {
+        "degrees": None if degree is None else (degree,),
+        "max_error": max_error,
+        "max_bytes": None if max_memory is None else int(max_memory * 1e6),
+        "max_key_bytes": None if max_keys is None else int(max_keys * 1e6),
+    }
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def plan_record(planned: Plan) -> dict[str, Any]:

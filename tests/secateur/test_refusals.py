@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,16 @@ def test_a_plan_that_cannot_be(made: Any, refused: Any) -> None:
     assert "positive" in refused("plan", made.directory, "--max-error", "nan")
     assert "no ring degree" in refused("plan", made.directory, "--max-error", 1e-12)
     assert "it is a plan" in refused("plan", made.directory / "plan", "--degree", 8192)
+
+
+def test_a_plan_that_needs_too_much_memory(made: Any, refused: Any, ask: Any) -> None:
+    for batch in ([], ["--batch", 2]):
+        line = refused("plan", made.directory, "--max-memory", 10, *batch)
+        found = re.search(r"need (\d+) MB at N=\d+, \d+ MB missing; .* layer '(\w+)'; try a limit of (\d+) MB", line)
+        assert found is not None, line
+    record = ask("plan", made.directory, "--max-memory", found[3])
+    assert record["cost"]["peak_bytes"] <= int(found[3]) * 10**6
+    assert "positive" in refused("plan", made.directory, "--max-memory", 0)
 
 
 def test_a_cost_table_that_is_none(made: Any, refused: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from .fewer_keys import with_fewer_keys
 from .lower.emission import VectorPool
 from .lower.emit import Program, Scales, Values, emit
 from .lower.lowering import Lowering, Note
@@ -25,13 +26,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is fixed for one ring degree while scales are searched. `budget` bounds six sigmas."""
+    """What is fixed for one ring degree while scales are searched. `budget` bounds six sigmas, `max_key_bytes` the keys."""
 
     model: CompressedModel
     program: Program
     degree: int
     depth: int
     budget: float
+    max_key_bytes: int | None = None
     pool: VectorPool = field(default_factory=VectorPool)
     squares: dict[int, Floats] = field(default_factory=dict, repr=False)
 
@@ -81,11 +83,13 @@ def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
 
 def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
     """The plan with the error predicted along single calibration samples, where the model kept any."""
-    samples = problem.statistics.inputs
-    if samples is None:
-        return plan
+    if problem.max_key_bytes is not None:
+        plan = with_fewer_keys(plan, problem.max_key_bytes)
     whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
+    samples = problem.statistics.inputs
+    if samples is None:
+        return quietest(plan, slot_variance(plan, *_knowledge(problem, low, mean=True), squares=problem.squares))
     random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False, squares=problem.squares)
     name = problem.model.input.name
     inputs = _per_slot(problem, {name: low.tensors[name]}, {name: samples})

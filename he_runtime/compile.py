@@ -35,6 +35,7 @@ def compile(
     batch: int = 1,
     table: CostTable | None = None,
     max_bytes: int | None = None,
+    max_key_bytes: int | None = None,
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
@@ -47,7 +48,8 @@ def compile(
     median margin between the two largest outputs. Among the prime chains of a ring the one with the smallest
     predicted error is taken, since SEAL's cost depends on the number of primes only.
 
-    A plan that needs more memory of a worker than `max_bytes` is not taken.
+    A plan that needs more memory of a worker than `max_bytes` is not taken. Where the evaluation keys exceed
+    `max_key_bytes` on the wire, rotations that are rarely needed go by way of two others.
 
     Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
     unsupported op.
@@ -62,7 +64,7 @@ def compile(
             seconds = Costs(table, degree).counted(program.leaf_counts())
             if found and seconds >= found[1]:
                 break
-            problem = Problem(model, program, degree, depth, budget)
+            problem = Problem(model, program, degree, depth, budget, max_key_bytes)
             plan = integer_chain(problem) or best_chain(problem)
             require_exactness(plan, budget)
             require_memory(plan, max_bytes)

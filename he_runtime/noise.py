@@ -138,7 +138,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     def linear_transform(self, op: Op, xs: Sequence[NoiseValue], check: Check = lambda: None) -> list[NoiseValue]:
         """The default expansion, with each sum accumulated in place: cells are many, and fresh arrays are slow."""
         assert op.cells is not None
-        rotated = {(j, 0): x for j, x in enumerate(xs)} | {(j, a): self.rotate(xs[j], a) for j, a in op.babies}
+        rotated = {(j, 0): x for j, x in enumerate(xs)} | {(j, a): self.turned(xs[j], a) for j, a in op.babies}
         scale = xs[0].scale * self.plan.plaintexts[int(op.cells[0, 4])].scale
         shape = np.broadcast_shapes(*(v.shape for x in xs for v in (x.mean_square, x.variance)))
         sums = {g: NoiseValue(np.zeros(shape), np.zeros(shape), xs[0].level, scale) for g in op.groups}
@@ -151,7 +151,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
                 total.variance += x.mean_square * variance
         outputs: dict[int, NoiseValue] = {}
         for i, giant in op.groups:
-            part = self.rotate(sums[i, giant], giant) if giant else sums[i, giant]
+            part = self.turned(sums[i, giant], giant) if giant else sums[i, giant]
             outputs[i] = self.add(outputs[i], part) if i in outputs else part
         return [outputs[i] for i in range(len(op.outputs))]
 

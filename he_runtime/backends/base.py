@@ -68,13 +68,19 @@ class Evaluator(ABC, Generic[H]):
         """Called with every computed value and its index in the plan; a hook for exact scales or statistics."""
         return x
 
+    def turned(self, x: H, step: int) -> H:
+        """A rotation by `step`, by way of steps that have keys."""
+        for part in self.plan.route(step):
+            x = self.rotate(x, part)
+        return x
+
     def linear_transform(self, op: Op, xs: Sequence[H], check: Check = _no_check) -> list[H]:
         """The default expansion: every baby rotation once, accumulate per giant step, rotate, sum."""
         assert op.cells is not None
         rotated: dict[tuple[int, int], H] = {(j, 0): x for j, x in enumerate(xs)}
         for j, baby in op.babies:
             check()
-            rotated[j, baby] = self.rotate(xs[j], baby)
+            rotated[j, baby] = self.turned(xs[j], baby)
         sums: dict[tuple[int, int], H] = {}
         for i, j, baby, giant, plaintext in op.cells.tolist():
             check()
@@ -83,7 +89,7 @@ class Evaluator(ABC, Generic[H]):
         outputs: dict[int, H] = {}
         for i, giant in op.groups:
             check()
-            part = self.rotate(sums[i, giant], giant) if giant else sums[i, giant]
+            part = self.turned(sums[i, giant], giant) if giant else sums[i, giant]
             outputs[i] = self.add(outputs[i], part) if i in outputs else part
         return [outputs[i] for i in range(len(op.outputs))]
 
@@ -95,7 +101,7 @@ def _leaf(evaluator: Evaluator[H], op: Op, xs: Sequence[H]) -> H:
         case Kind.MUL_PLAIN:
             return evaluator.mul_plain(xs[0], op.plaintext)
         case Kind.ROTATE:
-            return evaluator.rotate(xs[0], op.step)
+            return evaluator.turned(xs[0], op.step)
         case _:
             leaf: Callable[..., H] = getattr(evaluator, op.kind.value)
             return leaf(*xs)

@@ -54,7 +54,7 @@ def _uses(plan: Plan) -> Iterator[tuple[int, str, str]]:
             steps = [op.step]
         elif op.cells is not None:
             steps = [a for _, a in op.babies] + [b for _, b in op.groups if b]
-        for step in steps:
+        for step in (part for whole in steps for part in plan.route(whole)):
             yield params.galois_element(step), f"rotate by {step}", op.layer
 
 

@@ -44,19 +44,21 @@ def _count(plan: Plan, ops: Iterable[Op]) -> Counts:
     counts: Counts = Counter()
     for op in ops:
         level = plan.values[op.inputs[0]].level
-        for leaf, n in _leaves(op):
+        for leaf, n in _leaves(plan, op):
             if n:
                 counts[leaf, level] += n
     return counts
 
 
-def _leaves(op: Op) -> Iterator[tuple[str, int]]:
+def _leaves(plan: Plan, op: Op) -> Iterator[tuple[str, int]]:
+    if op.kind is Kind.ROTATE:
+        yield Kind.ROTATE.value, len(plan.route(op.step))
+        return
     if op.kind is not Kind.LINEAR_TRANSFORM:
         yield op.kind.value, 1
         return
     assert op.cells is not None
-    cells, groups = len(op.cells), op.groups
-    giants = sum(1 for _, b in groups if b)
-    yield Kind.ROTATE.value, len(op.babies) + giants
+    cells = len(op.cells)
+    yield Kind.ROTATE.value, sum(len(plan.route(step)) for _, step in (*op.babies, *op.groups) if step)
     yield Kind.MUL_PLAIN.value, cells
     yield Kind.ADD.value, cells - len(op.outputs)  # every product but the first of each output joins by one addition

@@ -52,7 +52,8 @@ class Plan:
     `segments` are the indices of ops that start a segment; levels only fall inside one. `sigma` is the predicted
     standard deviation of encrypted minus clear per output element. `batch` samples share every ciphertext, interleaved:
     lane group v holds slots v * batch .. v * batch + batch - 1, slot maps and vectors count lane groups. `client` holds what the client spec needs beyond
-    the border (normalization, range, labels, post-processing).
+    the border (normalization, range, labels, post-processing). `detours` maps a rotation step without a key to two that
+    have one.
     """
 
     model_name: str
@@ -70,6 +71,11 @@ class Plan:
     sigma: float = 0.0
     batch: int = 1
     client: Mapping[str, Any] = field(default_factory=dict)
+    detours: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+
+    def route(self, step: int) -> tuple[int, ...]:
+        """The rotations that a rotation by `step` is made of."""
+        return self.detours.get(step, (step,))
 
     @cached_property
     def last_use(self) -> tuple[int, ...]:
@@ -91,17 +97,21 @@ class Plan:
         def use(element: int, level: int) -> None:
             levels[element] = max(levels.get(element, -1), level)
 
+        def turn(step: int, level: int) -> None:
+            for part in self.route(step):
+                use(self.params.galois_element(part), level)
+
         for op in self.ops:
             level = self.values[op.inputs[0]].level
             if op.kind is Kind.RELINEARIZE:
                 use(RELINEARIZATION, level)
             elif op.kind is Kind.ROTATE:
-                use(self.params.galois_element(op.step), level)
+                turn(op.step, level)
             elif op.kind is Kind.CONJUGATE:
                 use(self.params.conjugation_element, level)
             elif op.kind is Kind.LINEAR_TRANSFORM:
                 for step in {a for _, a in op.babies} | {b for _, b in op.groups if b}:
-                    use(self.params.galois_element(step), level)
+                    turn(step, level)
         return KeySetSpec(tuple(KeyRequest(e, levels[e]) for e in sorted(levels)))
 
     @cached_property

@@ -109,6 +109,7 @@ def _structure(plan: Plan) -> dict[str, Any]:
         "sigma": plan.sigma.hex(),
         "batch": plan.batch,
         "client": dict(plan.client),
+        "detours": [[step, *parts] for step, parts in sorted(plan.detours.items())],
     }
 
 
@@ -155,4 +156,5 @@ def _from_bytes(structure: bytes, blob: bytes) -> Plan:
         sigma=float.fromhex(data["sigma"]),
         batch=int(data["batch"]),
         client=data["client"],
+        detours={step: (a, b) for step, a, b in data.get("detours", [])},
     )

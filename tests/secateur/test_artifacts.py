@@ -90,6 +90,14 @@ def test_plan_prints_the_listing_of_a_stored_plan(made: Any, cli: Any, tmp_path:
     assert Plan.load(tmp_path / "copy").digest == Plan.load(made.directory / "plan").digest
 
 
+def test_plan_takes_a_budget_for_keys(made: Any, ask: Any) -> None:
+    free = ask("plan", made.directory)
+    budget = free["cost"]["key_bytes"] * 0.8
+    record = ask("plan", made.directory, "--max-keys", budget / 1e6)
+    assert record["cost"]["key_bytes"] <= budget
+    assert record["counts"]["rotate"] > free["counts"]["rotate"]
+
+
 def test_plan_takes_a_degree_and_an_error(made: Any, ask: Any) -> None:
     record = ask("plan", made.directory, "--degree", 16384, "--max-error", 0.5)
     assert record["N"] == 16384

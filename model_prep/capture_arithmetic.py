@@ -1,4 +1,4 @@
-"""Captured arithmetic: sums and products of a tensor with constants, with itself and (sums only) with other tensors."""
+"""Captured arithmetic: sums and products of a tensor with constants, with itself and with other tensors."""
 
 from __future__ import annotations
 
@@ -76,15 +76,15 @@ def mul(call: Call) -> Poly:
 
 
 def _product(call: Call, left: Poly, right: Poly) -> Poly:
-    """The product of two affine functions of one node; a square of anything is of that kind once it is a node."""
+    """Two affine functions of one node make a quadratic, and anything is one once it is a node; others are multiplied."""
+    if left.shape != right.shape:
+        raise Unsupported(f"it broadcasts {right.shape} against {left.shape}", "tensors of equal shape")
     if left.base != right.base or left.degree + right.degree > 2:
         left, right = (
             Poly(call.builder.materialize(replace(v, source=v.source or call.name)), v.shape) for v in (left, right)
         )
-    if left.base != right.base or left.shape != right.shape:
-        raise Unsupported(
-            "it is a product of two different tensors that depend on the input", "the square of one tensor: x*x or x**2"
-        )
+    if left.base != right.base:
+        return call.emit("multiply", left, right)
     return Poly(left.base, left.shape, left.b * right.b, left.b * right.c + left.c * right.b, left.c * right.c)
 
 

@@ -1,7 +1,8 @@
-"""Captured layers -> nodes: linear maps, convolutions, averages, reshapes, and batch norm as an affine map."""
+"""Captured layers -> nodes: linear maps, convolutions, averages, reshapes, joins, and batch norm as an affine map."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_functional",
     "cast",
+    "concat",
     "conv2d",
     "convolution",
     "dropout",
@@ -47,10 +49,33 @@ def matmul(call: Call) -> Poly:
     right = "mat2" if call["mat2"] is not None else "other"
     if isinstance(call[left], Constant):
         raise Unsupported("the constant is on the left of the product", "x @ weight")
+    if isinstance(call[right], Poly):
+        return _matrices(call, call.poly(left), call.poly(right))
     x, weight = _vector(call.poly(left), "a matrix product"), call.constant(right)
     if weight is None or weight.value.ndim != 2:
         raise Unsupported("the product is not by a constant matrix", "a constant of shape (in, out)")
     return call.emit("dense", x, arrays={"weight": Constant(weight.value.t().contiguous())})
+
+
+def _matrices(call: Call, left: Poly, right: Poly) -> Poly:
+    """The product of two matrices per sample, or of as many of them as there are heads."""
+    if min(len(left.shape), len(right.shape)) < 2 or left.shape[:-2] != right.shape[:-2]:
+        raise Unsupported(
+            f"a matrix product of {left.shape} by {right.shape} per sample",
+            "(..., m, k) by (..., k, n) with the same axes before them",
+        )
+    return call.emit("matmul", *(replace(v, source=v.source or call.name) for v in (left, right)))
+
+
+def concat(call: Call) -> Poly:
+    """Along the channels or features."""
+    tensors, axis = call["tensors"], int(call["dim"]) % (len(call.shape) + 1)
+    if axis != 1 or not all(isinstance(x, Poly) for x in tensors):
+        raise Unsupported(
+            f"it joins tensors along axis {axis}",
+            "torch.cat((a, b), 1), the channels of two tensors that depend on the input",
+        )
+    return call.emit("concat", *(replace(x, source=x.source or call.name) for x in tensors))
 
 
 def addmm(call: Call) -> Poly:

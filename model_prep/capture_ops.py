@@ -12,9 +12,9 @@ from .graph import ACTIVATION
 __all__ = ["HANDLERS", "SUPPORTED"]
 
 SUPPORTED = (
-    "conv2d, linear, matmul by a constant, avg_pool2d, adaptive_avg_pool2d, mean and sum over the image, batch_norm "
-    "in evaluation, flatten/reshape/view, +, -, * and / by a constant, + and - of tensors, x**2, x*x, square, dropout in "
-    "evaluation"
+    "conv2d, linear, matmul, avg_pool2d, adaptive_avg_pool2d, mean and sum over the image, batch_norm in evaluation, "
+    "flatten/reshape/view, cat along the channels, +, -, * and / by a constant, +, - and * of tensors, x**2, square, "
+    "dropout in evaluation"
 )
 
 
@@ -37,6 +37,8 @@ HANDLERS: dict[str, Handler] = {
     "aten.linear.default": layers.linear,
     "aten.matmul.default": layers.matmul,
     "aten.mm.default": layers.matmul,
+    "aten.bmm.default": layers.matmul,
+    "aten.cat.default": layers.concat,
     "aten.addmm.default": layers.addmm,
     "aten.conv2d.default": layers.conv2d,
     "aten.conv2d.padding": layers.conv2d,

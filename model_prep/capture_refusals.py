@@ -8,9 +8,9 @@ __all__ = ["refusal"]
 
 _ROWS: tuple[tuple[str, str, str], ...] = (
     (
-        "cat concat stack hstack vstack",
-        "it joins tensors",
-        "a sum: a linear layer of cat((a, b)) equals one linear layer of a plus one of b",
+        "stack vstack",
+        "it joins tensors along a new axis",
+        "torch.cat((a, b), 1), which joins their channels",
     ),
     (
         "slice select split split_with_sizes chunk narrow unbind index index_select gather masked_select slice_scatter",
@@ -66,9 +66,9 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
         "conv2d; a sequence is an image of height 1",
     ),
     (
-        "einsum bmm baddbmm tensordot bilinear scaled_dot_product_attention",
+        "einsum baddbmm tensordot bilinear scaled_dot_product_attention",
         "a general product of tensors",
-        "F.linear(x, weight) or x @ weight with a constant weight",
+        "F.linear(x, weight) with a constant weight, or x @ y",
     ),
     ("prelu", "its slopes are learned per channel", "F.leaky_relu, which `compress` replaces by a learned polynomial"),
     ("native_dropout alpha_dropout", "dropout is switched on in evaluation", "F.dropout(x, training=self.training)"),

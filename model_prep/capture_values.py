@@ -141,8 +141,8 @@ class Call:
         value = self.arguments.get(key)
         if isinstance(value, Poly):
             raise Unsupported(
-                f"its argument {key!r} depends on the input: the product of two encrypted tensors is not supported",
-                "a constant weight",
+                f"its argument {key!r} depends on the input: this product of two encrypted tensors is not supported",
+                "a constant weight, or x * y or x @ y",
             )
         return value if value is None or isinstance(value, Constant) else Constant(torch.as_tensor(value))
 

@@ -173,6 +173,20 @@ def _add(_: TrainableGraph, __: Node, x: Tensor, y: Tensor) -> Tensor:
     return x + y
 
 
+def _multiply(_: TrainableGraph, __: Node, x: Tensor, y: Tensor) -> Tensor:
+    return x * y
+
+
+def _concat(_: TrainableGraph, __: Node, *xs: Tensor) -> Tensor:
+    return torch.cat(xs, 1)
+
+
+def _matmul(_: TrainableGraph, node: Node, x: Tensor, y: Tensor) -> Tensor:
+    x = x.transpose(-1, -2) if node.attrs.get("transpose_left") else x
+    y = y.transpose(-1, -2) if node.attrs.get("transpose_right") else y
+    return x @ y
+
+
 _FORWARD: dict[str, Callable[..., Tensor]] = {
     "dense": _dense,
     "conv2d": _conv2d,
@@ -182,4 +196,7 @@ _FORWARD: dict[str, Callable[..., Tensor]] = {
     "quadratic": _quadratic,
     ACTIVATION: _activation,
     "add": _add,
+    "multiply": _multiply,
+    "concat": _concat,
+    "matmul": _matmul,
 }

@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "max-pool": (lambda x: F.max_pool2d(x, 2), "avg_pool2d"),
     "cube": (lambda x: x**3, r"x\*\*2"),
     "product": (lambda x: x.flatten(1)[:, :4] * x.flatten(1)[:, 4:8], "slice"),
-    "two-tensors": (lambda x: F.avg_pool2d(x, 1) * x, "two different tensors"),
+    "two-tensors": (lambda x: F.avg_pool2d(x, 2) * x, "broadcasts"),
     "division": (lambda x: 1 / x, "division by a constant"),
     "batch-mixed": (lambda x: x.reshape(-1, 16), "mixes the samples"),
     "batch-mean": (lambda x: x - x.mean(0), "mixes the samples"),

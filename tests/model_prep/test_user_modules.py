@@ -222,6 +222,21 @@ class Matrices(nn.Module):
         return torch.mm(x, self.w.t()) + torch.matmul(x, self.w.T) + torch.addmm(self.bias, x, self.w.t(), alpha=2)
 
 
+class Attention(nn.Module):
+    """Gates, scores and joins: products of tensors that depend on the input, of functions of them too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.q(x), 0.1 * self.k(x) + 1, self.v(x)
+        scores = q.view(-1, 2, 2, 3) @ k.view(-1, 2, 3, 2)
+        heads = torch.matmul(scores / 6, v.view(-1, 2, 2, 3)).flatten(1)
+        single = torch.bmm(q.view(-1, 3, 4), v.view(-1, 4, 3)).flatten(1)
+        return torch.cat((heads * v, (2 * heads + 1) * (q - 1), torch.square(single) - 2, x), dim=-1)
+
+
 class Answer(nn.Module):
     """A dictionary with one tensor, computed without gradients."""
 
@@ -249,6 +264,7 @@ GOOD: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "scalars": (Scalars, (6,)),
     "pooled": (Pooled, (1, 6, 6)),
     "matrices": (Matrices, (4,)),
+    "attention": (Attention, (8,)),
     "answer": (Answer, (4,)),
     "quartic": (lambda: nn.Sequential(nn.Linear(4, 4), Square(), nn.Identity(), Square()), (4,)),
 }
@@ -289,7 +305,8 @@ class Lambda(nn.Module):
 
 
 REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
-    "cat": (lambda x: torch.cat((x, x * x), 1), "aten.cat.*joins tensors; need a sum"),
+    "stack": (lambda x: torch.stack((x, x * x), 1), "aten.stack.*along a new axis"),
+    "cat-axis": (lambda x: torch.cat((x.view(-1, 2, 2), x.view(-1, 2, 2)), 2), "along axis 2; need torch.cat"),
     "slice": (lambda x: x[:, :2], "takes a part"),
     "chunk": (lambda x: x.chunk(2, 1)[0], "takes a part"),
     "flip": (lambda x: x.flip(1), "moves axes or elements"),
@@ -304,7 +321,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "mean": (lambda x: x.mean(1), r"x.mean\(\(2, 3\)\)"),
     "default-dropout": (lambda x: F.dropout(x), "training=self.training"),
     "like": (lambda x: x + torch.ones_like(x), "plain number"),
-    "product": (lambda x: x * F.linear(x, torch.ones(4, 4)), "product of two different tensors"),
+    "product": (lambda x: x.view(-1, 1, 4) * x.view(-1, 2, 2), "broadcasts"),
+    "matrices": (lambda x: x.view(-1, 1, 2, 2) @ x.view(-1, 2, 2, 1), "matrix product of"),
     "random": (lambda x: x + torch.randn(4), "random"),
     "batch-shaped": (lambda x: x + torch.zeros(x.size(0), 1), "size of the batch"),
     "batch-factor": (lambda x: x * x.size(0), "size of the batch"),

@@ -205,7 +205,8 @@ class RandomNetwork:
         elif degree < 6 and r.random() < 0.3:
             attrs["basis"] = "power"
             coefficients = coefficients / max(1.0, abs(low), high) ** np.arange(degree + 1)
-        return self.put("polynomial", shape, source, levels=5, attrs=attrs, coefficients=coefficients)
+        levels = 1 + max(1, (degree - 1).bit_length())
+        return self.put("polynomial", shape, source, levels=levels, attrs=attrs, coefficients=coefficients)
 
     def alike(self, source: str) -> str:
         """Another tensor of the same shape, or the same."""

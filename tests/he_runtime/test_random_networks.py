@@ -18,6 +18,7 @@ from he_runtime.lower.diagonals import DiagonalSet
 from he_runtime.lower.split import Split
 from he_runtime.model import OPS
 from he_runtime.plan import Plan
+from secateur.local import Local
 from tests.he_runtime.networks import Builder
 from tests.he_runtime.random_networks import RandomNetwork, planned
 
@@ -92,6 +93,39 @@ def test_every_split_computes_the_graph() -> None:
     every_network()
     both = [s for s in splits if min(s) > 1]
     assert len(both) >= 50 and len(set(both)) >= 20
+
+
+# (seed, batch) at 4096 slots: products, polynomials of degree 3 and 4, grouped convolutions, up to 40 input ciphertexts.
+ENCRYPTED = [
+    *((seed, 1) for seed in (78, 1722, 2679)),
+    *((seed, 16) for seed in (703, 1993, 2863)),
+    *((seed, 4096) for seed in (134, 722, 2369)),
+]
+
+
+def small(seed: int) -> RandomNetwork:
+    return RandomNetwork(seed, 7, max_depth=4, calm=True, samples=64)
+
+
+@pytest.mark.parametrize(("seed", "batch"), ENCRYPTED)
+def test_encrypted_equals_clear_within_the_predicted_error(seed: int, batch: int) -> None:
+    """On samples that calibration saw: sigma is their mean, and products of products have tails."""
+    network = small(seed)
+    model = network.calibrated("random")
+    largest = max(map(abs, model.ranges[model.output.node]))
+    plan = compile(model, degrees=(8192,), max_error=0.05 * largest, batch=batch)
+    local, samples = Local(plan), network.samples[: max(4, min(batch, 32))]
+    errors = []
+    for chunk in np.split(samples, max(1, len(samples) // batch)):
+        found = local.decrypt_batch(local.evaluate(local.encrypt_batch(chunk)), len(chunk))
+        assert local.executor.counters == plan.counts
+        errors.append(found - run_clear(plan, chunk))
+    assert float(np.abs(errors).max()) <= plan.error_bound
+    assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 2 * plan.sigma
+
+
+def test_every_op_is_among_the_encrypted() -> None:
+    assert {node.op for seed, _ in ENCRYPTED for node in small(seed).builder.nodes} == set(OPS)
 
 
 def test_a_constant_output_is_refused_for_what_it_is() -> None:

@@ -3,7 +3,8 @@
 A layout writes every tensor axis in mixed radix and gives each digit a stride, so strides, gaps, tiles and channel
 multiplexing are one idea. The *flat position* of an element is the sum of digit times stride; ciphertext = position
 // slots, slot = position % slots. `span` is the padded size of the tensor, a power of two or a multiple of the slots:
-a tensor that fits one ciphertext is replicated with period `span`; unused positions hold exact zeros.
+a tensor that fits one ciphertext is replicated with period `span`; unused positions hold exact zeros. A few elements may
+stand *alone*, each in every slot of a ciphertext of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ import numpy.typing as npt
 __all__ = ["Digit", "Layout", "WindowLayout", "contiguous", "image", "image_candidates", "interleaved"]
 
 Positions = npt.NDArray[np.int64]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ class Layout:
     """A tensor's slot layout. `axes[k]` are the digits of axis k, most significant first.
 
     `plane` and `gap` describe images: the physical (height, width) of a channel plane and the pixel distance of
-    neighbours in it (1 = dense); they are (0, 0) and 1 for vectors.
+    neighbours in it (1 = dense); they are (0, 0) and 1 for vectors. The elements `alone` have the last ciphertexts, in
+    this order; their places among the others hold zeros.
     """
 
     shape: tuple[int, ...]
@@ -45,10 +49,18 @@ class Layout:
     slots: int
     plane: tuple[int, int] = (0, 0)
     gap: int = 1
+    alone: tuple[int, ...] = ()
 
     @cached_property
     def positions(self) -> Positions:
-        """Flat position of every element, in row-major order: (size,)."""
+        """Flat position of every element, in row-major order: (size,); for those alone, slot 0 of their ciphertext."""
+        found = self._regular.copy()
+        found[list(self.alone)] = self.span_ciphertexts * self.slots + np.arange(len(self.alone)) * self.slots
+        return found
+
+    @cached_property
+    def _regular(self) -> Positions:
+        """Positions as they would be with no element alone."""
         total = np.zeros(self.shape, dtype=np.int64)
         for axis, digits in enumerate(self.axes):
             index = np.arange(self.shape[axis])
@@ -59,14 +71,19 @@ class Layout:
             total += offset.reshape((-1,) + (1,) * (len(self.shape) - axis - 1))
         return total.ravel()
 
+    @cached_property
+    def _together(self) -> Positions:
+        """The elements that are not alone."""
+        return np.delete(np.arange(self.size), self.alone)
+
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
     @cached_property
     def span(self) -> int:
-        """Padded size in slots: the replication period, or a multiple of `slots` over several ciphertexts."""
-        needed = int(self.positions.max()) + 1
+        """Padded size in slots of all that is not alone: the period, or a multiple of `slots` over several ciphertexts."""
+        needed = int(self._regular[self._together].max(initial=0)) + 1
         return _pow2(needed) if needed <= self.slots else -(-needed // self.slots) * self.slots
 
     @property
@@ -75,27 +92,42 @@ class Layout:
         return min(self.span, self.slots)
 
     @property
-    def ciphertexts(self) -> int:
+    def span_ciphertexts(self) -> int:
+        """Ciphertexts of all that is not alone."""
         return -(-self.span // self.slots)
+
+    @property
+    def ciphertexts(self) -> int:
+        return self.span_ciphertexts + len(self.alone)
+
+    @property
+    def uniform(self) -> frozenset[int]:
+        """The ciphertexts that hold one element in every slot, so that no rotation changes them."""
+        return frozenset(range(self.span_ciphertexts, self.ciphertexts))
 
     @cached_property
     def slot_map(self) -> npt.NDArray[np.int32]:
         """(ciphertexts, slots): flat element index in each slot, replicas included, -1 where the slot is zero."""
-        base = np.full(self.span, -1, dtype=np.int32)
-        base[self.positions] = np.arange(self.size, dtype=np.int32)
-        return _tile(base, self.ciphertexts, self.slots)
+        elements = self.rows(np.arange(self.size, dtype=np.int32), -1)
+        return np.ascontiguousarray(np.tile(elements, self.slots // self.period))
 
     def spread(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Elements (size,) -> one span of slots (span,), zeros in the padding."""
-        out = np.zeros(self.span)
-        out[self.positions] = values
-        return out
+        """Elements (size,) -> one period of slots (ciphertexts, period), zeros in the padding."""
+        return self.rows(values, 0.0)
+
+    def rows(self, values: npt.NDArray[T], padding: float) -> npt.NDArray[T]:
+        """Elements (size,) -> (ciphertexts, period)."""
+        base = np.full(self.span, padding, dtype=values.dtype)
+        base[self._regular[self._together]] = values[self._together]
+        single = np.repeat(values[list(self.alone), None], self.period, axis=1)
+        return np.concatenate([base.reshape(self.span_ciphertexts, self.period), single])
 
     def describe(self) -> str:
         form = f"plane {self.plane[0]}x{self.plane[1]} gap {self.gap}" if self.plane[0] else "vector"
         if self.axes[0][0].stride < self.axes[0][-1].stride:
             form += ", groups interleaved"
-        return f"{'x'.join(map(str, self.shape))} as {form}, {self.ciphertexts} ct, period {self.period}"
+        count = f"{self.span_ciphertexts} + {len(self.alone)}" if self.alone else f"{self.ciphertexts}"
+        return f"{'x'.join(map(str, self.shape))} as {form}, {count} ct, period {self.period}"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
+from ..layout import Layout
 from .maps import LinearMap
 
-__all__ = ["channel_groups"]
+__all__ = ["channel_groups", "with_rows_alone"]
+
+_MOST_ALONE = 4
+_DENSE = 2  # times the usual non-zeros of a row
 
 
 def channel_groups(map_: LinearMap, source: tuple[int, ...], target: tuple[int, ...]) -> int:
@@ -30,3 +35,17 @@ def channel_groups(map_: LinearMap, source: tuple[int, ...], target: tuple[int, 
             if (first // width == own).all() and (last // width == own).all():
                 return groups
     return 1
+
+
+def with_rows_alone(layout: Layout, map_: LinearMap) -> list[Layout]:
+    """Of a vector that the map makes, the layouts with the 1 to 4 densest rows alone; none where no row stands out.
+
+    A dense row of a pruned layer occupies every diagonal by itself. Alone it is a dot product: one product per input
+    ciphertext, log2(period) folds. (2DPP, arXiv 2604.04683, treats dense rows apart in sparse products.)
+    """
+    entries = np.diff(map_.matrix.indptr)
+    if len(layout.shape) > 1 or not entries.any():
+        return []
+    order = np.argsort(-entries, kind="stable")[:_MOST_ALONE]
+    dense = order[entries[order] > _DENSE * np.median(entries[entries > 0])]
+    return [replace(layout, alone=tuple(sorted(dense[: k + 1].tolist()))) for k in range(len(dense))]

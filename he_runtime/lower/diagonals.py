@@ -5,11 +5,14 @@ one plaintext of max(p, q) slots serves a whole diagonal. When q < p the product
 log2(p/q) rotate-and-adds fold; the result is again replicated, at no extra level. Over several ciphertexts, the
 blocks of one output accumulate before its giant steps (hybrid diagonal method; Gazelle, USENIX Security'18, section 4,
 and Halevi-Shoup, CRYPTO'14).
+
+An element alone in its ciphertext has no diagonal. As an output it is a dot product: one product per input ciphertext,
+folded down to period one. As an input it stands in every slot, so any operand reads it without a rotation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,15 +39,22 @@ class DiagonalSet:
     entry_cell: Ints  # the cell of each matrix entry
     rows: Ints  # output slot of each matrix entry
     columns: Ints  # input slot of each matrix entry
+    uniform_inputs: frozenset[int] = frozenset()  # ciphertexts of one element each
+    uniform_outputs: frozenset[int] = frozenset()
 
     @property
     def folds(self) -> tuple[int, ...]:
         """Rotation steps of the rotate-and-add chain, largest first."""
-        steps, step = [], self.input_period // 2
-        while step >= self.output_period:
-            steps.append(step)
-            step //= 2
-        return tuple(steps)
+        return _halvings(self.input_period, self.output_period)
+
+    def folds_of(self, output: int) -> tuple[int, ...]:
+        """The same of one output ciphertext: longer where that is one element."""
+        return _halvings(self.input_period, 1) if output in self.uniform_outputs else self.folds
+
+    @property
+    def fold_steps(self) -> frozenset[int]:
+        """The steps of all chains."""
+        return frozenset(_halvings(self.input_period, 1) if self.uniform_outputs else self.folds)
 
     @cached_property
     def split(self) -> Split:
@@ -52,22 +62,39 @@ class DiagonalSet:
 
     def best_split(self, known: frozenset[int]) -> Split:
         """The cheapest split when keys for the steps `known` (and for the folds) exist anyway."""
-        columns = (self.cells[:, 2], self.cells[:, 1], self.cells[:, 0])
-        return best_split(*columns, self.modulus, known | frozenset(self.folds))
+        turning = ~self.standing
+        columns = (self.cells[turning, 2], self.cells[turning, 1], self.cells[turning, 0])
+        found = best_split(*columns, self.modulus, known | self.fold_steps)
+        if turning.all():
+            return found
+        steps = np.zeros((2, len(self.cells)), dtype=np.int64)
+        steps[:, turning] = found.baby, found.giant
+        return replace(found, baby=steps[0], giant=steps[1])
+
+    @property
+    def standing(self) -> npt.NDArray[np.bool_]:
+        """Per cell, whether it needs no rotation because its input or output is one element."""
+        sides = ((0, self.uniform_outputs), (1, self.uniform_inputs))
+        return np.logical_or(*(np.isin(self.cells[:, side], list(uniform)) for side, uniform in sides))
 
     @property
     def outputs(self) -> int:
         return len(np.unique(self.cells[:, 0]))
 
-    @property
+    @cached_property
     def rotations(self) -> int:
         """Rotations in all, folds included, without hoisting."""
-        return self.split.rotations + len(self.folds) * len(np.unique(self.cells[:, 0]))
+        return self.split.rotations + sum(len(self.folds_of(k)) for k in np.unique(self.cells[:, 0]).tolist())
 
     @property
     def products(self) -> int:
         """Plaintext products: one per occupied diagonal of each block."""
         return len(self.cells)
+
+
+def _halvings(start: int, last: int) -> tuple[int, ...]:
+    """start / 2, start / 4, .., last."""
+    return tuple(start >> k for k in range(1, start.bit_length()) if start >> k >= last)
 
 
 @dataclass(frozen=True)
@@ -91,15 +118,29 @@ def diagonal_set(map_: LinearMap, source: Layout | JointLayout, target: Layout) 
     columns = source.positions[coo.col]
     slots = source.slots  # a power of two, so masks stand for remainders
     shift = slots.bit_length() - 1
-    block = (rows >> shift) * source.ciphertexts + (columns >> shift)
-    periods = (source.period, target.period)
-    return group_cells(block, rows & (slots - 1), columns & (slots - 1), source.ciphertexts, periods)
+    outputs, inputs = rows >> shift, columns >> shift
+    rows, columns = rows & (slots - 1), columns & (slots - 1)
+    uniform = (source.uniform, target.uniform)
+    if uniform[0]:
+        columns = np.where(np.isin(inputs, list(uniform[0])), rows, columns)
+    if uniform[1]:
+        rows = np.where(np.isin(outputs, list(uniform[1])), columns, rows)
+    block = outputs * source.ciphertexts + inputs
+    return group_cells(block, rows, columns, source.ciphertexts, (source.period, target.period), uniform)
 
 
-def group_cells(block: Ints, rows: Ints, columns: Ints, inputs: int, periods: tuple[int, int]) -> DiagonalSet:
+def group_cells(
+    block: Ints,
+    rows: Ints,
+    columns: Ints,
+    inputs: int,
+    periods: tuple[int, int],
+    uniform: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset()),
+) -> DiagonalSet:
     """Entries (their block = output * inputs + input, row slot, column slot) -> the cells that they occupy.
 
-    `periods` are those of input and output, powers of two; diagonals are counted modulo the smaller.
+    `periods` are those of input and output, powers of two; diagonals are counted modulo the smaller. `uniform` are the
+    input and output ciphertexts of one element; entries of these have the same slot as row and column.
     """
     modulus = min(periods)
     key = block * modulus + ((columns - rows) & (modulus - 1))
@@ -108,7 +149,7 @@ def group_cells(block: Ints, rows: Ints, columns: Ints, inputs: int, periods: tu
     unique, entry_cell = np.flatnonzero(occupied), (np.cumsum(occupied) - 1)[key]
     blocks, diagonals = unique // modulus, unique % modulus
     cells = np.stack([blocks // inputs, blocks % inputs, diagonals], axis=1)
-    return DiagonalSet(cells.astype(np.int64), modulus, *periods, entry_cell, rows, columns)
+    return DiagonalSet(cells.astype(np.int64), modulus, *periods, entry_cell, rows, columns, *uniform)
 
 
 def pack(map_: LinearMap, target: Layout, diagonals: DiagonalSet, known: frozenset[int] = frozenset()) -> PackedLinear:
@@ -125,5 +166,8 @@ def pack(map_: LinearMap, target: Layout, diagonals: DiagonalSet, known: frozens
         slot = (diagonals.rows + giant) % period
     vectors = np.zeros((len(diagonals.cells), period))
     vectors[diagonals.entry_cell, slot] = map_.matrix.tocoo().data
-    bias = target.spread(map_.bias).reshape(target.ciphertexts, target.period)
-    return PackedLinear(diagonals, split, vectors, bias)
+    for cell in np.flatnonzero(np.isin(diagonals.cells[:, 0], list(diagonals.uniform_outputs))):
+        vectors[cell] = np.resize(
+            vectors[cell, : diagonals.input_period], period
+        )  # folded over the input's period only
+    return PackedLinear(diagonals, split, vectors, target.spread(map_.bias))

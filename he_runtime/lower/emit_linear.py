@@ -25,10 +25,10 @@ def linear(low: Lowering, stage: LinearStage) -> Values:
     lazy = is_lazy(low.stages, stage.name)
     scale = low.targets.of(stage.name) if lazy else low.targets.product(level)
     outputs = _transform(low, stage.layer, inputs, packed, level, scale)
-    for step in packed.diagonals.folds:
-        for k, v in outputs.items():
-            turned = e.op(Kind.ROTATE, stage.layer, v, step=step * low.batch)
-            outputs[k] = e.op(Kind.ADD, stage.layer, v, turned)
+    for k in outputs:
+        for step in packed.diagonals.folds_of(k):
+            turned = e.op(Kind.ROTATE, stage.layer, outputs[k], step=step * low.batch)
+            outputs[k] = e.op(Kind.ADD, stage.layer, outputs[k], turned)
     outputs = low.biased(stage.layer, outputs, packed.bias)
     return outputs if lazy else {k: low.at_rest(stage.layer, v) for k, v in outputs.items()}
 

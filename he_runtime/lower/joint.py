@@ -36,6 +36,10 @@ class JointLayout:
         counts = [0, *(p.ciphertexts for p in self.parts)]
         return tuple(int(n) for n in np.cumsum(counts)[:-1])
 
+    @property
+    def uniform(self) -> frozenset[int]:
+        return frozenset(first + k for p, first in zip(self.parts, self.offsets, strict=True) for k in p.uniform)
+
     @cached_property
     def positions(self) -> Positions:
         """Flat position of every element of every part: (sum of sizes,)."""

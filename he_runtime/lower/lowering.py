@@ -58,8 +58,7 @@ class Lowering:
 
     def spread(self, tensor: str, values: Vector) -> Vector:
         """Elements -> (ciphertexts, period) in the tensor's layout."""
-        layout = self.packing.layouts[tensor]
-        return layout.spread(values).reshape(layout.ciphertexts, layout.period)
+        return self.packing.layouts[tensor].spread(values)
 
     def constant(self, tensor: str) -> Vector:
         """What is constant of a tensor, zeros elsewhere: (ciphertexts, period)."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from ..errors import DoesNotFit
 from ..layout import Layout, WindowLayout, contiguous, image_candidates, interleaved
-from .candidates import channel_groups
+from .candidates import channel_groups, with_rows_alone
 from .costs import Costs
 from .diagonals import DiagonalSet, PackedLinear, diagonal_set, pack
 from .joint import JointLayout
+from .leaf_counts import ciphertext_leaves
 from .maps import LinearMap
 from .stage_types import JoinStage, LinearStage, Stage
 from .stagger import StaggeredLayout, proposals, staggered_set
@@ -76,6 +77,11 @@ class _Search:
         self.shapes = {source: shape} | {s.name: s.shape for s in stages}
         self.group = self._groups()
         self.grouped = self._grouped()
+        leaves = {s.name: ciphertext_leaves(stages, s, levels[s.name]) for s in stages}
+        self.per_ciphertext = {
+            name: costs.leaves((leaf, level, n) for (leaf, level), n in counts.items())
+            for name, counts in leaves.items()
+        }
         self._sets: dict[tuple[str | InputLayout, ...], DiagonalSet] = {}
 
     def _groups(self) -> dict[str, str]:
@@ -127,6 +133,8 @@ class _Search:
                     return math.inf
                 found = self.diagonals(stage, own)
                 total += self.costs.linear(found.rotations, found.products, self.levels[stage.name])
+            if touching in (None, self.group[stage.name]):
+                total += self.per_ciphertext[stage.name] * layouts[self.group[stage.name]].ciphertexts
         entry = self.group[self.source]
         if touching in (None, entry):
             top = max(self.levels[s.name] for s in self.stages if self.source in s.inputs)
@@ -139,13 +147,21 @@ class _Search:
         planes = tuple(sorted({(s[1], s[2]) for s in self.shapes.values() if len(s) == 3}))
         plain = image_candidates(shape, self.slots, planes)
         woven = [interleaved(x, count) for x in plain for count in sorted(self.grouped[group])]
-        found: list[InputLayout] = [*plain, *(x for x in woven if x is not None)]
+        regular = [*plain, *(x for x in woven if x is not None)]
+        found: list[InputLayout] = [*regular, *self._with_rows_alone(group, regular)]
         reader = readers[0] if group == self.group[self.source] and len(readers) == 1 else None
         if isinstance(reader, LinearStage) and reader.windowed is not None:
             found.append(reader.windowed[0])
         if self.slots == 1:  # one feature per ciphertext: any order costs the same
             return found[:1]
         return [x for x in found if x.ciphertexts <= self.max_ciphertexts]
+
+    def _with_rows_alone(self, group: str, regular: list[Layout]) -> list[Layout]:
+        """The same vectors with the densest rows of a layer that makes them alone; an input is made by none."""
+        if self.slots == 1 or group == self.group[self.source]:
+            return []
+        makers = [s for s in self.stages if isinstance(s, LinearStage) and self.group[s.name] == group]
+        return [found for s in makers for layout in regular for found in with_rows_alone(layout, s.map)]
 
     def staggered(self, group: str, bases: list[InputLayout], layouts: dict[str, InputLayout]) -> list[StaggeredLayout]:
         """Staggered forms of an input that one linear stage reads, for the present layout of its output."""
@@ -225,7 +241,7 @@ def choose_packing(
     for stage in sorted(linear, key=lambda s: -sets[s.name].rotations):
         found = pack(linear_operand(stage, by_tensor)[0], layouts[stage.name], sets[stage.name], steps)
         packed[stage.name] = found
-        steps |= found.split.steps | frozenset(found.diagonals.folds)
+        steps |= found.split.steps | found.diagonals.fold_steps
     layouts.setdefault(source, contiguous(shape, slots))
     return Packing(source, layouts, by_tensor[source], packed)
 

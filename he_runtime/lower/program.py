@@ -9,15 +9,15 @@ from functools import cached_property
 
 from ..plan import Kind
 from .constants import Constants
-from .levels import is_lazy, stage_levels
+from .leaf_counts import Counts, ciphertext_leaves
+from .levels import stage_levels
 from .packing import Packing
-from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
+from .stage_types import LinearStage, Stage
 
 __all__ = ["Program", "Scales", "Values"]
 
 # Index of a tensor's ciphertext -> value. One whose elements are all constant is never computed, and absent.
 Values = dict[int, int]
-Counts = Counter[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,5 @@ class Program:
             counts[Kind.ROTATE, level] += found.rotations
             counts[Kind.MUL_PLAIN, level] += found.products
             counts[Kind.ADD, level] += found.products - found.outputs
-            counts[Kind.RESCALE, level] += 0 if is_lazy(self.stages, stage.name) else ciphertexts
-        elif isinstance(stage, QuadraticStage | MultiplyStage):
-            square = isinstance(stage, QuadraticStage) and stage.is_square
-            counts[Kind.SQUARE if square else Kind.MUL, level] += ciphertexts
-            counts[Kind.MUL_PLAIN, level] += ciphertexts if isinstance(stage, QuadraticStage) and not square else 0
-            counts[Kind.RELINEARIZE, level] += ciphertexts
-            counts[Kind.RESCALE, level] += ciphertexts * stage.rescales
-        elif isinstance(stage, PolynomialStage):
-            for leaf, n in stage.structure.leaf_counts(level):
-                counts[leaf] += n * ciphertexts
-        elif isinstance(stage, AddStage):
-            counts[Kind.ADD, level] += ciphertexts
-        else:
-            assert isinstance(stage, JoinStage)
+        for leaf, n in ciphertext_leaves(self.stages, stage, level).items():
+            counts[leaf] += n * ciphertexts

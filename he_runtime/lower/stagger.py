@@ -77,7 +77,12 @@ def staggered_set(map_: LinearMap, source: StaggeredLayout, target: Layout) -> D
         inside = (wanted - copy * source.step) % period
     else:  # any replica in the block that the remaining diagonal reaches
         inside = (rows + diagonal - copy * source.step) % source.block
-    return group_cells(outputs, rows, copy * source.block + inside, 1, (source.period, target.period))
+    columns = copy * source.block + inside
+    if target.uniform:  # the first copy holds everything that a dot product needs
+        single = np.isin(outputs, list(target.uniform))
+        rows, columns = np.where(single, wanted, rows), np.where(single, wanted, columns)
+    uniform = (frozenset[int](), target.uniform)
+    return group_cells(outputs, rows, columns, 1, (source.period, target.period), uniform)
 
 
 def proposals(found: DiagonalSet, base: Layout, target: Layout, costs: Costs, level: int) -> list[StaggeredLayout]:

@@ -11,6 +11,7 @@ from .native import (
     InferenceCall,
     InferenceReply,
     KeySetInfo,
+    LayerEstimate,
     ModelListing,
     ModelSummary,
     ServedModel,
@@ -125,6 +126,11 @@ def cost_estimate_to_proto(estimate: CostEstimate) -> model_pb2.EstimateCostResp
         low_ms=estimate.low_ms,
         high_ms=estimate.high_ms,
         confidence=estimate.confidence,
+        layers=[model_pb2.LayerEstimate(**vars(layer)) for layer in estimate.layers],
+        peak_bytes=estimate.peak_bytes,
+        keys=estimate.keys,
+        levels_left=estimate.levels_left,
+        error_bound=estimate.error_bound,
     )
 
 
@@ -142,6 +148,11 @@ def cost_estimate_from_proto(message: model_pb2.EstimateCostResponse) -> CostEst
         low_ms=message.low_ms,
         high_ms=message.high_ms,
         confidence=message.confidence,
+        layers=tuple(LayerEstimate(x.name, x.predicted_ms, x.low_ms, x.high_ms) for x in message.layers),
+        peak_bytes=message.peak_bytes,
+        keys=message.keys,
+        levels_left=message.levels_left,
+        error_bound=message.error_bound,
     )
 
 

@@ -10,6 +10,7 @@ __all__ = [
     "InferenceCall",
     "InferenceReply",
     "KeySetInfo",
+    "LayerEstimate",
     "ModelListing",
     "ModelSummary",
     "ServedModel",
@@ -62,10 +63,21 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class LayerEstimate:
+    """Predicted time of one layer, and between what it is expected."""
+
+    name: str
+    predicted_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True)
 class CostEstimate:
     """The reply of EstimateCost: predicted evaluation time, bytes, and operation counts of the plan and uncompressed.
 
     The true time is expected between `low_ms` and `high_ms`; `confidence` says in words what the table is good for.
+    `peak_bytes` is the memory of a worker with one client's keys, `error_bound` six standard deviations of an output.
     """
 
     model: str
@@ -80,6 +92,11 @@ class CostEstimate:
     low_ms: float = 0.0
     high_ms: float = 0.0
     confidence: str = ""
+    layers: tuple[LayerEstimate, ...] = ()
+    peak_bytes: int = 0
+    keys: int = 0
+    levels_left: int = 0
+    error_bound: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from he_runtime.wire import (
     key_set_byte_size,
     read_key_set,
 )
+from protos.native import LayerEstimate
 
 from .runtime import Cost, ModelDescription, WorkerModel
 
@@ -90,8 +91,11 @@ def problems(backend: str) -> list[str]:
 
 @lru_cache(maxsize=64)
 def estimate(model: ModelDescription, backend: str, cost_table: Path | None) -> Cost:
-    """Price the plan by the operator's table, or by the shipped one, good for an order of magnitude."""
-    table = CostTable.load(cost_table) if cost_table else load_default(backend)
+    """Price the plan by the operator's table, or by the shipped one, good for an order of magnitude.
+
+    PlanError for a table of another back end; one of another machine, other versions or long ago is named as such.
+    """
+    table = CostTable.load(cost_table).require_backend(backend) if cost_table else load_default(backend)
     report = price(Plan.load(model.directory / _PLAN_DIRECTORY), table)
     return Cost(
         predicted_ms=report.latency_ms,
@@ -104,6 +108,11 @@ def estimate(model: ModelDescription, backend: str, cost_table: Path | None) -> 
         counts=report.counts,
         dense_counts=_read_dense_counts(model.directory),
         table_name=report.table,
+        layers=tuple(LayerEstimate(x.name, x.ms, x.low_ms, x.high_ms) for x in report.layers),
+        peak_bytes=report.peak_bytes,
+        keys=len(report.keys),
+        levels_left=report.levels_left,
+        error_bound=report.error_bound,
     )
 
 

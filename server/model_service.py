@@ -62,5 +62,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             low_ms=cost.low_ms,
             high_ms=cost.high_ms,
             confidence=cost.confidence,
+            layers=cost.layers,
+            peak_bytes=cost.peak_bytes,
+            keys=cost.keys,
+            levels_left=cost.levels_left,
+            error_bound=cost.error_bound,
         )
         return convert.cost_estimate_to_proto(estimate)

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from protos.native import LayerEstimate
+
 from .errors import ConfigError
 
 __all__ = ["Cost", "LoadedKeys", "ModelDescription", "Runtime", "WorkerModel", "load_runtime"]
@@ -35,7 +37,8 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class Cost:
-    """Predicted evaluation time and its bounds, sizes of one request, and counts of the plan and of the dense network."""
+    """Predicted evaluation time and its bounds, in all and per layer, sizes of one request, counts of the plan and of the
+    dense network, a worker's memory in bytes, the number of keys, levels left in the reply, and the error bound."""
 
     predicted_ms: float
     low_ms: float
@@ -47,6 +50,11 @@ class Cost:
     counts: Mapping[str, int]
     dense_counts: Mapping[str, int]
     table_name: str
+    layers: tuple[LayerEstimate, ...] = ()
+    peak_bytes: int = 0
+    keys: int = 0
+    levels_left: int = 0
+    error_bound: float = 0.0
 
 
 class LoadedKeys(Protocol):

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from harness import Caller, failure, make_config, sha256
 
-from he_runtime import CompressedModel, Plan, compile, run_clear
+from he_runtime import CompressedModel, Plan, compile, price, run_clear
 from he_runtime.backends.tenseal_secret import SecretKey
 from he_runtime.client_spec import ClientSpec
-from he_runtime.errors import SecateurError
+from he_runtime.cost import load_default
+from he_runtime.errors import PlanError, SecateurError
 from he_runtime.model import InputSpec, Node, OutputSpec
 from he_runtime.wire import KeySetWriter, decode_ciphertexts, encode_ciphertexts
 from protos import convert
@@ -114,6 +115,20 @@ def test_the_estimate_is_the_plans(real: Real) -> None:
     assert reply.up_bytes == len(real.encrypt()) and reply.key_bytes == len(real.key_file)
     assert 0 < reply.low_ms < reply.predicted_ms < reply.high_ms and reply.confidence == "order of magnitude"
     assert dict(reply.dense_counts) == {"rotate": 99} and dict(reply.counts) == _by_leaf(real.plan)
+    report = price(real.plan, load_default("tenseal"))
+    assert [(x.name, x.predicted_ms) for x in reply.layers] == [(x.name, x.ms) for x in report.layers]
+    assert all(x.low_ms < x.predicted_ms < x.high_ms for x in reply.layers)
+    assert (reply.peak_bytes, reply.keys) == (report.peak_bytes, len(real.plan.keys.requests))
+    assert (reply.levels_left, reply.error_bound) == (0, real.plan.error_bound)
+
+
+def test_a_foreign_table_is_named_and_one_of_another_back_end_refused(real: Real, tmp_path: Path) -> None:
+    directory = real.plan.save(make_model().save(tmp_path / "m" / "1") / "plan").parent
+    description = he_model.describe(directory, "m", "1")
+    foreign = replace(load_default("tenseal"), kind="measured", machine="a mainframe").save(tmp_path / "foreign.json")
+    assert "measured on a mainframe" in he_model.estimate(description, "tenseal", foreign).confidence
+    with pytest.raises(PlanError, match="is of 'tenseal'"):
+        he_model.estimate(description, "pyfhel", foreign)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "magic", "empty-object"])

@@ -265,6 +265,11 @@ class EstimateCostResponse(_message.Message):
     LOW_MS_FIELD_NUMBER: _builtins.int
     HIGH_MS_FIELD_NUMBER: _builtins.int
     CONFIDENCE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    LEVELS_LEFT_FIELD_NUMBER: _builtins.int
+    ERROR_BOUND_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
     predicted_ms: _builtins.float
@@ -281,7 +286,15 @@ class EstimateCostResponse(_message.Message):
     """the true time is expected between these two"""
     high_ms: _builtins.float
     confidence: _builtins.str
-    """what the table is good for, in words"""
+    """what the table is good for, in words; names a foreign or stale one"""
+    peak_bytes: _builtins.int
+    """memory of a worker with one client's keys"""
+    keys: _builtins.int
+    """evaluation keys in the key set"""
+    levels_left: _builtins.int
+    """of the reply's ciphertexts"""
+    error_bound: _builtins.float
+    """predicted, per output, six standard deviations"""
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """operations of the served (compressed) plan"""
@@ -289,6 +302,10 @@ class EstimateCostResponse(_message.Message):
     @_builtins.property
     def dense_counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """of the same network uncompressed; empty where the operator ships none"""
+
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerEstimate]:
+        """in the order of evaluation"""
 
     def __init__(
         self,
@@ -305,11 +322,44 @@ class EstimateCostResponse(_message.Message):
         low_ms: _builtins.float = ...,
         high_ms: _builtins.float = ...,
         confidence: _builtins.str = ...,
+        layers: _abc.Iterable[Global___LayerEstimate] | None = ...,
+        peak_bytes: _builtins.int = ...,
+        keys: _builtins.int = ...,
+        levels_left: _builtins.int = ...,
+        error_bound: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "counts", b"counts", "dense_counts", b"dense_counts", "down_bytes", b"down_bytes", "high_ms", b"high_ms", "key_bytes", b"key_bytes", "low_ms", b"low_ms", "model", b"model", "predicted_ms", b"predicted_ms", "table_name", b"table_name", "up_bytes", b"up_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confidence", b"confidence", "counts", b"counts", "dense_counts", b"dense_counts", "down_bytes", b"down_bytes", "error_bound", b"error_bound", "high_ms", b"high_ms", "key_bytes", b"key_bytes", "keys", b"keys", "layers", b"layers", "levels_left", b"levels_left", "low_ms", b"low_ms", "model", b"model", "peak_bytes", b"peak_bytes", "predicted_ms", b"predicted_ms", "table_name", b"table_name", "up_bytes", b"up_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EstimateCostResponse: _TypeAlias = EstimateCostResponse  # noqa: Y015
+
+@_typing.final
+class LayerEstimate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PREDICTED_MS_FIELD_NUMBER: _builtins.int
+    LOW_MS_FIELD_NUMBER: _builtins.int
+    HIGH_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    predicted_ms: _builtins.float
+    low_ms: _builtins.float
+    high_ms: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        predicted_ms: _builtins.float = ...,
+        low_ms: _builtins.float = ...,
+        high_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high_ms", b"high_ms", "low_ms", b"low_ms", "name", b"name", "predicted_ms", b"predicted_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayerEstimate: _TypeAlias = LayerEstimate  # noqa: Y015

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -32,18 +33,17 @@ def _plugin(name: str) -> str:
 
 
 def _run_protoc(out: Path) -> None:
-    from grpc_tools import protoc
-
+    """In a process of its own: the compiler's copy of protobuf and the one inside tenseal do not live together."""
     sources = sorted(str(p.relative_to(_ROOT)) for p in (_ROOT / "secateur").rglob("*.proto"))
     arguments = [
-        "protoc",
+        *(sys.executable, "-m", "grpc_tools.protoc"),
         f"-I{_ROOT}",
         _plugin("protoc-gen-mypy"),
         _plugin("protoc-gen-mypy_grpc"),
         *(f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")),
         *sources,
     ]
-    if protoc.main(arguments) != 0:
+    if subprocess.run(arguments, check=False).returncode != 0:
         raise SystemExit("cannot generate: protoc refused the .proto files (see its messages above)")
 
 

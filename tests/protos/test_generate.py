@@ -23,6 +23,11 @@ def test_committed_code_is_fresh(fresh: dict[str, str]) -> None:
     assert generate.stale(fresh) == []
 
 
+def test_the_compiler_stays_out_of_this_process(fresh: dict[str, str]) -> None:
+    """Once it is loaded, tenseal crashes."""
+    assert fresh and "grpc_tools._protoc_compiler" not in sys.modules
+
+
 def test_a_change_is_noticed(fresh: dict[str, str]) -> None:
     changed = {**fresh, "secateur/v1/keys_pb2.py": "x", "secateur/v1/new_pb2.py": "y"}
     del changed["secateur/v1/model_pb2.py"]

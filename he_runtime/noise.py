@@ -142,13 +142,14 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         scale = xs[0].scale * self.plan.plaintexts[int(op.cells[0, 4])].scale
         shape = np.broadcast_shapes(*(v.shape for x in xs for v in (x.mean_square, x.variance)))
         sums = {g: NoiseValue(np.zeros(shape), np.zeros(shape), xs[0].level, scale) for g in op.groups}
+        scratch = np.empty(shape)
         for i, j, baby, giant, plaintext in op.cells.tolist():
             x, total = rotated[j, baby], sums[i, giant]
             squared, variance, _ = self._operand(plaintext)
-            total.variance += x.variance * squared
-            total.mean_square += x.mean_square * squared
+            total.variance += np.multiply(x.variance, squared, out=scratch)
+            total.mean_square += np.multiply(x.mean_square, squared, out=scratch)
             if variance:
-                total.variance += x.mean_square * variance
+                total.variance += np.multiply(x.mean_square, variance, out=scratch)
         outputs: dict[int, NoiseValue] = {}
         for i, giant in op.groups:
             part = self.turned(sums[i, giant], giant) if giant else sums[i, giant]

@@ -113,37 +113,44 @@ class PackedLinear:
 
 def diagonal_set(map_: LinearMap, source: Layout | JointLayout, target: Layout) -> DiagonalSet:
     """The diagonals that `map_` occupies between the two layouts; O(non-zeros)."""
-    coo = map_.matrix.tocoo()
-    rows = target.positions[coo.row]
-    columns = source.positions[coo.col]
+    rows, columns = entry_positions(map_, source, target)
+    periods, uniform = (source.period, target.period), (source.uniform, target.uniform)
+    if source.ciphertexts == target.ciphertexts == 1:  # the usual case; entries may be millions
+        return group_cells(None, rows, columns, 1, periods, uniform)
     slots = source.slots  # a power of two, so masks stand for remainders
     shift = slots.bit_length() - 1
     outputs, inputs = rows >> shift, columns >> shift
     rows, columns = rows & (slots - 1), columns & (slots - 1)
-    uniform = (source.uniform, target.uniform)
     if uniform[0]:
         columns = np.where(np.isin(inputs, list(uniform[0])), rows, columns)
     if uniform[1]:
         rows = np.where(np.isin(outputs, list(uniform[1])), columns, rows)
     block = outputs * source.ciphertexts + inputs
-    return group_cells(block, rows, columns, source.ciphertexts, (source.period, target.period), uniform)
+    return group_cells(block, rows, columns, source.ciphertexts, periods, uniform)
+
+
+def entry_positions(map_: LinearMap, source: Layout | JointLayout, target: Layout) -> tuple[Ints, Ints]:
+    """The flat positions of each weight's output and input, in the order of `matrix.data`."""
+    return np.repeat(target.positions, np.diff(map_.matrix.indptr)), source.positions[map_.matrix.indices]
 
 
 def group_cells(
-    block: Ints,
+    block: Ints | None,
     rows: Ints,
     columns: Ints,
     inputs: int,
     periods: tuple[int, int],
     uniform: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset()),
 ) -> DiagonalSet:
-    """Entries (their block = output * inputs + input, row slot, column slot) -> the cells that they occupy.
+    """Entries (their block = output * inputs + input, if not all 0; row slot, column slot) -> the cells that they occupy.
 
     `periods` are those of input and output, powers of two; diagonals are counted modulo the smaller. `uniform` are the
     input and output ciphertexts of one element; entries of these have the same slot as row and column.
     """
     modulus = min(periods)
-    key = block * modulus + ((columns - rows) & (modulus - 1))
+    key = (columns - rows) & (modulus - 1)
+    if block is not None:
+        key += block * modulus
     occupied = np.zeros(int(key.max(initial=-1)) + 1, dtype=bool)
     occupied[key] = True  # a table of all possible keys is small, and sorting millions of entries is slow
     unique, entry_cell = np.flatnonzero(occupied), (np.cumsum(occupied) - 1)[key]
@@ -165,7 +172,7 @@ def pack(map_: LinearMap, target: Layout, diagonals: DiagonalSet, known: frozens
     else:
         slot = (diagonals.rows + giant) % period
     vectors = np.zeros((len(diagonals.cells), period))
-    vectors[diagonals.entry_cell, slot] = map_.matrix.tocoo().data
+    vectors[diagonals.entry_cell, slot] = map_.matrix.data
     for cell in np.flatnonzero(np.isin(diagonals.cells[:, 0], list(diagonals.uniform_outputs))):
         vectors[cell] = np.resize(
             vectors[cell, : diagonals.input_period], period

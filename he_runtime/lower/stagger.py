@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..layout import Layout
 from .costs import Costs
-from .diagonals import DiagonalSet, group_cells
+from .diagonals import DiagonalSet, entry_positions, group_cells
 from .maps import LinearMap
 
 __all__ = ["StaggeredLayout", "proposals", "staggered_set"]
@@ -66,10 +66,8 @@ class StaggeredLayout:
 
 def staggered_set(map_: LinearMap, source: StaggeredLayout, target: Layout) -> DiagonalSet:
     """The diagonals that remain of `map_`, between the copies and the target; the folds add the copies up."""
-    coo = map_.matrix.tocoo()
-    positions = target.positions[coo.row]
+    positions, wanted = entry_positions(map_, source.base, target)
     outputs, rows = positions // target.slots, positions % target.slots
-    wanted = source.base.positions[coo.col]
     period = source.base.period
     diagonal = (wanted - rows) % min(period, target.period)
     copy = diagonal // source.step % source.copies

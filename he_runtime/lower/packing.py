@@ -41,8 +41,8 @@ class Packing:
 
     @property
     def ciphertexts(self) -> int:
-        """Of the tensor that has most."""
-        return max(layout.ciphertexts for layout in (self.input_layout, *self.layouts.values()))
+        """Of the tensor that has most; elements alone do not count, since no larger ring would join them."""
+        return max(self.input_layout.ciphertexts, *(x.span_ciphertexts for x in self.layouts.values()))
 
     def operand(self, stage: LinearStage) -> tuple[LinearMap, LinearLayout]:
         """The map as it is packed, and the layout of all that it is applied to."""

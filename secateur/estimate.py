@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from he_runtime.cost import CostReport, CostTable
 
-__all__ = ["cost_facts", "estimate", "prices_of", "warn"]
+__all__ = ["cost_facts", "estimate", "prices_of"]
 
 BACKEND = "tenseal"  # whose shipped table prices where nothing else is said
 
@@ -35,25 +35,23 @@ def estimate(
 
     planned = load_or_compile(model)
     report = price(planned, prices_of(backend, cost_table))
-    warn(report)
     record = {"model": planned.model_name, "plan_digest": planned.digest, **report.to_json()}
     emit(record, as_json, lambda console: _render(console, planned.model_name, report))
 
 
 def prices_of(backend: str | None, path: Path | None) -> CostTable:
-    """The table in a file, or the one that ships with a back end. PlanError for a table of another back end."""
+    """The table in a file, or the one that ships with a back end; says on standard error why a table may not hold here.
+
+    PlanError for a table of another back end.
+    """
     from he_runtime.cost import CostTable, load_default
 
     if path is None:
         return load_default(backend or BACKEND)
     found = CostTable.load(path)
-    return found if backend is None else found.require_backend(backend)
-
-
-def warn(report: CostReport) -> None:
-    """Say on standard error why the table may not hold here."""
-    for warning in report.warnings:
+    for warning in found.warnings():
         say(f"warning: {warning}")
+    return found if backend is None else found.require_backend(backend)
 
 
 def cost_facts(report: CostReport) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .estimate import prices_of, warn
+from .estimate import prices_of
 from .options import Json
 from .output import emit, say
 from .plan_batch import batch_record, render_batch
@@ -52,7 +52,6 @@ def plan(
     batched = None if batch is None else _plan_batch(model, batch, limits, prices)
     planned = batched.plan if batched else _plan(model, limits, prices)
     report = price(planned, prices)
-    warn(report)
     if output is not None:
         planned.save(output)
         say(f"wrote {output}")

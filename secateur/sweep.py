@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .estimate import prices_of
 from .options import Json
 from .output import emit, say, table
 from .sweep_chart import NAMES
@@ -55,13 +56,12 @@ def sweep(
 
     Interrupted, it goes on where it stopped when called again. Writes JSON, CSV, one HTML page and a PNG.
     """
-    from he_runtime.cost import CostTable
     from he_runtime.cost.calibrate import machine_name
 
     points = _points(packing, pattern, sparsity)
     model, name = _model(network, seed)
     directory = output or Path(f"sweep-{name}")
-    prices = None if cost_table is None else CostTable.load(cost_table)
+    prices = None if cost_table is None else prices_of(backend, cost_table)
     settings = {
         "network": name,
         "machine": machine_name(),

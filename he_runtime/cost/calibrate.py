@@ -37,7 +37,6 @@ _MAX_KEYS = 16
 _KEY_SHARE = 0.25  # of the time budget
 _CALLS = {"mul_plain": 16, "add": 16, "add_plain": 8, "mod_switch": 4, "upload": 1, "download": 1, "rotate": 4}
 _MIN_ROUNDS = 3
-_NOT_MEASURED = (Kind.CONJUGATE,)  # the same automorphism and key switch as a rotation; lookups use that
 
 
 def calibrate(
@@ -53,7 +52,7 @@ def calibrate(
     """Medians over interleaved rounds of single operations, at `levels` (default: all of `params`).
 
     `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts`; "upload" and "download" are
-    always measured. `progress` receives a phase and the fraction of `seconds` used. Key generation is inside the
+    always measured, conjugation never: lookups take it for the rotation that it is. `progress` receives a phase and the fraction of `seconds` used. Key generation is inside the
     budget; a first round is always completed, however long it takes. `clock` is this thread's processor time, which
     equals the wall clock on a free core and ignores the other processes of a busy one; a backend with threads of its
     own needs time.perf_counter. Raises BackendUnavailable, or ParameterError

@@ -114,7 +114,7 @@ def price(plan: Plan, table: CostTable, environment: Environment | None = None) 
         table=table.name,
         table_kind=table.kind,
         confidence=_confidence(table, doubts),
-        warnings=tuple(f"the cost table ({table.name}) was {doubt}; try `secateur calibrate`" for doubt in doubts),
+        warnings=table.warnings(environment),
     )
 
 

@@ -79,6 +79,12 @@ class CostTable:
         found = environment or here(tuple(self.libraries))
         return found.doubts(self.machine, self.libraries, self.date)
 
+    def warnings(self, environment: Environment | None = None) -> tuple[str, ...]:
+        """A sentence for each of the doubts."""
+        return tuple(
+            f"the cost table ({self.name}) was {doubt}; try `secateur calibrate`" for doubt in self.doubts(environment)
+        )
+
     def require_backend(self, backend: str) -> CostTable:
         """The table itself; PlanError when it was measured with another back end."""
         if self.backend != backend:

@@ -44,7 +44,7 @@ def compile(
     `batch` samples (a power of two) are interleaved in every ciphertext; with as many samples as slots there is one
     feature per ciphertext and no rotation at all. Packings are weighed by `table`, by default the shipped one.
 
-    The budget bounds six predicted sigmas: `max_error` in output units, or by default `margin_share` of the model's
+    The budget bounds six predicted sigmas of the noisiest output: `max_error` in output units, or by default `margin_share` of the model's
     median margin between the two largest outputs. Among the prime chains of a ring the one with the smallest
     predicted error is taken, since SEAL's cost depends on the number of primes only.
 

@@ -250,5 +250,6 @@ def quietest(plan: Plan, variance: Slots) -> Plan:
     elements, first = np.unique(slot_map[order], return_index=True)
     chosen = np.full_like(slot_map, -1)
     chosen[order[first]] = elements
-    sigma = float(np.sqrt(variance.ravel()[order[first]].mean()))
-    return replace(plan, sigma=sigma, outputs=(replace(port, slot_map=chosen.reshape(port.slot_map.shape)),))
+    chosen_variance = variance.ravel()[order[first]]
+    sigma, worst = (float(np.sqrt(v)) for v in (chosen_variance.mean(), chosen_variance.max()))
+    return replace(plan, sigma=sigma, worst_sigma=worst, outputs=(replace(port, slot_map=chosen.reshape(port.slot_map.shape)),))

@@ -120,6 +120,8 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return np.asarray((digits * degree * ERROR_VARIANCE / 2 + self._rounding) / x.scale**2)
 
     def add(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:
+        if x is y:  # a value and its error twice, not two errors that may cancel
+            return NoiseValue(4 * x.mean_square, 4 * x.variance, x.level, x.scale)
         return NoiseValue(x.mean_square + y.mean_square, x.variance + y.variance, x.level, x.scale)
 
     def add_plain(self, x: NoiseValue, plaintext: int) -> NoiseValue:
@@ -252,4 +254,6 @@ def quietest(plan: Plan, variance: Slots) -> Plan:
     chosen[order[first]] = elements
     chosen_variance = variance.ravel()[order[first]]
     sigma, worst = (float(np.sqrt(v)) for v in (chosen_variance.mean(), chosen_variance.max()))
-    return replace(plan, sigma=sigma, worst_sigma=worst, outputs=(replace(port, slot_map=chosen.reshape(port.slot_map.shape)),))
+    return replace(
+        plan, sigma=sigma, worst_sigma=worst, outputs=(replace(port, slot_map=chosen.reshape(port.slot_map.shape)),)
+    )

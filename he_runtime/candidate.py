@@ -22,6 +22,8 @@ from .plan import Plan, Port
 __all__ = ["Candidate", "Problem", "assemble", "predicted"]
 
 Floats = npt.NDArray[np.float64]
+_FOLLOWED = 1 << 28  # samples times products times slots that a prediction may take: a few seconds
+_LEAST_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Problem:
 
     @cached_property
     def statistics(self) -> Statistics:
-        return Statistics(self.model, tuple(self.program.stages))
+        products = sum(len(p.diagonals.cells) for p in self.program.packing.packed.values())
+        most = _FOLLOWED // max(1, products * self.degree // 2 // self.program.batch)
+        return Statistics(self.model, tuple(self.program.stages), max(_LEAST_SAMPLES, most))
 
     @property
     def magnitudes(self) -> Mapping[str, float]:

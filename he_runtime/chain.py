@@ -21,15 +21,18 @@ __all__ = ["HEADROOM_BITS", "LEAST_LEVEL_BITS", "MAX_PRIME_BITS", "MIN_PRIME_BIT
 MIN_PRIME_BITS = 24.0
 MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 _HOPELESS = 8.0  # the fine search gains a bit or two
-_WORTHWHILE = 0.98  # of the error: a smaller gain is no reason to go on
+_WORTHWHILE = 0.9  # of the error: a smaller gain is no reason to go on
 _LEAST_DROP_BITS = 12.0  # what a prime of a rescale has more than Delta: the operands' scale
 _LEAST_DELTA_BITS = 22
 LEAST_LEVEL_BITS = _LEAST_DELTA_BITS + _LEAST_DROP_BITS
 HEADROOM_BITS = 1.1  # one for the sign; a tenth because found primes lie just below the bits asked for
-_Point = tuple[float, float]  # bits of Delta and of the last layer's operands
+_Point = tuple[
+    int, ...
+]  # bits of Delta, of the last layer's operands, and of what tensors on level 0, 1, ... have more than Delta
+_MAX_RISES = 4  # levels with a scale of their own
 _STARTS: tuple[_Point, ...] = tuple(
     sorted(
-        ((float(d), float(s)) for d in range(_LEAST_DELTA_BITS, 46, 4) for s in range(8, 33, 6)),
+        ((d, s) for d in range(_LEAST_DELTA_BITS, 46, 4) for s in range(8, 33, 6)),
         key=lambda p: abs(p[0] - _LEAST_DELTA_BITS) + abs(p[1] - 14),
     )
 )
@@ -42,13 +45,14 @@ def best_chain(problem: Problem) -> Plan:
     fits, neighbours along both axes are tried, at halving distances, until none is better.
     """
     search = _Search(problem)
-    best = next((p for p in _STARTS if search.error(p) < math.inf), None)
+    level = (0,) * min(problem.depth, _MAX_RISES)
+    best = next((p for s in _STARTS if search.error(p := (*s, *level)) < math.inf), None)
     if best is None:
         raise _refusal(problem)
-    best = search.descend(best, 4.0)
+    best = search.descend(best, 4)
     if 6 * search.error(best) > _HOPELESS * problem.budget:
         return search.at(best)[0]
-    for step in (2.0, 1.0):
+    for step in (2, 1):
         best = search.descend(best, step)
     return predicted(problem, *search.at(best))
 
@@ -61,7 +65,7 @@ class _Search:
     def error(self, point: _Point) -> float:
         """Predicted sigma; infinite where nothing fits."""
         if point not in self._tried:
-            self._tried[point] = _try(self.problem, *point)
+            self._tried[point] = _try(self.problem, point)
         candidate = self._tried[point]
         return math.inf if candidate is None else candidate[0].sigma
 
@@ -70,21 +74,24 @@ class _Search:
         assert candidate is not None
         return candidate
 
-    def descend(self, best: _Point, step: float) -> _Point:
-        """The best point reached by moves of that many bits along one axis."""
-        while True:
-            delta, last = best
-            moves = [(delta - step, last), (delta + step, last), (delta, last - step), (delta, last + step)]
-            better = min(moves, key=self.error)
-            if self.error(better) >= _WORTHWHILE * self.error(best):
-                return best
-            best = better
+    def descend(self, best: _Point, step: int) -> _Point:
+        """The best point reached by moves of that many bits along one axis after the other."""
+        improved = True
+        while improved:
+            improved = False
+            for axis in range(len(best)):
+                for move in (step, -step):
+                    moved = (*best[:axis], best[axis] + move, *best[axis + 1 :])
+                    if self.error(moved) < _WORTHWHILE * self.error(best):
+                        best, improved = moved, True
+                        break
+        return best
 
 
 def _refusal(problem: Problem) -> DoesNotFit:
     """Why not even the smallest scales fit, or else the candidate that came nearest."""
-    stages, (delta, last) = problem.program.stages, min(_STARTS)
-    output, first = _output(problem), _first_bits(problem, delta, last)
+    stages, point = problem.program.stages, min(_STARTS)
+    output, first = _output(problem), _first_bits(problem, point)
     if first > MAX_PRIME_BITS:
         return too_wide_output(stages[-1].layer, output, first, MAX_PRIME_BITS)
     base_bits = first + max(first, LEAST_LEVEL_BITS)
@@ -92,10 +99,10 @@ def _refusal(problem: Problem) -> DoesNotFit:
         return too_deep(stages, problem.program.levels, problem.degree, base_bits, LEAST_LEVEL_BITS)
     found: list[DoesNotFit] = []
     for point in _STARTS:
-        params = _params(problem, *point)
+        params = _params(problem, point)
         try:
             if params is not None:
-                assemble(problem, params, _scales(*point))
+                assemble(problem, params, _scales(point))
         except DoesNotFit as error:
             found.append(error)
     least = min(found, key=lambda e: e.missing_bits if isinstance(e, OutOfRange) else math.inf, default=None)
@@ -106,29 +113,31 @@ def _output(problem: Problem) -> float:
     return problem.magnitudes.get(problem.model.output.node, 1.0)
 
 
-def _first_bits(problem: Problem, delta_bits: float, last_bits: float) -> float:
+def _first_bits(problem: Problem, point: _Point) -> float:
     """The prime that the output is left with."""
-    return delta_bits + last_bits + math.log2(max(2 * _output(problem), 1.0)) + HEADROOM_BITS
+    delta, last, *rises = point
+    return delta + sum(rises[:1]) + last + math.log2(max(2 * _output(problem), 1.0)) + HEADROOM_BITS
 
 
-def _scales(delta_bits: float, last_bits: float) -> Scales:
-    return Scales(2.0**delta_bits, 2.0**last_bits)
+def _scales(point: _Point) -> Scales:
+    delta, last, *rises = point
+    return Scales(2.0**delta, 2.0**last, rises=tuple(rises))
 
 
-def _try(problem: Problem, delta_bits: float, last_bits: float) -> Candidate | None:
-    params = _params(problem, delta_bits, last_bits)
+def _try(problem: Problem, point: _Point) -> Candidate | None:
+    params = _params(problem, point)
     if params is None:
         return None
     try:
-        candidate = assemble(problem, params, _scales(delta_bits, last_bits))
+        candidate = assemble(problem, params, _scales(point))
     except DoesNotFit:
         return None
     return None if first_overflow(candidate[0]) else candidate
 
 
-def _params(problem: Problem, delta_bits: float, last_bits: float) -> CkksParams | None:
-    """The chain for two scales; None where its primes would be too long or too short."""
-    first = _first_bits(problem, delta_bits, last_bits)
+def _params(problem: Problem, point: _Point) -> CkksParams | None:
+    """The chain for these scales; None where its primes would be too long or too short."""
+    first = _first_bits(problem, point)
     cap = MAX_LOG2_QP[problem.degree]
     # The special prime is at least as large as every live one, so that key switching adds little.
     rest = min(MAX_PRIME_BITS, (cap - first) / (problem.depth + 1)) if problem.depth else MAX_PRIME_BITS
@@ -137,7 +146,7 @@ def _params(problem: Problem, delta_bits: float, last_bits: float) -> CkksParams
         rest = min(MAX_PRIME_BITS, (cap - 2 * first) / problem.depth)
     if not MIN_PRIME_BITS <= first <= MAX_PRIME_BITS or rest < MIN_PRIME_BITS or special > MAX_PRIME_BITS:
         return None
-    if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - delta_bits < _LEAST_DROP_BITS):
+    if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - point[0] < _LEAST_DROP_BITS):
         return None
     primes = find_primes(problem.degree, [special, first, *[rest] * problem.depth])
     return CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))

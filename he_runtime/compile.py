@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from .candidate import Problem
-from .chain import LEAST_LEVEL_BITS, MIN_PRIME_BITS, best_chain
+from .chain import LEAST_LEVEL_BITS, MAX_PRIME_BITS, MIN_PRIME_BITS, best_chain
 from .cost import CostTable, load_default
 from .errors import DoesNotFit, ParameterError
+from .floor import error_floor
 from .integer_chain import integer_chain
 from .lower.constants import check_output, fold_constants
 from .lower.costs import Costs
@@ -15,10 +17,11 @@ from .lower.emit import Program
 from .lower.levels import stage_levels
 from .lower.packing import choose_packing
 from .lower.stages import build_stages
+from .lower.statistics import Statistics
 from .model import CompressedModel
 from .params import DEGREES, MAX_LOG2_QP
 from .plan import Plan, verify
-from .refusals import nearest, require_exactness, require_memory, require_width, too_deep
+from .refusals import nearest, require_exactness, require_floor, require_memory, require_width, too_deep
 
 __all__ = ["DEGREES", "compile", "error_budget", "lower"]
 
@@ -60,7 +63,8 @@ def compile(
     found: tuple[Plan, float] | None = None
     for degree in degrees:
         try:
-            program, depth = lower(model, degree, batch, table)
+            # A ring that is no last resort need not be packed to be refused.
+            program, depth = lower(model, degree, batch, table, math.inf if degree == degrees[-1] else budget)
             seconds = Costs(table, degree).counted(program.leaf_counts())
             if found and seconds >= found[1]:
                 break
@@ -93,10 +97,12 @@ def error_budget(model: CompressedModel, max_error: float | None = None, margin_
     return margin_share * float(margin)
 
 
-def lower(model: CompressedModel, degree: int, batch: int, table: CostTable) -> tuple[Program, int]:
+def lower(
+    model: CompressedModel, degree: int, batch: int, table: CostTable, budget: float = math.inf
+) -> tuple[Program, int]:
     """Everything but scales: the packed stages on a ring, and how many levels they take.
 
-    DoesNotFit when a tensor or the levels do not fit, or an output depends on no input.
+    DoesNotFit when a tensor or the levels do not fit, an output depends on no input, or no packing holds the budget.
     """
     slots = degree // 2 // batch  # lane groups: what one sample has of a ciphertext
     if slots < 1:
@@ -108,6 +114,7 @@ def lower(model: CompressedModel, degree: int, batch: int, table: CostTable) -> 
         raise too_deep(stages, levels, degree, 2 * LEAST_LEVEL_BITS, LEAST_LEVEL_BITS)
     limit = _MAX_CIPHERTEXTS if batch == 1 else _MAX_BATCH_CIPHERTEXTS
     if slots > 1:
+        require_floor(error_floor(stages, Statistics(model, tuple(stages)), degree, MAX_PRIME_BITS), degree, budget)
         require_width(stages, model.input.name, model.input.shape, slots, limit, degree)
     packing = choose_packing(stages, model.input.name, model.input.shape, slots, levels, Costs(table, degree), limit)
     check_output(model.output.node, constants, packing.layouts[model.output.node])

@@ -201,7 +201,19 @@ def slot_variance(
             fresh = np.full(plan.lane_groups, fresh_variance(plan.params, kind.scale))
             inputs.append(NoiseValue(known[value], fresh, kind.level, kind.scale))
     results = walk(plan, evaluator, inputs)
-    return np.stack([np.atleast_2d(r.variance).mean(axis=0) for r in results])
+    return np.stack([_over_samples(np.atleast_2d(r.variance)) for r in results])
+
+
+def _over_samples(variance: Slots) -> Slots:
+    """The mean of (samples, groups) over samples, widened by the standard error that so few samples leave it.
+
+    Errors grow with the values they ride on, so some inputs err much more than others.
+    """
+    mean, samples = variance.mean(axis=0), len(variance)
+    if samples < 2:
+        return np.asarray(mean)
+    totals = variance.mean(axis=1)
+    return np.asarray(mean * (1 + totals.std(ddof=1) / np.sqrt(samples) / max(float(totals.mean()), 1e-300)))
 
 
 def encoding_error(plan: Plan, inputs: Sequence[Slots]) -> Slots:

@@ -20,6 +20,7 @@ __all__ = [
     "nearest",
     "out_of_range",
     "require_exactness",
+    "require_floor",
     "require_memory",
     "require_width",
     "too_deep",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+_FLOOR_MARGIN = 1.5
 _SLACK = 1.25  # a search that sees no hope stops at a coarser prediction
 
 
@@ -123,6 +125,15 @@ def require_exactness(plan: Plan, budget: float) -> None:
         f"cannot hold the error at N={plan.params.degree}: the bound is {plan.error_bound:.3g}, the budget {budget:.3g}, {missing:.1f} bits missing; the "
         f"widest values are those of layer {widest.name!r}; try {change}"
     )
+
+
+def require_floor(sigma: float, degree: int, budget: float) -> None:
+    """DoesNotFit when no packing on this ring can hold the error, with a margin for what the floor takes for certain."""
+    if 6 * sigma > _FLOOR_MARGIN * budget:
+        raise DoesNotFit(
+            f"cannot hold the error at N={degree}: the bound is at least {6 * sigma:.3g} in any packing, the budget {budget:.3g}; "
+            f"try N={2 * degree}"
+        )
 
 
 def require_width(

@@ -21,7 +21,9 @@ def linear(low: Lowering, stage: LinearStage) -> Values:
     level = low.levels[stage.name]
     if not len(packed.diagonals.cells):
         return {}
-    inputs = {k: e.lowered(v, level, stage.layer) for k, v in _operands(low, stage).items()}
+    operands = _operands(low, stage)
+    meet = max(e.values[v].scale for v in operands.values())  # tensors of several levels rest at several scales
+    inputs = {k: e.aligned(v, level, meet, stage.layer) for k, v in operands.items()}
     lazy = is_lazy(low.stages, stage.name)
     scale = low.targets.of(stage.name) if lazy else low.targets.product(level)
     outputs = _transform(low, stage.layer, inputs, packed, level, scale)

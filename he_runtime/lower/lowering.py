@@ -48,10 +48,12 @@ class Lowering:
         self.program, self.params, self.scales = program, params, scales
         self.stages, self.packing = program.stages, program.packing
         self.batch, self.levels = program.batch, program.levels
-        self.targets = Targets(program.stages, program.levels, params, scales)
+        self.targets = Targets(program.stages, program.levels, program.input_level, params, scales)
         self.emission = Emission(params, pool)
         count = program.packing.input_layout.ciphertexts
-        source = {k: self.emission.value(program.input_level, scales.delta) for k in range(count)}
+        source = {
+            k: self.emission.value(program.input_level, self.targets.rest(program.input_level)) for k in range(count)
+        }
         self.tensors: dict[str, Values] = {program.source: source}
         self.notes: dict[int, Note] = {}
         self.carried: dict[int, Carried] = {}
@@ -90,10 +92,11 @@ class Lowering:
         return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain, scale=scale)
 
     def at_rest(self, layer: str, value: int, rescale: bool = True) -> int:
-        """A product of scale Delta * q as it is kept: two polynomials, one level lower, at scale Delta."""
+        """A product as it is kept: two polynomials, one level lower, at the scale of tensors at rest there."""
         e = self.emission
         if e.values[value].size > 2:
             value = e.op(Kind.RELINEARIZE, layer, value)
         if not rescale:
             return value
-        return e.op(Kind.RESCALE, layer, value, scale=None if self.scales.steps else self.scales.delta)
+        rest = self.targets.rest(e.values[value].level - 1)
+        return e.op(Kind.RESCALE, layer, value, scale=None if self.scales.steps else rest)

@@ -24,6 +24,10 @@ Values = dict[int, int]
 class Scales:
     """Delta (tensors at rest), the output layer's plaintext scale, and that of an unfolded quadratic's coefficient.
 
+    Tensors at rest on level k have `rises[k]` bits more than Delta, those above the last rise none: lower tensors have
+    fewer factors to leave room for, and at a larger scale rescaling leaves them a smaller error. Whole bits, so that a sum
+    of tensors of two levels brings them together exactly.
+
     With `steps`, linear stages have integer weights: multiples of a step, encoded at scale 1 / step. Delta is then the
     scale of the input only, and those of all other tensors follow from it.
     """
@@ -31,7 +35,12 @@ class Scales:
     delta: float
     last: float
     coefficient: float = 2.0**16
+    rises: tuple[int, ...] = ()
     steps: Mapping[str, float] = field(default_factory=dict)
+
+    def at_rest(self, level: int) -> float:
+        """The scale of tensors at rest at a level."""
+        return self.delta * 2.0 ** (self.rises[level] if 0 <= level < len(self.rises) else 0)
 
 
 @dataclass(frozen=True)

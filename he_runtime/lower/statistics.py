@@ -28,12 +28,14 @@ class Statistics:
 
     model: CompressedModel = field(repr=False)
     stages: tuple[Stage, ...] = field(repr=False)
+    most_samples: int = 64
     _inside: dict[tuple[str, str, bool], Floats] = field(default_factory=dict, repr=False)
 
     @cached_property
     def inputs(self) -> Floats | None:
-        """The calibration inputs that the model kept, (samples, *shape)."""
-        return self.model.mean_square("samples")
+        """The calibration inputs that the model kept, `most_samples` of them, (samples, *shape)."""
+        kept = self.model.mean_square("samples")
+        return None if kept is None else kept[: self.most_samples]
 
     @cached_property
     def samples(self) -> Mapping[str, Floats]:

@@ -23,34 +23,45 @@ __all__ = ["Targets"]
 class Targets:
     """The scales that readers ask for, for one chain of primes."""
 
-    def __init__(self, stages: list[Stage], levels: dict[str, int], params: CkksParams, scales: Scales) -> None:
+    def __init__(
+        self, stages: list[Stage], levels: dict[str, int], source: int, params: CkksParams, scales: Scales
+    ) -> None:
         self.stages, self.levels, self.params, self.scales = stages, levels, params, scales
+        self._source = source  # the input's level
         self._by_name = {s.name: s for s in stages}
         self._found: dict[str, float] = {}
         self._polynomials: dict[tuple[str, float], PolynomialScales] = {}
 
+    def rest(self, level: int) -> float:
+        """The scale of tensors at rest at a level."""
+        return self.scales.at_rest(level)
+
     def product(self, level: int) -> float:
-        """The scale of a product that one rescale at `level` brings back to Delta."""
-        return self.scales.delta * self.params.primes[level]
+        """The scale of a product that one rescale at `level` brings to rest."""
+        return self.rest(level - 1) * self.params.primes[level]
 
     def of(self, name: str) -> float:
         """The scale of a tensor; of an unrescaled one the least that a reader on its own level asks for."""
         if self.scales.steps:
             return self._integral(name)
         if not is_lazy(self.stages, name):
-            return self.scales.delta
+            return self._resting(name)
         if name not in self._found:
             readers = readers_of(self.stages, name)
             top = max((self.levels[r.name] for r in readers), default=0)
             asked = [self._asked(r, name, len(readers)) for r in readers if self.levels[r.name] == top]
-            self._found[name] = min(asked, default=self.scales.delta * self.scales.last)
+            self._found[name] = min(asked, default=self.rest(0) * self.scales.last)
         return self._found[name]
+
+    def _resting(self, name: str) -> float:
+        stage = self._by_name.get(name)
+        return self.rest(self._source if stage is None else self.levels[name] - stage.rescales)
 
     def _integral(self, name: str) -> float:
         """The scale that follows from the input's where every weight is an integer."""
         stage = self._by_name.get(name)
         if stage is None:
-            return self.scales.delta
+            return self.rest(self._source)
         if name not in self._found:
             below = self.of(stage.inputs[0])
             if isinstance(stage, LinearStage):
@@ -74,21 +85,21 @@ class Targets:
             return self.polynomial(reader).input if free else math.sqrt(product / self.scales.coefficient)
         assert isinstance(reader, MultiplyStage)
         partner = reader.right if name == reader.left else reader.left
-        return math.sqrt(product) if readers > 1 or self.is_free(partner) else product / self.scales.delta
+        return math.sqrt(product) if readers > 1 or self.is_free(partner) else product / self._resting(partner)
 
     def meeting(self, stage: AddStage | JoinStage) -> float:
         """The scale of a sum; where some sides are at rest, one that they can be raised to."""
-        scale = self.of(stage.name)
-        if scale >= self.scales.delta * 2**MIN_RAISE_BITS or all(self.is_free(name) for name in stage.inputs):
+        scale, resting = self.of(stage.name), [self._resting(name) for name in stage.inputs if not self.is_free(name)]
+        if not resting or scale >= max(resting) * 2**MIN_RAISE_BITS:
             return scale
-        return self.scales.delta * max(1, round(scale / self.scales.delta))
+        return max(resting) * max(1, round(scale / max(resting)))
 
     def polynomial(self, stage: PolynomialStage, have: float = 0.0) -> PolynomialScales:
         """All scales of a polynomial whose input comes at any scale, or at `have` and is raised from there."""
         key = (stage.name, have)
         if key not in self._polynomials:
             level = self.levels[stage.name]
-            found = polynomial_scales(stage.structure, self.params, level, self.scales.delta, have)
+            found = polynomial_scales(stage.structure, self.params, level, self.rest(level - stage.rescales), have)
             if found is None:
                 raise DoesNotFit(
                     f"cannot evaluate the polynomial of layer {stage.layer!r}: degree {len(stage.coefficients) - 1} finds no "

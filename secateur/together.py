@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .sweep_run import plan_facts, refuse_too_large
@@ -13,26 +13,25 @@ from .sweep_run import plan_facts, refuse_too_large
 if TYPE_CHECKING:
     from he_runtime import Plan
     from he_runtime.cost import CostTable
-    from he_runtime.params import CkksParams
+    from he_runtime.cost.measure import Rounds
 
 __all__ = ["GroupTimer"]
 
 K = TypeVar("K", bound=Hashable)
-_SHARES = 4  # calibrations, spread over the measurement
-_MOST_ROUNDS = 3  # times the runs asked for, where the machine is disturbed
+_Ring = tuple[int, int]  # N and number of primes: what an operation's time depends on
+_STEP = 2  # rounds between two looks at how many were steady
+_MOST_ROUNDS = 2  # times the runs asked for, where the machine is disturbed
 
 
 @dataclass
 class GroupTimer:
-    """Measures groups of plans in rounds, one call of each plan a round; single operations are timed between rounds.
+    """Measures groups of plans in rounds: each plan once, and each single operation of their rings a few times.
 
-    A table never sees a plan, only its parameters. `runs` steady calls per plan are aimed at; `seconds` is the
-    calibration time per ring and chain.
+    A table never sees a plan, only its parameters. `runs` steady calls per plan are aimed at.
     """
 
     backend: str
     runs: int
-    seconds: float
     report: Callable[[str], None] = lambda message: None
 
     def records(self, plans: Mapping[K, Plan]) -> dict[K, dict[str, Any]]:
@@ -41,65 +40,69 @@ class GroupTimer:
         DoesNotFit when together they need more memory than is free.
         """
         from he_runtime import price
-        from he_runtime.cost.measure import Rounds
 
         from .local import Local
-        from .probe import fourier_probe
 
-        params = {(p.params.degree, len(p.params.primes)): p.params for p in plans.values()}
-        calibrations = [self._calibrated(params)]
-        tables = _merged(calibrations)
-        priced = {key: price(plan, tables[_ring(plan)]) for key, plan in plans.items()}
-        refuse_too_large(*priced.values())
+        refuse_too_large(*plans.values())
+        self.report("encoding")
+        operations = self._operations(plans)
         locals_ = {key: Local(plan, self.backend) for key, plan in plans.items()}
         wall: dict[K, list[float]] = {key: [] for key in plans}
-        routines = {key: _routine(local, plans[key], wall[key]) for key, local in locals_.items()}
-        rounds = Rounds(routines, fourier_probe(), time.thread_time)
-        done = 0
-        while done < self.runs or (rounds.steady < self.runs and done < _MOST_ROUNDS * self.runs):
-            self.report(f"round {done + 1}")
-            share = max(1, self.runs // (_SHARES - 1))
-            rounds.go(share)
-            done += share
-            if len(calibrations) < _SHARES:
-                calibrations.append(self._calibrated(params))
-        tables, found = _merged(calibrations), rounds.measurements()
+        routines = {("plan", key): _routine(locals_[key], plans[key], wall[key]) for key in plans}
+        rounds = self._timed(routines | {("operation", key): run for key, (run, _) in operations.items()})
+        tables, found = self._tables(operations, rounds), rounds.measurements()
         records = {}
         for key, plan in plans.items():
+            measured = found["plan", key]
             facts = plan_facts(plan, price(plan, tables[_ring(plan)]))
             records[key] = facts | {
-                "measured_ms": found[key].median_ms,
+                "measured_ms": measured.median_ms,
                 "wall_ms": statistics.median(wall[key]) * 1e3,
-                "ratio": facts["predicted_ms"] / found[key].median_ms,
-                "runs": found[key].rounds,
-                "discarded_runs": found[key].discarded,
-                "disturbed_runs": found[key].disturbed,
+                "ratio": facts["predicted_ms"] / measured.median_ms,
+                "runs": measured.rounds,
+                "discarded_runs": measured.discarded,
+                "disturbed_runs": measured.disturbed,
                 "counters_equal": locals_[key].executor.counters == plan.counts,
             }
         return records
 
-    def _calibrated(self, params: Mapping[tuple[int, int], CkksParams]) -> dict[tuple[int, int], CostTable]:
-        from he_runtime.cost.calibrate import calibrate
+    def _operations(self, plans: Mapping[K, Plan]) -> dict[tuple[_Ring, Any], tuple[Callable[[], Any], int]]:
+        from he_runtime.cost.calibrate import single_operations
 
-        self.report("calibrating")
-        return {ring: calibrate(self.backend, p, seconds=self.seconds / _SHARES) for ring, p in params.items()}
-
-
-def _ring(plan: Plan) -> tuple[int, int]:
-    return plan.params.degree, len(plan.params.primes)
-
-
-def _merged(calibrations: list[dict[tuple[int, int], CostTable]]) -> dict[tuple[int, int], CostTable]:
-    """Per ring and operation the median of what the calibrations found."""
-    merged = {}
-    for ring, first in calibrations[0].items():
-        found = [c[ring].entries for c in calibrations]
-        entries = {
-            key: replace(entry, seconds=statistics.median(e[key].seconds for e in found))
-            for key, entry in first.entries.items()
+        params = {_ring(plan): plan.params for plan in plans.values()}
+        return {
+            (ring, leaf): found
+            for ring, p in params.items()
+            for leaf, found in single_operations(self.backend, p).items()
         }
-        merged[ring] = replace(first, entries=entries)
-    return merged
+
+    def _timed(self, routines: Mapping[Any, Callable[[], Any]]) -> Rounds[Any]:
+        from he_runtime.cost.measure import Rounds
+
+        from .probe import fourier_probe
+
+        rounds: Rounds[Any] = Rounds(routines, fourier_probe(), time.thread_time)
+        done = 0
+        while done < self.runs or (rounds.steady < self.runs and done < _MOST_ROUNDS * self.runs):
+            self.report(f"round {done + 1}")
+            rounds.go(min(_STEP, self.runs))
+            done += min(_STEP, self.runs)
+        return rounds
+
+    def _tables(
+        self, operations: Mapping[tuple[_Ring, Any], tuple[Callable[[], Any], int]], rounds: Rounds[Any]
+    ) -> dict[_Ring, CostTable]:
+        from he_runtime.cost.calibrate import measured_table
+
+        kept = rounds.kept()
+        samples: dict[_Ring, dict[Any, list[float]]] = {}
+        for (ring, leaf), (_, calls) in operations.items():
+            samples.setdefault(ring, {})[leaf] = [s / calls for s in kept["operation", (ring, leaf)]]
+        return {ring: measured_table(self.backend, found) for ring, found in samples.items()}
+
+
+def _ring(plan: Plan) -> _Ring:
+    return plan.params.degree, len(plan.params.primes)
 
 
 def _routine(local: Any, plan: Plan, wall: list[float]) -> Callable[[], None]:

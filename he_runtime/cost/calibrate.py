@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from .environment import here, machine_name
 from .measure import Clock, ProbeGate, timed
 from .table import CostTable, Key
 
-__all__ = ["calibrate", "machine_name"]
+__all__ = ["calibrate", "machine_name", "measured_table", "single_operations"]
 
 Progress = Callable[[str, float], None]
 _SCALE = 2.0**7  # products stay below the smallest admissible prime
@@ -36,6 +36,7 @@ _KEY_POOL_BYTES = 64 << 20  # several times a usual last-level cache
 _MAX_KEYS = 16
 _KEY_SHARE = 0.25  # of the time budget
 _CALLS = {"mul_plain": 16, "add": 16, "add_plain": 8, "mod_switch": 4, "upload": 1, "download": 1, "rotate": 4}
+_FEW_CALLS = 2
 _MIN_ROUNDS = 3
 
 
@@ -52,11 +53,11 @@ def calibrate(
     """Medians over interleaved rounds of single operations, at `levels` (default: all of `params`).
 
     `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts`; "upload" and "download" are
-    always measured, conjugation never: lookups take it for the rotation that it is. `progress` receives a phase and the fraction of `seconds` used. Key generation is inside the
-    budget; a first round is always completed, however long it takes. `clock` is this thread's processor time, which
-    equals the wall clock on a free core and ignores the other processes of a busy one; a backend with threads of its
-    own needs time.perf_counter. Raises BackendUnavailable, or ParameterError
-    for levels that the parameters do not have.
+    always measured, conjugation never: lookups take it for the rotation that it is. `progress` receives a phase and the
+    fraction of `seconds` used. Key generation is inside the budget; a first round is always completed, however long it takes.
+    `clock` is this thread's processor time, which equals the wall clock on a free core and ignores the other processes of a
+    busy one; a backend with threads of its own needs time.perf_counter. Raises BackendUnavailable, or ParameterError for
+    levels that the parameters do not have.
     """
     deadline = time.perf_counter() + seconds
     wanted = sorted(set(range(params.max_level + 1) if levels is None else levels))
@@ -73,6 +74,22 @@ def calibrate(
         if only is None or key[0] in ("upload", "download") or (key[0], key[2]) in only
     }
     samples = _rounds(tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds)))
+    return measured_table(backend, samples)
+
+
+def single_operations(
+    backend: str, params: CkksParams, seconds: float = 10.0
+) -> dict[Key, tuple[Callable[[], int], int]]:
+    """Every operation at every level as a routine and how many calls it makes, to be timed beside something else.
+
+    Key generation takes at most a quarter of `seconds`.
+    """
+    bench = _Bench(backend, params, list(range(params.max_level + 1)), seconds)
+    return {key: (task, _CALLS.get(key[0], _FEW_CALLS)) for key, task in bench.tasks()}
+
+
+def measured_table(backend: str, samples: Mapping[Key, Sequence[float]]) -> CostTable:
+    """The table of this machine, today, from seconds per call."""
     return CostTable(
         backend=backend,
         threads=1,
@@ -115,7 +132,7 @@ def _rounds(
     return {key: [r[key] for r in rounds if key in r] for key in tasks}
 
 
-def _entry(values: list[float]) -> CostEntry:
+def _entry(values: Sequence[float]) -> CostEntry:
     median = statistics.median(values)
     low, high = np.percentile(values, [25, 75])
     return CostEntry(median, float(high - low) / (2 * median))
@@ -152,7 +169,7 @@ class _Bench:
         """(leaf, N, level) with a routine that calls the leaf a few times and says how often."""
         for level in self._levels:
             for leaf, call in self._calls(level):
-                yield (leaf, self._params.degree, level), partial(_repeat, call, _CALLS.get(leaf, 2))
+                yield (leaf, self._params.degree, level), partial(_repeat, call, _CALLS.get(leaf, _FEW_CALLS))
 
     def _calls(self, level: int) -> Iterator[tuple[str, Callable[[], object]]]:
         ev, cts = self._ev, self._cts[level]

@@ -114,15 +114,26 @@ class Rounds(Generic[K]):
         """Steady calls of the routine that has the fewest."""
         return min((len(found) for found in self._steady().values()), default=0)
 
+    def kept(self) -> dict[K, list[float]]:
+        """Seconds of the steady calls; of a routine without any, of the half with the quieter probes."""
+        return {key: steady or self._quieter_half(key) for key, steady in self._steady().items()}
+
     def measurements(self) -> dict[K, Measurement]:
-        """Medians of the steady calls; of a routine without any, of the half with the quieter probes."""
-        found = {}
-        for key, steady in self._steady().items():
-            every = sorted(self._samples[key])
-            kept = steady or [seconds for _, seconds in every[: (len(every) + 1) // 2]]
-            disturbed = 0 if steady else len(kept)
-            found[key] = Measurement(statistics.median(kept) * 1e3, len(kept), len(every) - len(kept), disturbed)
-        return found
+        """Medians of what is kept."""
+        steady = self._steady()
+        return {
+            key: Measurement(
+                statistics.median(kept) * 1e3,
+                len(kept),
+                len(self._samples[key]) - len(kept),
+                0 if steady[key] else len(kept),
+            )
+            for key, kept in self.kept().items()
+        }
+
+    def _quieter_half(self, key: K) -> list[float]:
+        samples = sorted(self._samples[key])
+        return [seconds for _, seconds in samples[: (len(samples) + 1) // 2]]
 
     def _probed(self) -> float:
         self._probes.append(timed(self._probe, self._clock))

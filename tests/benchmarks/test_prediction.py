@@ -53,7 +53,7 @@ def test_it_measures_and_goes_on(
 ) -> None:
     module = script("prediction")
     monkeypatch.setattr(module, "random_reference", lambda name: small)
-    arguments = ["--quick", "--runs", 1, "--seconds", 0.3, "--log", tmp_path / "log.jsonl"]
+    arguments = ["--quick", "--runs", 1, "--log", tmp_path / "log.jsonl"]
     first = said(module, *arguments)
     assert first["n"] == 2 and first["counters_equal"] is True
     assert 0 <= first["mape"] < 3

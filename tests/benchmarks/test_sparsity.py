@@ -69,7 +69,7 @@ def test_a_grid_must_pay_as_planned(script: Any, tmp_path: Path, sparse: float, 
     shared = {"actual_sparsity": 0.9, "rotations": 1, "products": 1}
     log.append({"name": "net, diagonal, dense, 0", "measured_ms": 100.0, "predicted_ms": 100.0, **shared})
     log.append({"name": "net, diagonal, grid, 0.9", "measured_ms": sparse, "predicted_ms": planned, **shared})
-    found = module.grid(module.Bench(log, 1, 1), "net", lambda: None, 2.5)
+    found = module.grid(module.Bench(log, 1), "net", lambda: None, 2.5)
     assert found["ok"] is ok
     assert found["measured_speedup"] == pytest.approx(100 / sparse)
 
@@ -84,7 +84,7 @@ def test_column_latency_must_be_linear(script: Any, tmp_path: Path, middle: floa
         ("unstructured, 0.9", 10, 19.0),
     ):
         log.append({"name": f"net, column, {name}", "nonzeros": weights, "measured_ms": ms, "predicted_ms": ms})
-    found = module.column(module.Bench(log, 1, 1), "net", (0.0, 0.5, 0.9))
+    found = module.column(module.Bench(log, 1), "net", (0.0, 0.5, 0.9))
     assert found["ok"] is ok
     if ok:
         assert found["microseconds_per_weight"] == pytest.approx(900, rel=0.01)

@@ -15,7 +15,7 @@ from .lower.emit import Program, Scales, Values, emit
 from .lower.lowering import Lowering, Note
 from .lower.statistics import Statistics
 from .model import CompressedModel
-from .noise import encoding_error, quietest, slot_variance
+from .noise import encoding_error, quietest, slot_variance, worst_lane_variance
 from .params import CkksParams
 from .plan import Plan, Port
 
@@ -82,7 +82,7 @@ def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
             "post_processing": model.output.post_processing,
         },
     )
-    return quietest(plan, slot_variance(plan, *_knowledge(problem, low, mean=True), squares=problem.squares)), low
+    return _on_average(problem, plan, low)[0], low
 
 
 def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
@@ -91,13 +91,23 @@ def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
         plan = with_fewer_keys(plan, problem.max_key_bytes)
     whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
+    average, peaks = _on_average(problem, plan, low)
     samples = problem.statistics.inputs
     if samples is None:
-        return quietest(plan, slot_variance(plan, *_knowledge(problem, low, mean=True), squares=problem.squares))
+        return average
     random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False, squares=problem.squares)
     name = problem.model.input.name
     inputs = _per_slot(problem, {name: low.tensors[name]}, {name: samples})
-    return quietest(plan, random + encoding_error(plan, list(inputs.values())))
+    return quietest(plan, random + encoding_error(plan, list(inputs.values())), peaks)
+
+
+def _on_average(problem: Problem, plan: Plan, low: Lowering) -> tuple[Plan, Floats | None]:
+    """The plan with the error predicted from mean squares, and what the noisiest lane of a batch has above the others."""
+    means = _knowledge(problem, low, mean=True)
+    variance = slot_variance(plan, *means, squares=problem.squares)
+    worst = worst_lane_variance(plan, *means, squares=problem.squares)
+    peaks = None if worst is None else np.maximum(worst / variance, 1.0)
+    return quietest(plan, variance, peaks), peaks
 
 
 def _knowledge(problem: Problem, low: Lowering, mean: bool) -> tuple[dict[int, Floats], dict[int, tuple[int, Floats]]]:

@@ -26,13 +26,14 @@ _LEAST_DROP_BITS = 12.0  # what a prime of a rescale has more than Delta: the op
 _LEAST_DELTA_BITS = 22
 LEAST_LEVEL_BITS = _LEAST_DELTA_BITS + _LEAST_DROP_BITS
 HEADROOM_BITS = 1.1  # one for the sign; a tenth because found primes lie just below the bits asked for
-_Point = tuple[
-    int, ...
-]  # bits of Delta, of the last layer's operands, and of what tensors on level 0, 1, ... have more than Delta
+# Bits of Delta, of the last layer's operands, of what the special prime has more than the others, and of what tensors on
+# level 0, 1, ... have more than Delta.
+_Point = tuple[int, ...]
+_SPECIAL = 2  # index of the special prime's axis
 _MAX_RISES = 4  # levels with a scale of their own
 _STARTS: tuple[_Point, ...] = tuple(
     sorted(
-        ((d, s) for d in range(_LEAST_DELTA_BITS, 46, 4) for s in range(8, 33, 6)),
+        ((d, s, 0) for d in range(_LEAST_DELTA_BITS, 46, 4) for s in range(8, 33, 6)),
         key=lambda p: abs(p[0] - _LEAST_DELTA_BITS) + abs(p[1] - 14),
     )
 )
@@ -50,7 +51,7 @@ def best_chain(problem: Problem) -> Plan:
     if best is None:
         raise _refusal(problem)
     best = search.descend(best, 4)
-    if 6 * search.error(best) > _HOPELESS * problem.budget:
+    if search.error(best) > _HOPELESS * problem.budget:
         return search.at(best)[0]
     for step in (2, 1):
         best = search.descend(best, step)
@@ -61,13 +62,16 @@ class _Search:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._tried: dict[_Point, Candidate | None] = {}
+        # A longer special prime quiets the lanes that a batch cannot avoid; a single query reads elsewhere.
+        count = _SPECIAL + 1 + min(problem.depth, _MAX_RISES)
+        self.axes = [k for k in range(count) if k != _SPECIAL or problem.program.batch > 1]
 
     def error(self, point: _Point) -> float:
-        """Predicted sigma; infinite where nothing fits."""
+        """The predicted bound; infinite where nothing fits."""
         if point not in self._tried:
             self._tried[point] = _try(self.problem, point)
         candidate = self._tried[point]
-        return math.inf if candidate is None else candidate[0].sigma
+        return math.inf if candidate is None else candidate[0].error_bound
 
     def at(self, point: _Point) -> Candidate:
         candidate = self._tried[point]
@@ -79,7 +83,7 @@ class _Search:
         improved = True
         while improved:
             improved = False
-            for axis in range(len(best)):
+            for axis in self.axes:
                 for move in (step, -step):
                     moved = (*best[:axis], best[axis] + move, *best[axis + 1 :])
                     if self.error(moved) < _WORTHWHILE * self.error(best):
@@ -115,12 +119,12 @@ def _output(problem: Problem) -> float:
 
 def _first_bits(problem: Problem, point: _Point) -> float:
     """The prime that the output is left with."""
-    delta, last, *rises = point
+    delta, last, _, *rises = point
     return delta + sum(rises[:1]) + last + math.log2(max(2 * _output(problem), 1.0)) + HEADROOM_BITS
 
 
 def _scales(point: _Point) -> Scales:
-    delta, last, *rises = point
+    delta, last, _, *rises = point
     return Scales(2.0**delta, 2.0**last, rises=tuple(rises))
 
 
@@ -140,11 +144,14 @@ def _params(problem: Problem, point: _Point) -> CkksParams | None:
     first = _first_bits(problem, point)
     cap = MAX_LOG2_QP[problem.degree]
     # The special prime is at least as large as every live one, so that key switching adds little.
-    rest = min(MAX_PRIME_BITS, (cap - first) / (problem.depth + 1)) if problem.depth else MAX_PRIME_BITS
-    special = max(rest, first)
-    if problem.depth and special > rest:
-        rest = min(MAX_PRIME_BITS, (cap - 2 * first) / problem.depth)
-    if not MIN_PRIME_BITS <= first <= MAX_PRIME_BITS or rest < MIN_PRIME_BITS or special > MAX_PRIME_BITS:
+    more = point[_SPECIAL]
+    rest = min(MAX_PRIME_BITS - more, (cap - first - more) / (problem.depth + 1)) if problem.depth else 0.0
+    special = max(rest, first) + more if problem.depth else MAX_PRIME_BITS
+    if problem.depth and first > rest:
+        rest = min(MAX_PRIME_BITS, (cap - 2 * first - more) / problem.depth)
+    if not MIN_PRIME_BITS <= first <= MAX_PRIME_BITS or special > MAX_PRIME_BITS or more < 0:
+        return None
+    if problem.depth and rest < MIN_PRIME_BITS:
         return None
     if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - point[0] < _LEAST_DROP_BITS):
         return None

@@ -29,9 +29,11 @@ from .encoding import constant, rounded
 from .params import CkksParams
 from .plan import Op, Plan
 
-__all__ = ["NoiseValue", "encoding_error", "fresh_variance", "quietest", "slot_variance"]
+__all__ = ["NoiseValue", "encoding_error", "fresh_variance", "quietest", "slot_variance", "worst_lane_variance"]
 
 Slots = npt.NDArray[np.float64]
+Lanes = npt.NDArray[np.int64]
+_WORST_LANES = 8  # of a batch, that are followed by themselves
 ERROR_VARIANCE = 3.2**2
 _REMEMBERED = 1 << 25  # squared operands, in slots: 256 MiB
 
@@ -59,7 +61,9 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
     `carried` maps a polynomial's result to its input and the squared derivative there. The powers between them err
     together, so the input's error is set aside while they are followed, and joins at the result.
     With `encoding` false the operands count as exact, for when their rounding is evaluated instead of estimated.
-    `squares` remembers the squared operands between plans that share their vectors.
+    `squares` remembers the squared operands between plans that share their vectors. With `lanes` these lanes of
+    every group are followed by themselves instead of their mean: arrays are (lane groups, lanes) then, and mean squares the
+    same for all.
     """
 
     def __init__(
@@ -69,19 +73,24 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         carried: Mapping[int, tuple[int, Slots]] | None = None,
         encoding: bool = True,
         squares: dict[int, Slots] | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
         super().__init__(plan)
-        self._carried = carried or {}
+        self._lanes = lanes
+        self._carried = {value: (base, self.spread(slope)) for value, (base, slope) in (carried or {}).items()}
         self._aside: dict[int, Slots] = {}
         self._mapped = {base for base, _ in self._carried.values()}
         self._encoding = encoding
         self._squares = squares if squares is not None else {}
         params = plan.params
-        self._known = known
+        self._known = {value: self.spread(squares) for value, squares in known.items()}
         self._rounding = params.degree * (1 + 2 * params.degree / 3) / 24
-        exponents = np.array([pow(3, j, 2 * params.degree) for j in range(params.slots)], dtype=np.float64)
-        per_slot = 1.0 / np.sin(np.pi * exponents / (2 * params.degree)) ** 2  # |2 / (1 - zeta_j)|^2
-        self._mean_term = per_slot.reshape(plan.lane_groups, plan.batch).mean(axis=1)
+        by_lane = mean_terms(params).reshape(plan.lane_groups, plan.batch)
+        self._mean_term = by_lane.mean(axis=1) if lanes is None else by_lane[:, lanes]
+
+    def spread(self, groups: Slots) -> Slots:
+        """(..., lane groups) as it is combined with what is followed."""
+        return groups if self._lanes is None else groups[..., None]
 
     def finish(self, x: NoiseValue, value: int) -> NoiseValue:
         variance = x.variance
@@ -104,7 +113,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
             squared = np.resize(vector**2, self.plan.lane_groups if len(vector) > 1 else 1)
             if len(self._squares) * self.plan.lane_groups < _REMEMBERED:
                 self._squares[plain.vector] = squared
-        return squared, variance, plain.scale
+        return self.spread(squared), variance, plain.scale
 
     def _rounding_error(self, vector: Slots, scale: float) -> float:
         """Of an operand; that of a constant, a single integer, is known."""
@@ -142,7 +151,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         assert op.cells is not None
         rotated = {(j, 0): x for j, x in enumerate(xs)} | {(j, a): self.turned(xs[j], a) for j, a in op.babies}
         scale = xs[0].scale * self.plan.plaintexts[int(op.cells[0, 4])].scale
-        shape = np.broadcast_shapes(*(v.shape for x in xs for v in (x.mean_square, x.variance)))
+        shape = np.broadcast_shapes(*(v.shape for x in rotated.values() for v in (x.mean_square, x.variance)))
         sums = {g: NoiseValue(np.zeros(shape), np.zeros(shape), xs[0].level, scale) for g in op.groups}
         scratch = np.empty(shape)
         for i, j, baby, giant, plaintext in op.cells.tolist():
@@ -173,9 +182,9 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square, x.variance, x.level - 1, x.scale)
 
     def rotate(self, x: NoiseValue, step: int) -> NoiseValue:
-        groups = step // self.plan.batch
-        variance = np.roll(x.variance, -groups, axis=-1) + self._switching(x)
-        return NoiseValue(np.roll(x.mean_square, -groups, axis=-1), variance, x.level, x.scale)
+        groups, axis = step // self.plan.batch, -1 if self._lanes is None else -2
+        variance = np.roll(x.variance, -groups, axis=axis) + self._switching(x)
+        return NoiseValue(np.roll(x.mean_square, -groups, axis=axis), variance, x.level, x.scale)
 
     def conjugate(self, x: NoiseValue) -> NoiseValue:
         return NoiseValue(x.mean_square, x.variance + self._switching(x), x.level, x.scale)
@@ -193,15 +202,45 @@ def slot_variance(
     `known` gives the mean square of some values per lane group, (groups,) or, to follow single samples, (samples, groups).
     `carried` is what polynomials do to their inputs' errors, `squares` what plans with these vectors share.
     """
-    evaluator = NoiseEvaluator(plan, known, carried, encoding, squares)
+    results = _followed(plan, NoiseEvaluator(plan, known, carried, encoding, squares), known)
+    return np.stack([_over_samples(np.atleast_2d(r.variance)) for r in results])
+
+
+def worst_lane_variance(
+    plan: Plan,
+    known: Mapping[int, Slots],
+    carried: Mapping[int, tuple[int, Slots]] | None = None,
+    squares: dict[int, Slots] | None = None,
+) -> Slots | None:
+    """The same of a batch's noisiest lanes, (ciphertexts, lane groups); None where all lanes err alike.
+
+    Every sample of a batch keeps its lane, and the lanes with a slot next to the root 1 meet all the mean term of key
+    switching. `known` and `carried` are means, (1, groups).
+    """
+    if plan.batch == 1 or plan.lane_groups == 1:
+        return None
+    terms = mean_terms(plan.params).reshape(plan.lane_groups, plan.batch).sum(axis=0)
+    lanes = np.argsort(-terms, kind="stable")[:_WORST_LANES]
+    results = _followed(plan, NoiseEvaluator(plan, known, carried, squares=squares, lanes=lanes), known)
+    shape = (1, plan.lane_groups, len(lanes))
+    return np.stack([np.broadcast_to(r.variance, shape)[0].max(axis=1) for r in results])
+
+
+def mean_terms(params: CkksParams) -> Slots:
+    """|2 / (1 - zeta_j)|^2 of every slot."""
+    exponents = np.array([pow(3, j, 2 * params.degree) for j in range(params.slots)], dtype=np.float64)
+    return np.asarray(1.0 / np.sin(np.pi * exponents / (2 * params.degree)) ** 2)
+
+
+def _followed(plan: Plan, evaluator: NoiseEvaluator, known: Mapping[int, Slots]) -> list[NoiseValue]:
+    """The plan's results, from freshly encrypted inputs."""
     inputs = []
     for port in plan.inputs:
         for value in port.values:
             kind = plan.values[value]
             fresh = np.full(plan.lane_groups, fresh_variance(plan.params, kind.scale))
-            inputs.append(NoiseValue(known[value], fresh, kind.level, kind.scale))
-    results = walk(plan, evaluator, inputs)
-    return np.stack([_over_samples(np.atleast_2d(r.variance)) for r in results])
+            inputs.append(NoiseValue(evaluator.spread(known[value]), evaluator.spread(fresh), kind.level, kind.scale))
+    return walk(plan, evaluator, inputs)
 
 
 def _over_samples(variance: Slots) -> Slots:
@@ -252,9 +291,10 @@ def rounded_operands(plan: Plan) -> list[Slots]:
     return [found[i] for i in range(len(plan.plaintexts))]
 
 
-def quietest(plan: Plan, variance: Slots) -> Plan:
+def quietest(plan: Plan, variance: Slots, peaks: Slots | None = None) -> Plan:
     """Let the client read every output element at its least noisy replica, and record the predicted sigma.
 
+    `peaks` is the variance of the noisiest lane over the mean of its group.
     Key switching leaves a hundred times the usual error in the few slots whose root lies next to 1, slot 0 among them.
     """
     port = plan.outputs[0]
@@ -264,8 +304,9 @@ def quietest(plan: Plan, variance: Slots) -> Plan:
     elements, first = np.unique(slot_map[order], return_index=True)
     chosen = np.full_like(slot_map, -1)
     chosen[order[first]] = elements
-    chosen_variance = variance.ravel()[order[first]]
-    sigma, worst = (float(np.sqrt(v)) for v in (chosen_variance.mean(), chosen_variance.max()))
+    read = variance.ravel()[order[first]]
+    highest = read if peaks is None else read * peaks.ravel()[order[first]]
+    sigma, worst = (float(np.sqrt(v)) for v in (read.mean(), highest.max()))
     return replace(
         plan, sigma=sigma, worst_sigma=worst, outputs=(replace(port, slot_map=chosen.reshape(port.slot_map.shape)),)
     )

@@ -14,6 +14,7 @@ from he_runtime.cost import CostEntry, CostTable, load_default
 from he_runtime.cost.fit import fit_leaf
 from he_runtime.cost.formulas import leaf_terms, leaf_work
 from he_runtime.errors import PlanError, Reason, WireError
+from he_runtime.params import DEGREES
 from tests.he_runtime.costs import LEAVES, N, table
 
 
@@ -161,3 +162,11 @@ def test_altered_newer_and_huge_tables_are_refused_by_reason() -> None:
         with pytest.raises(WireError) as caught:
             CostTable.parse(data)
         assert caught.value.reason is reason
+
+
+@pytest.mark.parametrize("backend", ["pyfhel", "tenseal"])
+def test_a_table_ships_for_every_back_end_and_ring(backend: str) -> None:
+    shipped = load_default(backend)
+    assert (shipped.backend, shipped.kind) == (backend, "shipped")
+    for degree in DEGREES:
+        assert 0 < shipped.lookup("add", degree, 0).seconds < shipped.lookup("rotate", degree, 1).seconds < 10

@@ -27,7 +27,7 @@ def test_every_check_is_made(
     (batch,) = record["batches"]
     assert batch["samples"] == 8 and 1 < batch["batch"] <= 8
     assert 0 < batch["max_error"] <= batch["error_bound"]
-    assert batch["argmax_matches"] >= 7, "two outputs may lie closer than the error"
+    assert batch["argmax_matches"] >= batch["batch"] - 1, "two outputs may lie closer than the error"
     assert batch["each_ms"] == pytest.approx(batch["all_ms"] / 8)
     module.render(record)
     assert len([line for line in capsys.readouterr().out.splitlines() if line.startswith(("ok", "MISS"))]) == 5

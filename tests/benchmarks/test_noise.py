@@ -19,7 +19,7 @@ def bench(script: Any, small: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The benchmark with one small network in place of all."""
     module = script("noise")
     monkeypatch.setattr(module, "random_reference", lambda name: small)
-    monkeypatch.setattr(module, "QUICK_SIZE", (40, 20))  # so small a network is quick, and 40 images have a typical margin
+    monkeypatch.setattr(module, "QUICK_SIZE", (40, 20))  # 40 images have a typical margin
     monkeypatch.setattr(module, "inputs", lambda name, count: np.random.default_rng(1).uniform(-1, 1, (count, 32)))
     return module
 

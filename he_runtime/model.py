@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -174,9 +175,9 @@ class CompressedModel:
         arrays = {k: np.ascontiguousarray(self.arrays[k]) for k in sorted(self.arrays)}
         return manifest, save_safetensors(arrays)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """sha256 over manifest and arrays."""
+        """sha256 over manifest and arrays; once, since a model never changes."""
         manifest, arrays = self.to_bytes()
         return _digest(manifest, arrays)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +86,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         params = plan.params
         self._known = {value: self.spread(squares) for value, squares in known.items()}
         self._rounding = params.degree * (1 + 2 * params.degree / 3) / 24
-        by_lane = mean_terms(params).reshape(plan.lane_groups, plan.batch)
+        by_lane = mean_terms(params.degree).reshape(plan.lane_groups, plan.batch)
         self._mean_term = by_lane.mean(axis=1) if lanes is None else by_lane[:, lanes]
 
     def spread(self, groups: Slots) -> Slots:
@@ -219,17 +220,20 @@ def worst_lane_variance(
     """
     if plan.batch == 1 or plan.lane_groups == 1:
         return None
-    terms = mean_terms(plan.params).reshape(plan.lane_groups, plan.batch).sum(axis=0)
+    terms = mean_terms(plan.params.degree).reshape(plan.lane_groups, plan.batch).sum(axis=0)
     lanes = np.argsort(-terms, kind="stable")[:_WORST_LANES]
     results = _followed(plan, NoiseEvaluator(plan, known, carried, squares=squares, lanes=lanes), known)
     shape = (1, plan.lane_groups, len(lanes))
     return np.stack([np.broadcast_to(r.variance, shape)[0].max(axis=1) for r in results])
 
 
-def mean_terms(params: CkksParams) -> Slots:
+@cache
+def mean_terms(degree: int) -> Slots:
     """|2 / (1 - zeta_j)|^2 of every slot."""
-    exponents = np.array([pow(3, j, 2 * params.degree) for j in range(params.slots)], dtype=np.float64)
-    return np.asarray(1.0 / np.sin(np.pi * exponents / (2 * params.degree)) ** 2)
+    exponents = np.array([pow(3, j, 2 * degree) for j in range(degree // 2)], dtype=np.float64)
+    terms = np.asarray(1.0 / np.sin(np.pi * exponents / (2 * degree)) ** 2)
+    terms.setflags(write=False)
+    return terms
 
 
 def _followed(plan: Plan, evaluator: NoiseEvaluator, known: Mapping[int, Slots]) -> list[NoiseValue]:

@@ -17,6 +17,7 @@ __all__ = ["Split", "best_split"]
 Ints = npt.NDArray[np.int64]
 _REFINED = 16  # moduli that get the fine grid of offsets
 _OFFSETS = 16  # points of that grid
+_FEW = 96  # diagonals of one block that Python counts faster than NumPy
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class _Search:
         self.inputs, self.outputs = inputs.astype(np.int64), outputs.astype(np.int64)
         self.input_count = int(inputs.max()) + 1
         self.output_count = int(outputs.max()) + 1
+        single = self.input_count == self.output_count == 1
+        self._few = self.diagonals.tolist() if single and len(diagonals) <= _FEW else None
 
     def coarse(self) -> list[tuple[int, int, int]]:
         """(rotations, modulus, offset) with diagonals read as 0..M-1 and as -M/2..M/2-1 (taps lie around zero).
@@ -95,6 +98,10 @@ class _Search:
 
     def rotations(self, mu: int, offset: int) -> int:
         """Distinct non-zero babies per input plus giants per output (before the shift that may save one more)."""
+        if self._few is not None:
+            pairs = [divmod((d + offset) % self.modulus, mu) for d in self._few]
+            giants_set, babies_set = {high for high, _ in pairs}, {low for _, low in pairs}
+            return len(giants_set - {offset // mu}) + len(babies_set - {offset % mu})
         shifted = (self.diagonals + offset) % self.modulus
         high = shifted // mu
         low = shifted - high * mu
@@ -118,7 +125,14 @@ class _Search:
 
     def _moved(self, baby: Ints, giant: Ints) -> Split:
         baby, giant = baby % self.modulus, giant % self.modulus
-        pairs_in = np.unique((self.inputs * self.modulus + baby)[baby != 0])
-        pairs_out = np.unique((self.outputs * self.modulus + giant)[giant != 0])
-        steps = np.union1d(pairs_in % self.modulus, pairs_out % self.modulus)
-        return Split(baby, giant, len(pairs_in) + len(pairs_out), frozenset(steps.tolist()))
+        pairs_in = self._distinct(self.inputs, self.input_count, baby)
+        pairs_out = self._distinct(self.outputs, self.output_count, giant)
+        steps = frozenset((pairs_in % self.modulus).tolist()) | frozenset((pairs_out % self.modulus).tolist())
+        return Split(baby, giant, len(pairs_in) + len(pairs_out), steps)
+
+    def _distinct(self, ciphertexts: Ints, count: int, steps: Ints) -> Ints:
+        """Distinct pairs of a ciphertext and a non-zero step, as ciphertext * modulus + step."""
+        seen = np.zeros((count, self.modulus), dtype=bool)
+        seen[ciphertexts, steps] = True
+        seen[:, 0] = False
+        return np.flatnonzero(seen)

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .errors import DoesNotFit
 from .plan import Kind, Plan
+from .refusals import OverMemory
 from .wire import key_set_byte_size
 
 __all__ = ["with_fewer_keys"]
@@ -20,14 +20,15 @@ __all__ = ["with_fewer_keys"]
 def with_fewer_keys(plan: Plan, most_bytes: int) -> Plan:
     """The plan with detours for the steps that are used least, until its keys fit `most_bytes` on the wire (seeded).
 
-    DoesNotFit when no further step is the sum of two others. The predicted error is that of the plan given: predict anew.
+    OverMemory when no further step is the sum of two others. The predicted error is that of the plan given: predict anew.
     """
     while (size := key_set_byte_size(plan.keys, plan.params, seeded=True)) > most_bytes:
         found = _cheapest_detour(plan)
         if found is None:
-            raise DoesNotFit(
-                f"cannot hold the evaluation keys of model {plan.model_name!r} in {most_bytes} bytes: got {size} with every "
-                "step that is the sum of two others replaced; try a larger budget"
+            raise OverMemory(
+                f"cannot hold the evaluation keys at N={plan.params.degree} in {most_bytes:,} bytes: got {size:,} with every step "
+                f"that is the sum of two others replaced; try a budget of {size:,}",
+                size - most_bytes,
             )
         step, parts = found
         plan = replace(plan, detours={**plan.detours, step: parts})

@@ -41,7 +41,7 @@ class OutOfRange(DoesNotFit):
 
 
 class OverMemory(DoesNotFit):
-    """A plan that needs `missing_bytes` more than allowed."""
+    """A plan whose worker or whose keys need `missing_bytes` more than allowed."""
 
     def __init__(self, message: str, missing_bytes: int) -> None:
         super().__init__(message)

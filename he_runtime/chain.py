@@ -1,7 +1,8 @@
 """The prime chain and the scales of one program on one ring: a search for the least predicted error.
 
 SEAL's cost depends on the number of primes only, so for a given ring and depth the whole budget of log2(QP) is free
-precision. The chain follows from two scales: Delta, that of tensors at rest, and that of the last layer's operands.
+precision. The chain follows from a few scales: Delta, what the lowest levels have more than it, and that of the last
+layer's operands (docs/decisions/0016).
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ _STARTS: tuple[_Point, ...] = tuple(
 
 
 def best_chain(problem: Problem) -> Plan:
-    """Pattern search over (Delta, last scale) in bits; the rest of the chain follows from the two.
+    """Pattern search over the scales in bits; the primes follow from them. DoesNotFit where no point fits.
 
     The error has one basin: fresh noise on one side, short primes on the other. From the first point of a coarse grid that
-    fits, neighbours along both axes are tried, at halving distances, until none is better.
+    fits, neighbours along one axis after the other are tried, at halving distances, until none is better.
     """
     search = _Search(problem)
     level = (0,) * min(problem.depth, _MAX_RISES)

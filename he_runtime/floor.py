@@ -15,11 +15,11 @@ import numpy as np
 
 from .lower.stage_types import LinearStage, QuadraticStage, Stage
 from .lower.statistics import Statistics
+from .noise import ERROR_VARIANCE
 from .params import MAX_LOG2_QP
 
 __all__ = ["error_floor"]
 
-_ERROR_VARIANCE = 3.2**2
 _DELTAS = range(16, 44, 2)  # bits
 _LEAST_FIRST_BITS = 8  # of the first prime above Delta
 
@@ -48,7 +48,7 @@ def _sigma(
     stages: Sequence[Stage], squares: dict[str, Any], facts: Statistics, degree: int, delta: float, operand: float
 ) -> float:
     """Follow the variance of every element; scales in bits. The last layer's operands count as exact."""
-    fresh = degree * _ERROR_VARIANCE / 2 / 4.0**delta
+    fresh = degree * ERROR_VARIANCE / 2 / 4.0**delta
     variance = np.full(math.prod(facts.model.input.shape), fresh)
     for k, stage in enumerate(stages):
         mean_square = facts.mean_squares[stage.inputs[0]][0]

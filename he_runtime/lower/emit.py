@@ -1,6 +1,6 @@
 """Stages plus packing plus parameters -> ops: the last step of lowering, and the only one that knows scales.
 
-Scale discipline: every tensor at rest has scale exactly Delta; a linear layer before an activation or a product is encoded
+Scale discipline: every tensor at rest has exactly the scale of its level, Delta for short; a linear layer before an activation or a product is encoded
 so that the result returns to Delta after one rescale (targets.py). Additions meet at one scale because the layers
 before them are told which scale to deliver.
 """

@@ -1,7 +1,7 @@
 """Which scale every unrescaled value must have: what its readers need, found from the output backwards.
 
-Every tensor at rest has scale exactly Delta. A lazy linear layer is encoded so that what reads it returns to Delta
-after one rescale by the prime q of its level: a square needs sqrt(Delta * q), and so do both sides of a product, or q
+Every tensor at rest on a level has exactly that level's scale, here Delta. A lazy linear layer is encoded so that what
+reads it returns to Delta after one rescale by the prime q of its level: a square needs sqrt(Delta * q), and so do both sides of a product, or q
 the one side whose partner is at rest. Where several readers differ, the least serves: the others raise it by a constant.
 """
 

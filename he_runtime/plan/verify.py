@@ -55,7 +55,8 @@ def _check_tables(plan: Plan) -> None:
     if plan.batch < 1 or plan.params.slots % plan.batch:
         raise PlanError(f"cannot verify plan: a batch of {plan.batch} does not divide {plan.params.slots} slots")
     for step, parts in plan.detours.items():
-        if sum(parts) % plan.params.slots != step or any(not p or p in plan.detours for p in parts):
+        inside = all(0 < s < plan.params.slots for s in (step, *parts))
+        if not inside or sum(parts) % plan.params.slots != step or any(p in plan.detours for p in parts):
             raise PlanError(f"cannot verify plan: a rotation by {step} is no detour by way of {parts}")
     for plain in plan.plaintexts:
         if (

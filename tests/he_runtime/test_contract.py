@@ -66,7 +66,7 @@ def test_encrypted_equals_clear_within_the_predicted_error(
     executor = Executor(plan, backend)
     loaded = executor.load_keys(keys)
     spec = plan.client_spec()
-    inputs = builder.inputs(4)
+    inputs = builder.inputs(16)
     clear = run_clear(plan, inputs)
     errors = []
     for sample, expected in zip(inputs, clear, strict=True):
@@ -78,7 +78,7 @@ def test_encrypted_equals_clear_within_the_predicted_error(
     # Sigma is the RMS over samples. Random weights give single samples several times as much, trained ones do not
     # (docs/results): the bound itself is for these.
     assert float(np.abs(errors).max()) <= 1.5 * plan.error_bound
-    assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 3 * plan.sigma
+    assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 2 * plan.sigma
 
 
 @pytest.mark.parametrize("backend", [_backend(name) for name in sorted(BACKENDS)])

@@ -84,3 +84,5 @@ def test_a_detour_that_leads_elsewhere_is_refused(network: tuple[Builder, Compre
     step, (a, b) = next(iter(few.detours.items()))
     with pytest.raises(PlanError, match="no detour"):
         verify(replace(few, detours={step: (a, b + 1)}))
+    with pytest.raises(PlanError, match="no detour"):
+        verify(replace(few, detours={step: (a, b + few.params.slots)}))

@@ -111,6 +111,12 @@ void convert(u64* dst, const u64* a, std::size_t n, const Modulus& from, const M
     for (std::size_t i = 0; i < n; i += 8) store(dst + i, reduce_once(mul_lazy(load(a + i), one, m), m.q));
 }
 
+bool all_below(const u64* a, std::size_t n, u64 q) {
+    Lanes greatest = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < n; i += 8) greatest = _mm512_max_epu64(greatest, load(a + i));
+    return _mm512_cmpge_epu64_mask(greatest, splat(q)) == 0;
+}
+
 void permute(u64* dst, const u64* src, const GaloisTable& table) {
     for (std::size_t i = 0; i < table.n / 8; ++i) {
         const Lanes block = load(src + (table.source[i] & ~std::uint32_t{7}));
@@ -121,6 +127,6 @@ void permute(u64* dst, const u64* src, const GaloisTable& table) {
 }  // namespace
 
 const Kernel ifma_kernel = {"ifma",   ifma_forward,      ifma_inverse, add,     sub,    negate,
-                            multiply, multiply_constant, dot,          convert, permute};
+                            multiply, multiply_constant, dot,          convert, all_below, permute};
 
 }  // namespace secateur

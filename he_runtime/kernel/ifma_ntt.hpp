@@ -41,10 +41,13 @@ inline LaneFactor tail_pair(const u64* tail, int pair) {
     return {_mm512_broadcast_i64x2(_mm_loadu_si128(p)), _mm512_broadcast_i64x2(_mm_loadu_si128(p + 1))};
 }
 
+inline const u64* tail_of(const NttTable& table, std::size_t node) {
+    return table.tail + (node - table.n / kTile) * kTailWords;
+}
+
 // From [0, kBound * q) to [0, q).
 template <int kBound>
 inline Lanes reduce_fully(Lanes x, const LaneModulus& m) {
-    if constexpr (kBound > 8) x = reduce_once(x, _mm512_slli_epi64(m.twice, 2));
     if constexpr (kBound > 4) x = reduce_once(x, _mm512_slli_epi64(m.twice, 1));
     if constexpr (kBound > 2) x = reduce_once(x, m.twice);
     return reduce_once(x, m.q);

@@ -49,6 +49,8 @@ struct Kernel {
                 const Modulus& m);
     // Residues modulo `from` taken as integers in [0, from) and reduced modulo `to`.
     void (*convert)(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to);
+    // Whether all n values are below q: what a residue must be before any routine here sees it.
+    bool (*all_below)(const u64* a, std::size_t n, u64 q);
     // dst must not be src.
     void (*permute)(u64* dst, const u64* src, const GaloisTable& table);
 };

@@ -105,6 +105,12 @@ void convert(u64* dst, const u64* a, std::size_t n, const Modulus&, const Modulu
     for (std::size_t i = 0; i < n; ++i) dst[i] = mul(a[i], to.one, to.value);
 }
 
+bool all_below(const u64* a, std::size_t n, u64 q) {
+    bool below = true;
+    for (std::size_t i = 0; i < n; ++i) below &= a[i] < q;
+    return below;
+}
+
 void permute(u64* dst, const u64* src, const GaloisTable& table) {
     for (std::size_t i = 0; i < table.n / 8; ++i) {
         const u64* block = src + (table.source[i] & ~std::uint32_t{7});
@@ -116,6 +122,6 @@ void permute(u64* dst, const u64* src, const GaloisTable& table) {
 }  // namespace
 
 const Kernel portable_kernel = {"portable", forward, inverse, add,     sub,    negate,
-                                multiply,   multiply_constant, dot, convert, permute};
+                                multiply,   multiply_constant, dot, convert, all_below, permute};
 
 }  // namespace secateur

@@ -70,31 +70,52 @@ void forward_pass2(u64* dst, const u64* src, std::size_t length, const NttTable&
     }
 }
 
-inline void forward_tile(u64* x, std::size_t node, const NttTable& table, const WaveModulus& m) {
-    const double* tail = table.wave_tail + (node - table.n / kTile) * kTailWords;
-    const WaveFactor w[4] = {{}, broadcast(table, node), broadcast(table, 2 * node), broadcast(table, 2 * node + 1)};
-    Doubles v[4];
-    for (int k = 0; k < 4; ++k) v[k] = load_bits(x + kLanes * k);
-    for (int k = 0; k < 2; ++k) v[k] = reduce(v[k], m);
-    forward4(v, w, m);
-    for (int p = 0; p < 2; ++p) {
-        const Doubles even = _mm256_unpacklo_pd(v[2 * p], v[2 * p + 1]);
-        const Doubles odd = _mm256_unpackhi_pd(v[2 * p], v[2 * p + 1]);
-        Doubles a = _mm256_permute2f128_pd(even, odd, 0x20);
-        Doubles b = _mm256_permute2f128_pd(even, odd, 0x31);
-        split(a, b, tail_pair(tail, p), m);
-        Doubles c = _mm256_permute2f128_pd(a, b, 0x20);
-        Doubles d = _mm256_permute2f128_pd(a, b, 0x31);
-        split(c, d, tail_quad(tail, p), m);
-        c = wrap(reduce(c, m), m);
-        d = wrap(reduce(d, m), m);
-        to_words(x + 8 * p, _mm256_unpacklo_pd(c, d));
-        to_words(x + 8 * p + 4, _mm256_unpackhi_pd(c, d));
+// Two neighbouring tiles, stage by stage in turn: the stages of one are a chain of a hundred cycles.
+inline void forward_tiles(u64* x, std::size_t node, const NttTable& table, const WaveModulus& m) {
+    Doubles v[2][4];
+    const double* tail[2];
+    for (int i = 0; i < 2; ++i) {
+        tail[i] = table.wave_tail + (node + i - table.n / kTile) * kTailWords;
+        for (int k = 0; k < 4; ++k) v[i][k] = load_bits(x + kTile * i + kLanes * k);
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int k = 0; k < 2; ++k) v[i][k] = reduce(v[i][k], m);
+    }
+    for (int i = 0; i < 2; ++i) {
+        const WaveFactor w = broadcast(table, node + i);
+        for (int k = 0; k < 2; ++k) split(v[i][k], v[i][k + 2], w, m);
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int k = 0; k < 2; ++k) split(v[i][2 * k], v[i][2 * k + 1], broadcast(table, 2 * (node + i) + k), m);
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int p = 0; p < 2; ++p) {
+            const Doubles even = _mm256_unpacklo_pd(v[i][2 * p], v[i][2 * p + 1]);
+            const Doubles odd = _mm256_unpackhi_pd(v[i][2 * p], v[i][2 * p + 1]);
+            v[i][2 * p] = _mm256_permute2f128_pd(even, odd, 0x20);
+            v[i][2 * p + 1] = _mm256_permute2f128_pd(even, odd, 0x31);
+            split(v[i][2 * p], v[i][2 * p + 1], tail_pair(tail[i], p), m);
+        }
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int p = 0; p < 2; ++p) {
+            const Doubles a = v[i][2 * p];
+            const Doubles b = v[i][2 * p + 1];
+            v[i][2 * p] = _mm256_permute2f128_pd(a, b, 0x20);
+            v[i][2 * p + 1] = _mm256_permute2f128_pd(a, b, 0x31);
+            split(v[i][2 * p], v[i][2 * p + 1], tail_quad(tail[i], p), m);
+        }
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int k = 0; k < 4; ++k) v[i][k] = wrap(reduce(v[i][k], m), m);
+        for (int p = 0; p < 2; ++p) {
+            to_words(x + kTile * i + 8 * p, _mm256_unpacklo_pd(v[i][2 * p], v[i][2 * p + 1]));
+            to_words(x + kTile * i + 8 * p + 4, _mm256_unpackhi_pd(v[i][2 * p], v[i][2 * p + 1]));
+        }
     }
 }
 
 void forward_block(u64* x, std::size_t length, std::size_t node, int age, const NttTable& table, const WaveModulus& m) {
-    if (length == kTile) return forward_tile(x, node, table, m);
     if (age + 2 > kMaxAge) {
         forward_pass4<false, true>(x, x, length, node, table, m);
         age = 2;
@@ -102,7 +123,12 @@ void forward_block(u64* x, std::size_t length, std::size_t node, int age, const 
         forward_pass4<false, false>(x, x, length, node, table, m);
         age += 2;
     }
-    for (std::size_t c = 0; c < 4; ++c) forward_block(x + c * (length / 4), length / 4, 4 * node + c, age, table, m);
+    const std::size_t part = length / 4;
+    if (part == kTile) {
+        for (std::size_t c = 0; c < 4; c += 2) forward_tiles(x + c * part, 4 * node + c, table, m);
+    } else {
+        for (std::size_t c = 0; c < 4; ++c) forward_block(x + c * part, part, 4 * node + c, age, table, m);
+    }
 }
 
 // In the inverse direction sums double: from |x| <= q a first stage reaches 2q, a second reduces its sums, and products
@@ -125,29 +151,49 @@ inline void inverse4(Doubles* v, const WaveFactor* w, const WaveModulus& m) {
     join_reduced(v[1], v[3], w[1], m);
 }
 
-inline void inverse_tile(u64* dst, const u64* src, std::size_t node, const NttTable& table, const WaveModulus& m) {
-    const double* tail = table.wave_tail + (node - table.n / kTile) * kTailWords;
-    const WaveFactor w[4] = {{}, broadcast(table, node), broadcast(table, 2 * node), broadcast(table, 2 * node + 1)};
-    Doubles v[4];
-    for (int p = 0; p < 2; ++p) {
-        // Eight residues e in reverse order; pairs (a, b) are (upper, lower) places.
-        const Doubles e = from_words(src + 8 * p);
-        const Doubles f = from_words(src + 8 * p + 4);
-        const Doubles lower = _mm256_unpacklo_pd(e, f);                   // 0 4 2 6
-        const Doubles upper = _mm256_unpackhi_pd(e, f);                   // 1 5 3 7
-        Doubles a = _mm256_permute4x64_pd(upper, 0x1b);                   // 7 3 5 1
-        Doubles b = _mm256_permute4x64_pd(lower, 0x1b);                   // 6 2 4 0
-        join(b, a, tail_quad(tail, 1 - p), m);
-        Doubles c = _mm256_permute2f128_pd(a, b, 0x20);                   // 7 3 6 2
-        Doubles d = _mm256_permute2f128_pd(a, b, 0x31);                   // 5 1 4 0
-        join_reduced(d, c, tail_pair(tail, 1 - p), m);
-        const Doubles high = _mm256_unpacklo_pd(d, c);                    // 5 7 4 6
-        const Doubles low = _mm256_unpackhi_pd(d, c);                     // 1 3 0 2
-        v[2 * p] = _mm256_permute4x64_pd(low, 0x72);                      // 0 1 2 3
-        v[2 * p + 1] = _mm256_permute4x64_pd(high, 0x72);                 // 4 5 6 7
+// Two tiles in turn; `node` is the mirror image of the second. Eight residues e run backwards, to meet the mirrored roots
+// in the order of the table: odd registers hold the upper places of the pairs.
+inline void inverse_tiles(u64* dst, const u64* src, std::size_t node, const NttTable& table, const WaveModulus& m) {
+    Doubles v[2][4];
+    const double* tail[2];
+    for (int i = 0; i < 2; ++i) {
+        tail[i] = table.wave_tail + (node + 1 - i - table.n / kTile) * kTailWords;
+        for (int k = 0; k < 4; ++k) v[i][k] = from_words(src + kTile * i + kLanes * k);
     }
-    inverse4(v, w, m);
-    for (int k = 0; k < 4; ++k) store_bits(dst + kLanes * k, v[k]);
+    for (int i = 0; i < 2; ++i) {
+        for (int p = 0; p < 2; ++p) {
+            const Doubles even = _mm256_unpacklo_pd(v[i][2 * p], v[i][2 * p + 1]);  // 0 4 2 6
+            const Doubles odd = _mm256_unpackhi_pd(v[i][2 * p], v[i][2 * p + 1]);   // 1 5 3 7
+            v[i][2 * p] = _mm256_permute4x64_pd(even, 0x1b);                        // 6 2 4 0
+            v[i][2 * p + 1] = _mm256_permute4x64_pd(odd, 0x1b);                     // 7 3 5 1
+            join(v[i][2 * p], v[i][2 * p + 1], tail_quad(tail[i], 1 - p), m);
+        }
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int p = 0; p < 2; ++p) {
+            const Doubles even = v[i][2 * p];
+            const Doubles odd = v[i][2 * p + 1];
+            v[i][2 * p] = _mm256_permute2f128_pd(odd, even, 0x31);                  // 5 1 4 0
+            v[i][2 * p + 1] = _mm256_permute2f128_pd(odd, even, 0x20);              // 7 3 6 2
+            join_reduced(v[i][2 * p], v[i][2 * p + 1], tail_pair(tail[i], 1 - p), m);
+        }
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int p = 0; p < 2; ++p) {
+            const Doubles high = _mm256_unpacklo_pd(v[i][2 * p], v[i][2 * p + 1]);  // 5 7 4 6
+            const Doubles low = _mm256_unpackhi_pd(v[i][2 * p], v[i][2 * p + 1]);   // 1 3 0 2
+            v[i][2 * p] = _mm256_permute4x64_pd(low, 0x72);
+            v[i][2 * p + 1] = _mm256_permute4x64_pd(high, 0x72);
+        }
+    }
+    for (int i = 0; i < 2; ++i) {
+        for (int k = 0; k < 2; ++k) join(v[i][2 * k], v[i][2 * k + 1], broadcast(table, 2 * (node + 1 - i) + 1 - k), m);
+    }
+    for (int i = 0; i < 2; ++i) {
+        const WaveFactor w = broadcast(table, node + 1 - i);
+        for (int k = 0; k < 2; ++k) join_reduced(v[i][k], v[i][k + 2], w, m);
+        for (int k = 0; k < 4; ++k) store_bits(dst + kTile * i + kLanes * k, v[i][k]);
+    }
 }
 
 template <bool kFinal>
@@ -188,9 +234,13 @@ void inverse_final2(u64* x, std::size_t length, const NttTable& table, const Wav
 
 void inverse_block(u64* dst, const u64* src, std::size_t length, std::size_t node, const NttTable& table,
                    const WaveModulus& m) {
-    if (length == kTile) return inverse_tile(dst, src, node, table, m);
     const std::size_t part = length / 4;
-    for (std::size_t c = 0; c < 4; ++c) inverse_block(dst + c * part, src + c * part, part, 4 * node + 3 - c, table, m);
+    const std::size_t mirrored = 4 * node + 3;
+    if (part == kTile) {
+        for (std::size_t c = 0; c < 4; c += 2) inverse_tiles(dst + c * part, src + c * part, mirrored - c - 1, table, m);
+    } else {
+        for (std::size_t c = 0; c < 4; ++c) inverse_block(dst + c * part, src + c * part, part, mirrored - c, table, m);
+    }
     if (node == 1) {
         inverse_pass4<true>(dst, length, node, table, m);
     } else {

@@ -57,6 +57,25 @@ void multiply_constant(u64* dst, const u64* a, Factor w, std::size_t n, const Mo
     for (std::size_t i = 0; i < n; i += 4) to_words(dst + i, wrap(mul_lazy(from_words(a + i), factor, m), m));
 }
 
+void sub_multiply_constant(u64* dst, const u64* a, const u64* b, Factor w, std::size_t n, const Modulus& modulus) {
+    const WaveModulus m(modulus);
+    const WaveFactor factor = wave_factor(w, modulus);
+    for (std::size_t i = 0; i < n; i += 4) {
+        const Doubles difference = secateur::sub(from_words(a + i), from_words(b + i));
+        to_words(dst + i, wrap(mul_lazy(difference, factor, m), m));
+    }
+}
+
+// The right operands of a sum of products: vectors, or one constant each.
+struct Vectors {
+    const u64* const* b;
+    Doubles operator()(std::size_t k, std::size_t i) const { return from_words(b[k] + i); }
+};
+struct Constants {
+    const u64* w;
+    Doubles operator()(std::size_t k, std::size_t) const { return splat(static_cast<double>(w[k])); }
+};
+
 // A product below 2^100 is split at 2^50 without carries. Adding it to kHigh = 1.5 * 2^102, where doubles are 2^50 apart,
 // rounds it to a multiple of 2^50 whose number is in the low bits; adding what is left, at most 2^49 in size, to
 // 1.5 * 2^52 puts that into the low bits of another double. Both are summed as integers, exponents and all, and the
@@ -104,9 +123,9 @@ struct Fold {
     Doubles minus_two61;
 };
 
-template <int kRegisters>
-inline void dot_columns(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate,
-                        std::size_t i, const Fold& fold) {
+template <int kRegisters, class Right>
+inline void sum_columns(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t i,
+                        const Fold& fold) {
     Words high[kRegisters], low[kRegisters];
     std::size_t k = 0;
     do {
@@ -119,7 +138,7 @@ inline void dot_columns(u64* dst, const u64* const* a, const u64* const* b, std:
         for (; k < last; ++k) {
             for (int r = 0; r < kRegisters; ++r) {
                 const Doubles x = from_words(a[k] + i + 4 * r);
-                const Doubles y = from_words(b[k] + i + 4 * r);
+                const Doubles y = right(k, i + 4 * r);
                 const Doubles upper = fma(x, y, splat(kHigh));
                 const Doubles lower = fma(x, y, secateur::sub(splat(kBoth), upper));
                 high[r] = _mm256_add_epi64(high[r], _mm256_castpd_si256(upper));
@@ -130,12 +149,23 @@ inline void dot_columns(u64* dst, const u64* const* a, const u64* const* b, std:
     } while (k < count);
 }
 
-void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
-         const Modulus& modulus) {
+template <class Right>
+void sum_products(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t n,
+                  const Modulus& modulus) {
     const Fold fold(modulus);
     std::size_t i = 0;
-    for (; i + 16 <= n; i += 16) dot_columns<4>(dst, a, b, count, accumulate, i, fold);
-    for (; i < n; i += 8) dot_columns<2>(dst, a, b, count, accumulate, i, fold);
+    for (; i + 16 <= n; i += 16) sum_columns<4>(dst, a, right, count, accumulate, i, fold);
+    for (; i < n; i += 8) sum_columns<2>(dst, a, right, count, accumulate, i, fold);
+}
+
+void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
+         const Modulus& modulus) {
+    sum_products(dst, a, Vectors{b}, count, accumulate, n, modulus);
+}
+
+void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
+                   const Modulus& modulus) {
+    sum_products(dst, a, Constants{w}, count, accumulate, n, modulus);
 }
 
 void convert(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to) {
@@ -180,7 +210,12 @@ void permute(u64* dst, const u64* src, const GaloisTable& table) {
 
 }  // namespace
 
-const Kernel avx2_kernel = {"avx2",   avx2_forward,      avx2_inverse, add,     sub,    negate,
-                            multiply, multiply_constant, dot,          convert, all_below, permute};
+const Kernel avx2_kernel = {
+    "avx2",            avx2_forward,  avx2_inverse,
+    add,               sub,           negate,
+    multiply,          multiply_constant, sub_multiply_constant,
+    dot,               dot_constants, convert,
+    all_below,         permute,
+};
 
 }  // namespace secateur

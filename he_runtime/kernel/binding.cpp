@@ -99,9 +99,9 @@ struct Field {
         u64* out = output(dst, n);
         const u64* x = input(a, n, modulus.value, "a", kernel);
         check_overlap(out, x, n, true);
-        if (w >= modulus.value) throw nb::value_error("cannot use constant: need one below the modulus");
+        const Factor factor = checked_factor(w);
         nb::gil_scoped_release release;
-        kernel.multiply_constant(out, x, make_factor(w, modulus), n, modulus);
+        kernel.multiply_constant(out, x, factor, n, modulus);
     }
 
     void dot(AnyArray dst, std::vector<AnyReadOnly> a, std::vector<AnyReadOnly> b, bool accumulate) const {
@@ -118,6 +118,39 @@ struct Field {
         }
         nb::gil_scoped_release release;
         kernel.dot(out, left.data(), right.data(), left.size(), accumulate, n, modulus);
+    }
+
+    void sub_multiply_constant(AnyArray dst, AnyReadOnly a, AnyReadOnly b, u64 w) const {
+        const std::size_t n = length_of(dst);
+        u64* out = output(dst, n);
+        const u64* x = input(a, n, modulus.value, "a", kernel);
+        const u64* y = input(b, n, modulus.value, "b", kernel);
+        check_overlap(out, x, n, true);
+        check_overlap(out, y, n, true);
+        const Factor factor = checked_factor(w);
+        nb::gil_scoped_release release;
+        kernel.sub_multiply_constant(out, x, y, factor, n, modulus);
+    }
+
+    void dot_constants(AnyArray dst, std::vector<AnyReadOnly> a, std::vector<u64> w, bool accumulate) const {
+        const std::size_t n = length_of(dst);
+        u64* out = output(dst, n);
+        if (a.size() != w.size()) throw nb::value_error("cannot multiply lists of different lengths");
+        if (accumulate) input(AnyReadOnly(dst), n, modulus.value, "dst", kernel);
+        const u64 limit = u64{1} << (&kernel == &portable_kernel ? kMaxBits : kNarrowBits);
+        std::vector<const u64*> left;
+        for (std::size_t k = 0; k < a.size(); ++k) {
+            left.push_back(input(a[k], n, limit, "a", kernel));
+            check_overlap(out, left.back(), n, false);
+            checked_factor(w[k]);
+        }
+        nb::gil_scoped_release release;
+        kernel.dot_constants(out, left.data(), w.data(), left.size(), accumulate, n, modulus);
+    }
+
+    Factor checked_factor(u64 w) const {
+        if (w >= modulus.value) throw nb::value_error("cannot use constant: need one below the modulus");
+        return make_factor(w, modulus);
     }
 
     void convert(AnyArray dst, AnyReadOnly a, u64 from) const {
@@ -189,6 +222,10 @@ NB_MODULE(_kernel, module) {
              nb::arg("dst"), nb::arg("a"), nb::arg("b"))
         .def("negate", &Field::negate, nb::arg("dst"), nb::arg("a"))
         .def("multiply_constant", &Field::multiply_constant, nb::arg("dst"), nb::arg("a"), nb::arg("w"))
+        .def("sub_multiply_constant", &Field::sub_multiply_constant, nb::arg("dst"), nb::arg("a"), nb::arg("b"),
+             nb::arg("w"), "(a - b) * w.")
+        .def("dot_constants", &Field::dot_constants, nb::arg("dst"), nb::arg("a"), nb::arg("w"),
+             nb::arg("accumulate") = false, "dst (or 0) + sum of a[k] * w[k]; a[k] may be residues of other primes.")
         .def("dot", &Field::dot, nb::arg("dst"), nb::arg("a"), nb::arg("b"), nb::arg("accumulate") = false,
              "dst (or 0) + sum of a[k] * b[k].")
         .def("convert", &Field::convert, nb::arg("dst"), nb::arg("a"), nb::arg("from_q"),

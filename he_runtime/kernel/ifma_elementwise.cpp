@@ -68,12 +68,31 @@ void multiply_constant(u64* dst, const u64* a, Factor w, std::size_t n, const Mo
     for (std::size_t i = 0; i < n; i += 8) store(dst + i, reduce_once(mul_lazy(load(a + i), factor, m), m.q));
 }
 
+void sub_multiply_constant(u64* dst, const u64* a, const u64* b, Factor w, std::size_t n, const Modulus& modulus) {
+    const LaneModulus m(modulus.value);
+    const LaneFactor factor = splat(w);
+    for (std::size_t i = 0; i < n; i += 8) {
+        const Lanes difference = _mm512_sub_epi64(_mm512_add_epi64(load(a + i), m.q), load(b + i));
+        store(dst + i, reduce_once(mul_lazy(difference, factor, m), m.q));
+    }
+}
+
+// The right operands of a sum of products: vectors, or one constant each.
+struct Vectors {
+    const u64* const* b;
+    Lanes operator()(std::size_t k, std::size_t i) const { return load(b[k] + i); }
+};
+struct Constants {
+    const u64* w;
+    Lanes operator()(std::size_t k, std::size_t) const { return splat(w[k]); }
+};
+
 // Low halves are below 2^52, so 4095 of them and a residue fit 64 bits; high halves are smaller.
 constexpr std::size_t kProducts = 4095;
 
-template <int kRegisters>
-inline void dot_columns(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate,
-                        std::size_t i, const Fold& fold) {
+template <int kRegisters, class Right>
+inline void sum_columns(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t i,
+                        const Fold& fold) {
     Lanes high[kRegisters];
     Lanes low[kRegisters];
     for (int r = 0; r < kRegisters; ++r) {
@@ -86,7 +105,7 @@ inline void dot_columns(u64* dst, const u64* const* a, const u64* const* b, std:
         for (; k < last; ++k) {
             for (int r = 0; r < kRegisters; ++r) {
                 const Lanes x = load(a[k] + i + 8 * r);
-                const Lanes y = load(b[k] + i + 8 * r);
+                const Lanes y = right(k, i + 8 * r);
                 high[r] = _mm512_madd52hi_epu64(high[r], x, y);
                 low[r] = _mm512_madd52lo_epu64(low[r], x, y);
             }
@@ -96,12 +115,23 @@ inline void dot_columns(u64* dst, const u64* const* a, const u64* const* b, std:
     for (int r = 0; r < kRegisters; ++r) store(dst + i + 8 * r, low[r]);
 }
 
-void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
-         const Modulus& modulus) {
+template <class Right>
+void sum_products(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t n,
+                  const Modulus& modulus) {
     const Fold fold(modulus);
     std::size_t i = 0;
-    for (; i + 64 <= n; i += 64) dot_columns<8>(dst, a, b, count, accumulate, i, fold);
-    for (; i < n; i += 8) dot_columns<1>(dst, a, b, count, accumulate, i, fold);
+    for (; i + 64 <= n; i += 64) sum_columns<8>(dst, a, right, count, accumulate, i, fold);
+    for (; i < n; i += 8) sum_columns<1>(dst, a, right, count, accumulate, i, fold);
+}
+
+void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
+         const Modulus& modulus) {
+    sum_products(dst, a, Vectors{b}, count, accumulate, n, modulus);
+}
+
+void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
+                   const Modulus& modulus) {
+    sum_products(dst, a, Constants{w}, count, accumulate, n, modulus);
 }
 
 void convert(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to) {
@@ -126,7 +156,12 @@ void permute(u64* dst, const u64* src, const GaloisTable& table) {
 
 }  // namespace
 
-const Kernel ifma_kernel = {"ifma",   ifma_forward,      ifma_inverse, add,     sub,    negate,
-                            multiply, multiply_constant, dot,          convert, all_below, permute};
+const Kernel ifma_kernel = {
+    "ifma",            ifma_forward,  ifma_inverse,
+    add,               sub,           negate,
+    multiply,          multiply_constant, sub_multiply_constant,
+    dot,               dot_constants, convert,
+    all_below,         permute,
+};
 
 }  // namespace secateur

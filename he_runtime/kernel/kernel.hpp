@@ -44,9 +44,15 @@ struct Kernel {
     void (*negate)(u64* dst, const u64* a, std::size_t n, const Modulus& m);
     void (*multiply)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);
     void (*multiply_constant)(u64* dst, const u64* a, Factor w, std::size_t n, const Modulus& m);
+    // (a - b) * w: the last step of a division by a prime.
+    void (*sub_multiply_constant)(u64* dst, const u64* a, const u64* b, Factor w, std::size_t n, const Modulus& m);
     // dst = (accumulate ? dst : 0) + sum over k < count of a[k] * b[k]. dst must not be one of the operands.
     void (*dot)(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
                 const Modulus& m);
+    // dst = (accumulate ? dst : 0) + sum of a[k] * w[k], w[k] in [0, q). The a[k] may be residues of other primes, taken
+    // as integers: below 2^50 on the vector paths, 2^60 on the portable one. Extends residues to another base.
+    void (*dot_constants)(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
+                          const Modulus& m);
     // Residues modulo `from` taken as integers in [0, from) and reduced modulo `to`.
     void (*convert)(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to);
     // Whether all n values are below q: what a residue must be before any routine here sees it.

@@ -82,8 +82,23 @@ void multiply_constant(u64* dst, const u64* a, Factor w, std::size_t n, const Mo
     for (std::size_t i = 0; i < n; ++i) dst[i] = mul(a[i], w, m.value);
 }
 
-void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
-         const Modulus& m) {
+void sub_multiply_constant(u64* dst, const u64* a, const u64* b, Factor w, std::size_t n, const Modulus& m) {
+    for (std::size_t i = 0; i < n; ++i) dst[i] = mul(a[i] + m.value - b[i], w, m.value);
+}
+
+// The right operands of a sum of products: vectors, or one constant each.
+struct Vectors {
+    const u64* const* b;
+    u64 operator()(std::size_t k, std::size_t i) const { return b[k][i]; }
+};
+struct Constants {
+    const u64* w;
+    u64 operator()(std::size_t k, std::size_t) const { return w[k]; }
+};
+
+template <class Right>
+void sum_products(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t n,
+                  const Modulus& m) {
     // 255 products below 2^120 and what was there before fit 128 bits.
     constexpr std::size_t kProducts = 255;
     constexpr std::size_t kBlock = 8;
@@ -93,12 +108,22 @@ void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, 
         for (std::size_t first = 0; first < count; first += kProducts) {
             const std::size_t last = first + kProducts < count ? first + kProducts : count;
             for (std::size_t k = first; k < last; ++k) {
-                for (std::size_t j = 0; j < kBlock; ++j) sums[j] += static_cast<u128>(a[k][i + j]) * b[k][i + j];
+                for (std::size_t j = 0; j < kBlock; ++j) sums[j] += static_cast<u128>(a[k][i + j]) * right(k, i + j);
             }
             for (std::size_t j = 0; j < kBlock; ++j) sums[j] = reduce(sums[j], m);
         }
         for (std::size_t j = 0; j < kBlock; ++j) dst[i + j] = static_cast<u64>(sums[j]);
     }
+}
+
+void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
+         const Modulus& m) {
+    sum_products(dst, a, Vectors{b}, count, accumulate, n, m);
+}
+
+void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
+                   const Modulus& m) {
+    sum_products(dst, a, Constants{w}, count, accumulate, n, m);
 }
 
 void convert(u64* dst, const u64* a, std::size_t n, const Modulus&, const Modulus& to) {
@@ -121,7 +146,12 @@ void permute(u64* dst, const u64* src, const GaloisTable& table) {
 
 }  // namespace
 
-const Kernel portable_kernel = {"portable", forward, inverse, add,     sub,    negate,
-                                multiply,   multiply_constant, dot, convert, all_below, permute};
+const Kernel portable_kernel = {
+    "portable",        forward,       inverse,
+    add,               sub,           negate,
+    multiply,          multiply_constant, sub_multiply_constant,
+    dot,               dot_constants, convert,
+    all_below,         permute,
+};
 
 }  // namespace secateur

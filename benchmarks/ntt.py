@@ -86,7 +86,9 @@ def main() -> None:
         print(json.dumps({"degree": arguments.degree, "bits": arguments.bits, **result}))
         return
     for name, row in result.items():
-        print(f"{name:10} forward {row['forward_us']:8.2f} us  inverse {row['inverse_us']:8.2f} us  {row['ratio']:6.2f}x")
+        print(
+            f"{name:10} forward {row['forward_us']:8.2f} us  inverse {row['inverse_us']:8.2f} us  {row['ratio']:6.2f}x"
+        )
 
 
 if __name__ == "__main__":

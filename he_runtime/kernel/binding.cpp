@@ -181,7 +181,7 @@ void permute(const Galois& galois, AnyArray dst, AnyReadOnly src, const std::str
     check_array(src, n, "src");
     const u64* in = static_cast<const u64*>(src.data());
     check_overlap(out, in, n, false);
-    const Kernel& kernel = kernel_for(path_of(path), make_modulus(3));
+    const Kernel& kernel = kernel_of(path_of(path));
     nb::gil_scoped_release release;
     kernel.permute(out, in, galois.table());
 }

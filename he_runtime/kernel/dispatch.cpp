@@ -54,15 +54,17 @@ Path default_path() {
     return Path::portable;
 }
 
-const Kernel& kernel_for(Path path, const Modulus& modulus) {
+const Kernel& kernel_of(Path path) {
 #ifdef SECATEUR_X86
-    if (is_narrow(modulus)) {
-        if (path == Path::ifma) return ifma_kernel;
-        if (path == Path::avx2) return avx2_kernel;
-    }
+    if (path == Path::ifma) return ifma_kernel;
+    if (path == Path::avx2) return avx2_kernel;
 #endif
     (void)path;
     return portable_kernel;
+}
+
+const Kernel& kernel_for(Path path, const Modulus& modulus) {
+    return is_narrow(modulus) ? kernel_of(path) : portable_kernel;
 }
 
 }  // namespace secateur

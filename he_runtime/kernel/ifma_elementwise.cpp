@@ -26,15 +26,17 @@ void negate(u64* dst, const u64* a, std::size_t n, const Modulus& modulus) {
     for (std::size_t i = 0; i < n; i += 8) store(dst + i, subtract(_mm512_setzero_si512(), load(a + i), q));
 }
 
-// Folds two accumulators of 52-bit halves, value = high * 2^52 + low, into [0, q).
+// Folds two accumulators of 52-bit halves, value = high * 2^52 + low, into [0, q). `wide` says that the high one may
+// reach 2^52.
 struct Fold {
     explicit Fold(const Modulus& modulus)
         : m(modulus.value), one(splat(modulus.one)), two52(splat(modulus.two52)), two104(splat(modulus.two104)) {}
 
-    Lanes operator()(Lanes high, Lanes low) const {
+    Lanes operator()(Lanes high, Lanes low, bool wide) const {
         high = _mm512_add_epi64(high, _mm512_srli_epi64(low, 52));
         Lanes sum = mul_lazy(low, one, m);  // the multiplier reads only the low 52 bits
         sum = _mm512_add_epi64(sum, mul_lazy(high, two52, m));
+        if (!wide) return reduce_fully<4>(sum, m);
         sum = _mm512_add_epi64(sum, mul_lazy(_mm512_srli_epi64(high, 52), two104, m));
         return reduce_fully<6>(sum, m);
     }
@@ -89,6 +91,13 @@ struct Constants {
 
 // Low halves are below 2^52, so 4095 of them and a residue fit 64 bits; high halves are smaller.
 constexpr std::size_t kProducts = 4095;
+constexpr std::size_t kFewProducts = 15;  // high halves are below 2^48: these and a carry stay below 2^52
+
+// Keeps a value that two products share in a register: the compiler would load it once for each.
+inline Lanes in_register(Lanes x) {
+    __asm__("" : "+v"(x));
+    return x;
+}
 
 template <int kRegisters, class Right>
 inline void sum_columns(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t i,
@@ -104,13 +113,13 @@ inline void sum_columns(u64* dst, const u64* const* a, Right right, std::size_t 
         for (int r = 0; r < kRegisters; ++r) high[r] = _mm512_setzero_si512();
         for (; k < last; ++k) {
             for (int r = 0; r < kRegisters; ++r) {
-                const Lanes x = load(a[k] + i + 8 * r);
-                const Lanes y = right(k, i + 8 * r);
+                const Lanes x = in_register(load(a[k] + i + 8 * r));
+                const Lanes y = in_register(right(k, i + 8 * r));
                 high[r] = _mm512_madd52hi_epu64(high[r], x, y);
                 low[r] = _mm512_madd52lo_epu64(low[r], x, y);
             }
         }
-        for (int r = 0; r < kRegisters; ++r) low[r] = fold(high[r], low[r]);
+        for (int r = 0; r < kRegisters; ++r) low[r] = fold(high[r], low[r], count > kFewProducts);
     } while (k < count);
     for (int r = 0; r < kRegisters; ++r) store(dst + i + 8 * r, low[r]);
 }

@@ -57,7 +57,7 @@ struct Kernel {
     void (*convert)(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to);
     // Whether all n values are below q: what a residue must be before any routine here sees it.
     bool (*all_below)(const u64* a, std::size_t n, u64 q);
-    // dst must not be src.
+    // Any 64-bit values. dst must not be src.
     void (*permute)(u64* dst, const u64* src, const GaloisTable& table);
 };
 
@@ -76,7 +76,10 @@ bool path_available(Path path);
 // when the variable names a path that does not exist or that this machine lacks.
 Path default_path();
 
-// The routines for primes up to q on a path: wider primes than 50 bits always get the portable ones.
+// The routines of a path, which must be available.
+const Kernel& kernel_of(Path path);
+
+// The routines for one prime on a path: a prime of more than 50 bits always gets the portable ones.
 const Kernel& kernel_for(Path path, const Modulus& modulus);
 
 }  // namespace secateur

@@ -193,7 +193,7 @@ int main() {
                 test_elementwise(n, m, path);
                 for (const std::size_t count : {0, 1, 2, 17}) test_dot(n, count, m, path);
             }
-            for (const std::size_t count : {254, 255, 256, 2048, 2049, 4095, 4096, 8191}) test_dot(8, count, m, path);
+            for (const std::size_t count : {15, 16, 255, 256, 2048, 2049, 4095, 4096, 8191}) test_dot(8, count, m, path);
         }
         for (const std::size_t n : {kMinDegree, 2 * kMinDegree, kMaxDegree}) {
             for (const u64 element : {u64{1}, u64{3}, u64{5}, u64{n + 1}, u64{2 * n - 1}}) test_permute(n, element, path);

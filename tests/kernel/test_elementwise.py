@@ -21,9 +21,10 @@ def prime_at_most(limit: int) -> int:
     return next(q for q in range(limit - 1 + limit % 2, 2, -2) if is_prime(q))
 
 
-PRIMES = (st.integers(3, 60).flatmap(lambda bits: st.integers((1 << (bits - 1)) + 1, (1 << bits) - 1)) | st.sampled_from(
-    [(1 << bits) - 1 for bits in (17, 48, 49, 50, 51, 60)]
-)).map(prime_at_most)
+PRIMES = (
+    st.integers(3, 60).flatmap(lambda bits: st.integers((1 << (bits - 1)) + 1, (1 << bits) - 1))
+    | st.sampled_from([(1 << bits) - 1 for bits in (17, 48, 49, 50, 51, 60)])
+).map(prime_at_most)
 LENGTHS = st.sampled_from([8, 16, 24, 56, 64, 72, 128, 1000])
 
 
@@ -59,6 +60,8 @@ def test_arithmetic(kernel: Any, paths: list[str], case: tuple[int, list[U64]]) 
         for w in (0, 1, q - 1, int(b[0])):
             field.multiply_constant(out, a, w)
             np.testing.assert_array_equal(out, exact(x * w, q), err_msg=path)
+            field.sub_multiply_constant(out, a, b, w)
+            np.testing.assert_array_equal(out, exact((x - y) * w, q), err_msg=path)
         both = a.copy()
         field.multiply(both, both, both)
         np.testing.assert_array_equal(both, exact(x * x, q), err_msg=path)
@@ -78,7 +81,7 @@ def test_dot(kernel: Any, paths: list[str], case: tuple[int, list[U64]], count: 
         np.testing.assert_array_equal(out, exact(expected, q), err_msg=path)
 
 
-@pytest.mark.parametrize("count", [255, 256, 2048, 2049, 4095, 4096, 9000])
+@pytest.mark.parametrize("count", [15, 16, 255, 256, 2048, 2049, 4095, 4096, 9000])
 @pytest.mark.parametrize("bits", [50, 60])
 def test_dot_of_many_greatest_products(kernel: Any, paths: list[str], count: int, bits: int) -> None:
     """Sums of the greatest products around and beyond each path's limit for one reduction."""
@@ -90,6 +93,27 @@ def test_dot_of_many_greatest_products(kernel: Any, paths: list[str], count: int
             kernel.Field(q, path).dot(out, [top] * count, [top] * count, accumulate)
             expected = ((q - 1) * (q - 1) * count + (q - 1) * accumulate) % q
             assert out.tolist() == [expected] * 8, (path, accumulate)
+
+
+@SETTINGS
+@given(data=st.data(), q=PRIMES, n=LENGTHS, count=st.integers(0, 20), accumulate=st.booleans())
+def test_dot_constants(
+    kernel: Any, paths: list[str], data: st.DataObject, q: int, n: int, count: int, accumulate: bool
+) -> None:
+    """Residues of other primes, each times a constant: what extends a base."""
+    draw = data.draw
+    for path in paths:
+        field = kernel.Field(q, path)
+        largest = 60 if field.path == "portable" else 50
+        sources = [prime_at_most((1 << draw(st.integers(3, largest))) - 1) for _ in range(count)]
+        a = [vector(draw, n, source) for source in sources]
+        w = [draw(st.integers(0, q - 1) | st.just(q - 1)) for _ in range(count)]
+        out = start = vector(draw, n, q)
+        expected = start.astype(object) if accumulate else np.zeros(n, object)
+        for x, factor in zip(a, w, strict=True):
+            expected = expected + x.astype(object) * factor
+        field.dot_constants(out, a, w, accumulate)
+        np.testing.assert_array_equal(out, exact(expected, q), err_msg=path)
 
 
 @SETTINGS
@@ -164,6 +188,12 @@ def test_refuses_what_does_not_fit(kernel: Any, paths: list[str]) -> None:
             lambda f=field: f.dot(out, [ok], [ok[:8]]),
             lambda f=field: f.dot(out, [out], [ok]),
             lambda f=field: f.dot(high, [ok], [ok], True),
+            lambda f=field: f.sub_multiply_constant(out, ok, high, 1),
+            lambda f=field: f.sub_multiply_constant(out, ok, ok, q),
+            lambda f=field: f.dot_constants(out, [ok], []),
+            lambda f=field: f.dot_constants(out, [ok], [q]),
+            lambda f=field: f.dot_constants(out, [np.full(16, 1 << 60, np.uint64)], [1]),
+            lambda f=field: f.dot_constants(out, [ok[:8]], [1]),
             lambda f=field: f.convert(out, high, q),
             lambda f=field: f.convert(out, ok, 65535),
         ]

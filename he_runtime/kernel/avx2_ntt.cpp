@@ -15,9 +15,8 @@ constexpr std::size_t kTile = 16;
 constexpr std::size_t kTailWords = 24;
 
 // Bounds in the forward direction, in units of q: a stage adds 1/2 + B/16 to B. From a reduced x (1/2) and any y (4),
-// five stages reach 1.25, 1.83, 2.45, 3.10 and 3.80; residues in [0, q) count as two. kFresh bounds a pass that follows.
+// five stages reach 1.25, 1.83, 2.45, 3.10 and 3.80. The age of values is how many stages ago they were reduced.
 constexpr int kMaxAge = 5;
-constexpr int kFreshAge = 2;
 
 inline void split(Doubles& x, Doubles& y, WaveFactor w, const WaveModulus& m) {
     const Doubles t = mul_lazy(y, w, m);
@@ -62,7 +61,7 @@ void forward_pass2(u64* dst, const u64* src, std::size_t length, const NttTable&
     const WaveFactor w = broadcast(table, 1);
     const std::size_t stride = length / 2;
     for (std::size_t j = 0; j < stride; j += kLanes) {
-        Doubles x = from_words(src + j);
+        Doubles x = reduce(from_words(src + j), m);
         Doubles y = from_words(src + j + stride);
         split(x, y, w, m);
         store_bits(dst + j, x);
@@ -258,12 +257,12 @@ void avx2_forward(u64* dst, const u64* src, const NttTable& table) {
     const bool even = is_power_of_four(table.n);
     const std::size_t parts = even ? 4 : 2;
     if (even) {
-        forward_pass4<true, false>(dst, src, table.n, 1, table, m);
+        forward_pass4<true, true>(dst, src, table.n, 1, table, m);
     } else {
         forward_pass2(dst, src, table.n, table, m);
     }
     const std::size_t part = table.n / parts;
-    const int age = kFreshAge + (even ? 2 : 1);
+    const int age = even ? 2 : 1;
     for (std::size_t c = 0; c < parts; ++c) forward_block(dst + c * part, part, parts + c, age, table, m);
 }
 

@@ -169,7 +169,8 @@ struct Field {
 
 void transform(const Ntt& ntt, AnyArray dst, AnyReadOnly src, bool inverse) {
     u64* out = output(dst, ntt.degree());
-    const u64* in = input(src, ntt.degree(), ntt.modulus().value, "src", ntt.kernel());
+    const u64 limit = inverse ? ntt.modulus().value : 4 * ntt.modulus().value;
+    const u64* in = input(src, ntt.degree(), limit, "src", ntt.kernel());
     check_overlap(out, in, ntt.degree(), true);
     nb::gil_scoped_release release;
     inverse ? ntt.inverse(out, in) : ntt.forward(out, in);
@@ -206,7 +207,7 @@ NB_MODULE(_kernel, module) {
         .def_prop_ro("root", &Ntt::root, "The least primitive 2n-th root of unity.")
         .def_prop_ro("path", [](const Ntt& ntt) { return std::string(ntt.kernel().name); })
         .def("forward", [](const Ntt& ntt, AnyArray dst, AnyReadOnly src) { transform(ntt, dst, src, false); },
-             nb::arg("dst"), nb::arg("src"), "Coefficients to values in bit-reversed order; dst may be src.")
+             nb::arg("dst"), nb::arg("src"), "Coefficients, below 4q, to values in bit-reversed order; dst may be src.")
         .def("inverse", [](const Ntt& ntt, AnyArray dst, AnyReadOnly src) { transform(ntt, dst, src, true); },
              nb::arg("dst"), nb::arg("src"), "Values in bit-reversed order to coefficients; dst may be src.");
 

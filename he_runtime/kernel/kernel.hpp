@@ -1,6 +1,6 @@
 // One set of routines per instruction set, all with the same results bit for bit, and the choice between them.
 //
-// Every routine takes residues in [0, q) and leaves residues in [0, q); n is a multiple of 8; dst may be the same array
+// Every routine takes residues in [0, q), unless it says otherwise, and leaves residues in [0, q); n is a multiple of 8; dst may be the same array
 // as a source, but must not overlap one otherwise. Pointers need no alignment; 64 bytes is faster. Lengths and ranges
 // are the callers' duty: the binding checks what comes from Python.
 #pragma once
@@ -37,6 +37,7 @@ struct GaloisTable {
 
 struct Kernel {
     const char* name;
+    // Forward takes values in [0, 4q): residues of another prime of about the same size need no reduction first.
     void (*forward)(u64* dst, const u64* src, const NttTable& table);
     void (*inverse)(u64* dst, const u64* src, const NttTable& table);
     void (*add)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);

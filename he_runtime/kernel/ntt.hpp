@@ -22,7 +22,8 @@ class Ntt {
     Ntt(const Ntt&) = delete;
     Ntt& operator=(const Ntt&) = delete;
 
-    // In [0, q) to [0, q); forward takes coefficients to values in bit-reversed order, inverse the other way.
+    // Forward takes coefficients, in [0, 4q), to values in bit-reversed order; inverse goes back, from [0, q). Both leave
+    // [0, q). dst may be src.
     void forward(u64* dst, const u64* src) const { kernel_->forward(dst, src, table_); }
     void inverse(u64* dst, const u64* src) const { kernel_->inverse(dst, src, table_); }
 

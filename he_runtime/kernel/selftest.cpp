@@ -69,8 +69,9 @@ void test_transforms(std::size_t n, const Modulus& m, Path path) {
     check(values == expected, name + " forward");
     ntt.inverse(back.data(), values.data());
     check(back == x, name + " inverse");
+    for (std::size_t i = 0; i < n; ++i) back[i] += m.value * (i % 4);
     ntt.forward(back.data(), back.data());
-    check(back == expected, name + " forward in place");
+    check(back == expected, name + " forward in place from [0, 4q)");
     ntt.inverse(back.data(), back.data());
     check(back == x, name + " inverse in place");
     // The first value is the one at the root itself.

@@ -106,6 +106,20 @@ def test_paths_agree_and_invert(kernel: Any, paths: list[str], ring: tuple[int, 
         np.testing.assert_array_equal(inverse(kernel, path, q, values), x)
 
 
+@SETTINGS
+@given(ring=rings(), kind=KINDS, seed=st.integers(0, 99), lift=st.integers(0, 3) | st.none())
+def test_forward_takes_what_is_below_four_times_the_prime(
+    kernel: Any, paths: list[str], ring: tuple[int, int], kind: str, seed: int, lift: int | None
+) -> None:
+    n, q = ring
+    x = residues(n, q, kind, seed)
+    multiple = np.random.default_rng(seed).integers(0, 4, n, dtype=np.uint64) if lift is None else np.uint64(lift)
+    for path in paths:
+        np.testing.assert_array_equal(
+            forward(kernel, path, q, x + multiple * np.uint64(q)), forward(kernel, "portable", q, x)
+        )
+
+
 def test_values_are_those_at_odd_powers_of_the_least_root(kernel: Any, paths: list[str]) -> None:
     n, q = 1024, primes_below(1 << 50, 1024, 1)[0]
     x = residues(n, q, "random", 3)
@@ -168,7 +182,7 @@ def test_refuses_what_is_not_a_residue_vector(kernel: Any, paths: list[str]) -> 
     n = 4096
     good, out = np.zeros(n, np.uint64), np.empty(n, np.uint64)
     high = good.copy()
-    high[-1] = Q
+    high[-1] = 4 * Q
     sign = good.copy()
     sign[5] = 1 << 63
     bad = [
@@ -191,6 +205,8 @@ def test_refuses_what_is_not_a_residue_vector(kernel: Any, paths: list[str]) -> 
         for array in bad[:6]:
             with pytest.raises(ValueError):
                 ntt.forward(array, good)
+        with pytest.raises(ValueError):
+            ntt.inverse(out, np.full(n, Q, np.uint64))
         both = np.zeros(n + 8, np.uint64)
         with pytest.raises(ValueError, match="overlap"):
             ntt.forward(both[8:], both[:-8])

@@ -163,6 +163,12 @@ void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, 
     sum_products(dst, a, Vectors{b}, count, accumulate, n, modulus);
 }
 
+void dot_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, const u64* const* b1, std::size_t count,
+              bool accumulate, std::size_t n, const Modulus& modulus) {
+    dot(dst0, a, b0, count, accumulate, n, modulus);
+    dot(dst1, a, b1, count, accumulate, n, modulus);
+}
+
 void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
                    const Modulus& modulus) {
     sum_products(dst, a, Constants{w}, count, accumulate, n, modulus);
@@ -214,8 +220,8 @@ const Kernel avx2_kernel = {
     "avx2",            avx2_forward,  avx2_inverse,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
-    dot,               dot_constants, convert,
-    all_below,         permute,
+    dot,               dot_pair,      dot_constants,
+    convert,           all_below,     permute,
 };
 
 }  // namespace secateur

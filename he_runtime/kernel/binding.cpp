@@ -6,7 +6,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <memory>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -104,20 +104,66 @@ struct Field {
         kernel.multiply_constant(out, x, factor, n, modulus);
     }
 
-    void dot(AnyArray dst, std::vector<AnyReadOnly> a, std::vector<AnyReadOnly> b, bool accumulate) const {
-        const std::size_t n = length_of(dst);
-        u64* out = output(dst, n);
-        if (a.size() != b.size()) throw nb::value_error("cannot multiply lists of different lengths");
-        if (accumulate) input(AnyReadOnly(dst), n, modulus.value, "dst", kernel);
-        std::vector<const u64*> left, right;
-        for (std::size_t k = 0; k < a.size(); ++k) {
-            left.push_back(input(a[k], n, modulus.value, "a", kernel));
-            right.push_back(input(b[k], n, modulus.value, "b", kernel));
-            check_overlap(out, left.back(), n, false);
-            check_overlap(out, right.back(), n, false);
+    using Arrays = std::vector<AnyReadOnly>;
+
+    // Checked pointers to operands that must not overlap the results.
+    std::vector<const u64*> operands(const Arrays& arrays, std::size_t n, u64 limit, const char* name,
+                                     std::initializer_list<const u64*> results) const {
+        std::vector<const u64*> pointers;
+        for (const AnyReadOnly& array : arrays) {
+            pointers.push_back(input(array, n, limit, name, kernel));
+            for (const u64* result : results) check_overlap(result, pointers.back(), n, false);
         }
+        return pointers;
+    }
+
+    u64* sum(AnyArray& dst, std::size_t n, bool accumulate) const {
+        if (accumulate) input(AnyReadOnly(dst), n, modulus.value, "dst", kernel);
+        return output(dst, n);
+    }
+
+    static void check_counts(std::size_t left, std::size_t right) {
+        if (left != right) throw nb::value_error("cannot multiply lists of different lengths");
+    }
+
+    void dot(AnyArray dst, const Arrays& a, const Arrays& b, bool accumulate) const {
+        const std::size_t n = length_of(dst);
+        u64* out = sum(dst, n, accumulate);
+        check_counts(a.size(), b.size());
+        const auto left = operands(a, n, modulus.value, "a", {out});
+        const auto right = operands(b, n, modulus.value, "b", {out});
         nb::gil_scoped_release release;
         kernel.dot(out, left.data(), right.data(), left.size(), accumulate, n, modulus);
+    }
+
+    void dot_pair(AnyArray dst0, AnyArray dst1, const Arrays& a, const Arrays& b0, const Arrays& b1,
+                  bool accumulate) const {
+        const std::size_t n = length_of(dst0);
+        u64* out0 = sum(dst0, n, accumulate);
+        u64* out1 = sum(dst1, n, accumulate);
+        check_overlap(out0, out1, n, false);
+        check_counts(a.size(), b0.size());
+        check_counts(a.size(), b1.size());
+        const auto left = operands(a, n, modulus.value, "a", {out0, out1});
+        const auto right0 = operands(b0, n, modulus.value, "b0", {out0, out1});
+        const auto right1 = operands(b1, n, modulus.value, "b1", {out0, out1});
+        nb::gil_scoped_release release;
+        kernel.dot_pair(out0, out1, left.data(), right0.data(), right1.data(), left.size(), accumulate, n, modulus);
+    }
+
+    void dot_constants(AnyArray dst, const Arrays& a, const std::vector<u64>& w, bool accumulate) const {
+        const std::size_t n = length_of(dst);
+        u64* out = sum(dst, n, accumulate);
+        check_counts(a.size(), w.size());
+        const auto left = operands(a, n, u64{1} << (&kernel == &portable_kernel ? kMaxBits : kNarrowBits), "a", {out});
+        for (const u64 factor : w) checked_factor(factor);
+        nb::gil_scoped_release release;
+        kernel.dot_constants(out, left.data(), w.data(), left.size(), accumulate, n, modulus);
+    }
+
+    Factor checked_factor(u64 w) const {
+        if (w >= modulus.value) throw nb::value_error("cannot use constant: need one below the modulus");
+        return make_factor(w, modulus);
     }
 
     void sub_multiply_constant(AnyArray dst, AnyReadOnly a, AnyReadOnly b, u64 w) const {
@@ -130,27 +176,6 @@ struct Field {
         const Factor factor = checked_factor(w);
         nb::gil_scoped_release release;
         kernel.sub_multiply_constant(out, x, y, factor, n, modulus);
-    }
-
-    void dot_constants(AnyArray dst, std::vector<AnyReadOnly> a, std::vector<u64> w, bool accumulate) const {
-        const std::size_t n = length_of(dst);
-        u64* out = output(dst, n);
-        if (a.size() != w.size()) throw nb::value_error("cannot multiply lists of different lengths");
-        if (accumulate) input(AnyReadOnly(dst), n, modulus.value, "dst", kernel);
-        const u64 limit = u64{1} << (&kernel == &portable_kernel ? kMaxBits : kNarrowBits);
-        std::vector<const u64*> left;
-        for (std::size_t k = 0; k < a.size(); ++k) {
-            left.push_back(input(a[k], n, limit, "a", kernel));
-            check_overlap(out, left.back(), n, false);
-            checked_factor(w[k]);
-        }
-        nb::gil_scoped_release release;
-        kernel.dot_constants(out, left.data(), w.data(), left.size(), accumulate, n, modulus);
-    }
-
-    Factor checked_factor(u64 w) const {
-        if (w >= modulus.value) throw nb::value_error("cannot use constant: need one below the modulus");
-        return make_factor(w, modulus);
     }
 
     void convert(AnyArray dst, AnyReadOnly a, u64 from) const {
@@ -229,6 +254,8 @@ NB_MODULE(_kernel, module) {
              nb::arg("accumulate") = false, "dst (or 0) + sum of a[k] * w[k]; a[k] may be residues of other primes.")
         .def("dot", &Field::dot, nb::arg("dst"), nb::arg("a"), nb::arg("b"), nb::arg("accumulate") = false,
              "dst (or 0) + sum of a[k] * b[k].")
+        .def("dot_pair", &Field::dot_pair, nb::arg("dst0"), nb::arg("dst1"), nb::arg("a"), nb::arg("b0"), nb::arg("b1"),
+             nb::arg("accumulate") = false, "Two sums with the same left operands.")
         .def("convert", &Field::convert, nb::arg("dst"), nb::arg("a"), nb::arg("from_q"),
              "Residues modulo another prime, as integers, reduced modulo this one.");
 

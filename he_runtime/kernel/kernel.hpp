@@ -50,6 +50,9 @@ struct Kernel {
     // dst = (accumulate ? dst : 0) + sum over k < count of a[k] * b[k]. dst must not be one of the operands.
     void (*dot)(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
                 const Modulus& m);
+    // Two such sums with the same left operands, which are read once: a gadget product.
+    void (*dot_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, const u64* const* b1,
+                     std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // dst = (accumulate ? dst : 0) + sum of a[k] * w[k], w[k] in [0, q). The a[k] may be residues of other primes, taken
     // as integers: below 2^50 on the vector paths, 2^60 on the portable one. Extends residues to another base.
     void (*dot_constants)(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,

@@ -121,6 +121,12 @@ void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, 
     sum_products(dst, a, Vectors{b}, count, accumulate, n, m);
 }
 
+void dot_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, const u64* const* b1, std::size_t count,
+              bool accumulate, std::size_t n, const Modulus& m) {
+    dot(dst0, a, b0, count, accumulate, n, m);
+    dot(dst1, a, b1, count, accumulate, n, m);
+}
+
 void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
                    const Modulus& m) {
     sum_products(dst, a, Constants{w}, count, accumulate, n, m);
@@ -150,8 +156,8 @@ const Kernel portable_kernel = {
     "portable",        forward,       inverse,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
-    dot,               dot_constants, convert,
-    all_below,         permute,
+    dot,               dot_pair,      dot_constants,
+    convert,           all_below,     permute,
 };
 
 }  // namespace secateur

@@ -120,6 +120,29 @@ def test_forward_takes_what_is_below_four_times_the_prime(
         )
 
 
+@pytest.mark.parametrize(("n", "count"), [(1024, 2), (32768, 4), (65536, 8)])
+def test_values_that_grow_at_every_stage(kernel: Any, paths: list[str], n: int, count: int) -> None:
+    """The first 2^-s of the values gain half the prime, with one sign, at each of the first s stages.
+
+    Stage i adds root^(n / 2^i) times the coefficient n / 2^i further on; all other coefficients are zero. Values in
+    floating point would leave their exact range here if they were not reduced in time; random ones hardly ever do. That
+    shows when the next root is near half the prime, hence several primes.
+    """
+    for q in primes_below(1 << 50, n, count):
+        tables = [kernel.Ntt(n, q, path) for path in paths]
+        x, out = np.zeros(n, np.uint64), np.empty((len(paths), n), np.uint64)
+        for half in (q // 2, q - q // 2):
+            for stages in range(4, n.bit_length()):
+                x[:] = 0
+                width = n >> stages
+                x[:width] = half
+                for i in range(1, stages + 1):
+                    x[n >> i : (n >> i) + width] = half * pow(tables[0].root, -(n >> i), q) % q
+                for table, row in zip(tables, out, strict=True):
+                    table.forward(row, x)
+                    np.testing.assert_array_equal(row, out[0], err_msg=f"{table.path} {q} {stages}")
+
+
 def test_values_are_those_at_odd_powers_of_the_least_root(kernel: Any, paths: list[str]) -> None:
     n, q = 1024, primes_below(1 << 50, 1024, 1)[0]
     x = residues(n, q, "random", 3)

@@ -39,12 +39,15 @@ struct LaneModulus {
     Lanes mask;
 };
 
-// x * w mod q in [0, 2q) for x below 2^52 (the multiplier ignores higher bits). Both low products are accumulated with
-// the multiplier's own addition; their sum is right modulo 2^52.
-inline Lanes mul_lazy(Lanes x, LaneFactor w, const LaneModulus& m) {
+// x * w mod q in [0, 2q), plus 0 or 2^52, for x below 2^52 (the multiplier ignores higher bits). Both low products are
+// accumulated with the multiplier's own addition; their sum is right modulo 2^52.
+inline Lanes mul_dirty(Lanes x, LaneFactor w, const LaneModulus& m) {
     const Lanes estimate = high52(x, w.quotient);
-    const Lanes product = low52(x, w.value);
-    return _mm512_and_si512(_mm512_madd52lo_epu64(product, estimate, m.minus_q), m.mask);
+    return _mm512_madd52lo_epu64(low52(x, w.value), estimate, m.minus_q);
+}
+
+inline Lanes mul_lazy(Lanes x, LaneFactor w, const LaneModulus& m) {
+    return _mm512_and_si512(mul_dirty(x, w, m), m.mask);
 }
 
 }  // namespace

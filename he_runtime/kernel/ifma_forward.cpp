@@ -9,20 +9,26 @@
 namespace secateur {
 namespace {
 
+// kClean = false leaves rubbish above bit 52 of both results: enough where the next stage multiplies both, since the
+// multiplier does not read it.
+template <bool kClean = true>
 inline void split(Lanes& x, Lanes& y, LaneFactor w, const LaneModulus& m) {
     x = reduce_once(x, m.twice);
-    const Lanes t = mul_lazy(y, w, m);
+    const Lanes t = kClean ? mul_lazy(y, w, m) : mul_dirty(y, w, m);
     y = _mm512_sub_epi64(_mm512_add_epi64(x, m.twice), t);
     x = _mm512_add_epi64(x, t);
 }
 
 // Three stages on eight registers; w[k] is the root of tree entry k, entry 1 being the whole block.
 inline void stage1(Lanes* v, const LaneFactor* w, const LaneModulus& m) {
-    for (int k = 0; k < 4; ++k) split(v[k], v[k + 4], w[1], m);
+    for (int k = 0; k < 2; ++k) split(v[k], v[k + 4], w[1], m);
+    for (int k = 2; k < 4; ++k) split<false>(v[k], v[k + 4], w[1], m);
 }
 inline void stage2(Lanes* v, const LaneFactor* w, const LaneModulus& m) {
-    for (int k = 0; k < 2; ++k) split(v[k], v[k + 2], w[2], m);
-    for (int k = 4; k < 6; ++k) split(v[k], v[k + 2], w[3], m);
+    for (int k = 0; k < 8; k += 4) {
+        split(v[k], v[k + 2], w[2 + k / 4], m);
+        split<false>(v[k + 1], v[k + 3], w[2 + k / 4], m);
+    }
 }
 inline void stage3(Lanes* v, const LaneFactor* w, const LaneModulus& m) {
     for (int k = 0; k < 4; ++k) split(v[2 * k], v[2 * k + 1], w[4 + k], m);
@@ -41,7 +47,8 @@ void pass(u64* dst, const u64* src, std::size_t length, const u64* roots, std::s
             stage2(v, w, m);
             stage3(v, w, m);
         } else {
-            for (int k = 0; k < 2; ++k) split(v[k], v[k + 2], w[1], m);
+            split(v[0], v[2], w[1], m);
+            split<false>(v[1], v[3], w[1], m);
             for (int k = 0; k < 2; ++k) split(v[2 * k], v[2 * k + 1], w[2 + k], m);
         }
         for (int k = 0; k < kRadix; ++k) store(dst + j + k * stride, v[k]);

@@ -8,9 +8,12 @@
 namespace secateur {
 namespace {
 
+// kReduced says that both are in [0, q), so that their sum needs no reduction.
+template <bool kReduced = false>
 inline void join(Lanes& x, Lanes& y, LaneFactor mirrored, const LaneModulus& m) {
     const Lanes difference = _mm512_sub_epi64(_mm512_add_epi64(y, m.twice), x);
-    x = reduce_once(_mm512_add_epi64(x, y), m.twice);
+    x = _mm512_add_epi64(x, y);
+    if constexpr (!kReduced) x = reduce_once(x, m.twice);
     y = mul_lazy(difference, mirrored, m);
 }
 
@@ -95,7 +98,7 @@ void tiles(u64* dst, const u64* src, std::size_t node, const NttTable& table, co
     for (int i = 0; i < 2; ++i) {
         for (int p = 0; p < 4; ++p) {
             shuffle(v[i][2 * p], v[i][2 * p + 1], even, odd);
-            join(v[i][2 * p], v[i][2 * p + 1], tail_octet(tails[i], 3 - p), m);
+            join<true>(v[i][2 * p], v[i][2 * p + 1], tail_octet(tails[i], 3 - p), m);
         }
     }
     for (int i = 0; i < 2; ++i) {

@@ -1,6 +1,6 @@
 """Time one forward and one inverse transform: SEAL's and every path of the kernel, interleaved, medians.
 
-    python benchmarks/ntt.py [--degree 16384] [--bits 50] [--rounds 201] [--json]
+    PYTHONPATH=. python benchmarks/ntt.py [--degree 16384] [--bits 50] [--rounds 201] [--json]
 
 Needs the built kernel (he_runtime.kernel._kernel) and tenseal. SEAL transforms a ciphertext of two polynomials of several
 limbs at a time; its figures are per limb.

@@ -2,6 +2,7 @@
 
 #include "avx2_ntt.hpp"
 #include "lanes4.hpp"
+#include "sums.hpp"
 
 namespace secateur {
 namespace {
@@ -66,23 +67,12 @@ void sub_multiply_constant(u64* dst, const u64* a, const u64* b, Factor w, std::
     }
 }
 
-// The right operands of a sum of products: vectors, or one constant each.
-struct Vectors {
-    const u64* const* b;
-    Doubles operator()(std::size_t k, std::size_t i) const { return from_words(b[k] + i); }
-};
-struct Constants {
-    const u64* w;
-    Doubles operator()(std::size_t k, std::size_t) const { return splat(static_cast<double>(w[k])); }
-};
-
 // A product below 2^100 is split at 2^50 without carries. Adding it to kHigh = 1.5 * 2^102, where doubles are 2^50 apart,
 // rounds it to a multiple of 2^50 whose number is in the low bits; adding what is left, at most 2^49 in size, to
 // 1.5 * 2^52 puts that into the low bits of another double. Both are summed as integers, exponents and all, and the
 // exponents are taken off at the end.
 constexpr double kHigh = 1.5 * 5070602400912917605986812821504.0;
 constexpr double kBoth = kHigh + kMagic;
-constexpr std::size_t kProducts = 2048;  // sums below 2^61 in size
 
 inline u64 bits_of(double x) {
     u64 bits;
@@ -92,23 +82,42 @@ inline u64 bits_of(double x) {
 
 inline WaveFactor power_factor(u64 residue, const Modulus& modulus) { return wave_factor({residue, 0}, modulus); }
 
-// Folds the two sums of `count` split products into [0, q).
-struct Fold {
-    explicit Fold(const Modulus& modulus)
+// Sums of split products.
+struct Splits {
+    using Value = Doubles;
+    using Sum = Words;
+    static constexpr std::size_t kWidth = 4;
+    static constexpr std::size_t kProducts = 2048;  // sums below 2^61 in size
+    static constexpr int kGroup = 4;
+
+    explicit Splits(const Modulus& modulus)
         : m(modulus), two32(power_factor((u64{1} << 32) % modulus.value, modulus)),
           two50(power_factor((u64{1} << 50) % modulus.value, modulus)),
           two82(power_factor(
               mul((u64{1} << 50) % modulus.value, (u64{1} << 32) % modulus.value, modulus), modulus)),
           minus_two61(secateur::sub(_mm256_setzero_pd(), splat(static_cast<double>((u64{1} << 61) % modulus.value)))) {}
 
-    Doubles operator()(Words high, Words low, std::size_t count) const {
+    static Doubles value(const u64* p) { return from_words(p); }
+    static Doubles constant(u64 w) { return splat(static_cast<double>(w)); }
+    static Words zero() { return _mm256_setzero_si256(); }
+    static Words load(const u64* p) { return load_words(p); }
+    static void store(u64* p, Words x) { store_words(p, x); }
+
+    static void multiply_add(Words& high, Words& low, Doubles x, Doubles y) {
+        const Doubles upper = fma(x, y, splat(kHigh));
+        const Doubles lower = fma(x, y, secateur::sub(splat(kBoth), upper));
+        high = _mm256_add_epi64(high, _mm256_castpd_si256(upper));
+        low = _mm256_add_epi64(low, _mm256_castpd_si256(lower));
+    }
+
+    void finish(u64* dst, Words high, Words low, std::size_t count) const {
         high = _mm256_sub_epi64(high, splat_word(count * bits_of(kHigh)));
         low = _mm256_sub_epi64(low, splat_word(count * bits_of(kMagic) - (u64{1} << 61)));
         Doubles sum = mul_lazy(top(high), two82, m);
         sum = secateur::add(sum, mul_lazy(bottom(high), two50, m));
         sum = secateur::add(sum, mul_lazy(top(low), two32, m));
         sum = secateur::add(sum, reduce(bottom(low), m));
-        return wrap(reduce(secateur::add(sum, minus_two61), m), m);
+        to_words(dst, wrap(reduce(secateur::add(sum, minus_two61), m), m));
     }
 
     static Doubles top(Words x) { return small(_mm256_srli_epi64(x, 32)); }
@@ -122,57 +131,6 @@ struct Fold {
     WaveFactor two32, two50, two82;
     Doubles minus_two61;
 };
-
-template <int kRegisters, class Right>
-inline void sum_columns(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t i,
-                        const Fold& fold) {
-    Words high[kRegisters], low[kRegisters];
-    std::size_t k = 0;
-    do {
-        const std::size_t first = k;
-        const std::size_t last = k + kProducts < count ? k + kProducts : count;
-        for (int r = 0; r < kRegisters; ++r) {
-            high[r] = _mm256_setzero_si256();
-            low[r] = accumulate || k != 0 ? load_words(dst + i + 4 * r) : _mm256_setzero_si256();
-        }
-        for (; k < last; ++k) {
-            for (int r = 0; r < kRegisters; ++r) {
-                const Doubles x = from_words(a[k] + i + 4 * r);
-                const Doubles y = right(k, i + 4 * r);
-                const Doubles upper = fma(x, y, splat(kHigh));
-                const Doubles lower = fma(x, y, secateur::sub(splat(kBoth), upper));
-                high[r] = _mm256_add_epi64(high[r], _mm256_castpd_si256(upper));
-                low[r] = _mm256_add_epi64(low[r], _mm256_castpd_si256(lower));
-            }
-        }
-        for (int r = 0; r < kRegisters; ++r) to_words(dst + i + 4 * r, fold(high[r], low[r], last - first));
-    } while (k < count);
-}
-
-template <class Right>
-void sum_products(u64* dst, const u64* const* a, Right right, std::size_t count, bool accumulate, std::size_t n,
-                  const Modulus& modulus) {
-    const Fold fold(modulus);
-    std::size_t i = 0;
-    for (; i + 16 <= n; i += 16) sum_columns<4>(dst, a, right, count, accumulate, i, fold);
-    for (; i < n; i += 8) sum_columns<2>(dst, a, right, count, accumulate, i, fold);
-}
-
-void dot(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
-         const Modulus& modulus) {
-    sum_products(dst, a, Vectors{b}, count, accumulate, n, modulus);
-}
-
-void dot_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, const u64* const* b1, std::size_t count,
-              bool accumulate, std::size_t n, const Modulus& modulus) {
-    dot(dst0, a, b0, count, accumulate, n, modulus);
-    dot(dst1, a, b1, count, accumulate, n, modulus);
-}
-
-void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
-                   const Modulus& modulus) {
-    sum_products(dst, a, Constants{w}, count, accumulate, n, modulus);
-}
 
 void convert(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to) {
     if (from.bits > 52) return portable_kernel.convert(dst, a, n, from, to);
@@ -220,7 +178,7 @@ const Kernel avx2_kernel = {
     "avx2",            avx2_forward,  avx2_inverse,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
-    dot,               dot_pair,      dot_constants,
+    Sums<Splits>::dot, Sums<Splits>::dot_pair, Sums<Splits>::dot_constants,
     convert,           all_below,     permute,
 };
 

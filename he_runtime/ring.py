@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import KeyMismatch, Reason
+from .gadget import SEAL, Gadget
 from .params import CkksParams
 
 __all__ = [
@@ -37,7 +38,7 @@ class SeededPoly:
     """A uniform polynomial given by the seed of SEAL's generator instead of its residues; halves an upload.
 
     `limbs` counts the rows that the generator draws, one after the other: level + 1 in a ciphertext, and the whole key
-    chain (every prime, then the special one) in a key, also in one cut to a level, which then keeps only its own rows.
+    chain (every prime, then the special ones) in a key, also in one cut to a level, which then keeps only its own rows.
     """
 
     generator: Literal["blake2xb", "shake256"]
@@ -62,24 +63,25 @@ class CiphertextData:
 
 @dataclass(frozen=True)
 class PublicKeyData:
-    """An encryption key: an encryption (b, a) of zero under every prime and the special one, each (len(primes) + 1, N)."""
+    """An encryption key: an encryption (b, a) of zero under every prime and the special ones, each (all of them, N)."""
 
     polys: tuple[Residues, Poly]
 
 
 @dataclass(frozen=True)
 class KeyRecord:
-    """One key-switching key on the SEAL gadget: digit i is (b_i, a_i), each (level + 2, N).
+    """One key-switching key: digit i is (b_i, a_i), each (level + 1 + special primes, N). `he_runtime.gadget` defines it.
 
     `element` is the Galois element, or 0 for the relinearization key (switching s^2 -> s). The key serves
-    ciphertexts at `level` and below: it holds level + 1 digits, and the live primes 0..level plus the special prime,
-    in that order. Bytes: (level + 1) * 2 * (level + 2) * N * 8 in full, half that with seeded a_i.
+    ciphertexts at `level` and below: it holds Gadget.digit_count(level) digits (level + 1 on "seal"), with the live primes
+    0..level and then the special primes (one on "seal"), in that order. Bytes: digits * 2 * rows * N * 8 in full, half that
+    with seeded a_i.
     """
 
     element: int
     level: int
     digits: tuple[tuple[Residues, Poly], ...]
-    gadget: Literal["seal"] = "seal"
+    gadget: str = SEAL
 
 
 RELINEARIZATION = 0
@@ -92,8 +94,10 @@ class KeyRequest:
     element: int
     level: int
 
-    def byte_size(self, params: CkksParams, seeded: bool = False) -> int:
-        full = (self.level + 1) * 2 * (self.level + 1 + len(params.special)) * params.degree * 8
+    def byte_size(self, params: CkksParams, seeded: bool = False, gadget: str = SEAL) -> int:
+        """Bytes of the key's residues on `gadget`; half of them when its a_i are seeds."""
+        digits = Gadget.parse(gadget).digit_count(self.level)
+        full = digits * 2 * (self.level + 1 + len(params.special)) * params.degree * 8
         return full // 2 if seeded else full
 
 
@@ -102,10 +106,10 @@ class KeySetSpec:
     """The exact keys that a plan needs, and the gadget they are made on."""
 
     requests: tuple[KeyRequest, ...]
-    gadget: Literal["seal"] = "seal"
+    gadget: str = SEAL
 
     def byte_size(self, params: CkksParams, seeded: bool = False) -> int:
-        return sum(r.byte_size(params, seeded) for r in self.requests)
+        return sum(r.byte_size(params, seeded, self.gadget) for r in self.requests)
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class EvaluationKeys:
     records: dict[int, KeyRecord] = field(repr=False)
 
     def require(self, spec: KeySetSpec, params: CkksParams) -> None:
-        """Raise KeyMismatch unless every key of `spec` is present and reaches its level."""
+        """Raise KeyMismatch unless every key of `spec` is present, on its gadget, and reaches its level."""
         if self.params_digest != params.digest:
             raise KeyMismatch(
                 f"cannot use these keys: made for parameters {self.params_digest[:12]}, need {params.digest[:12]}; "
@@ -130,4 +134,10 @@ class EvaluationKeys:
                 raise KeyMismatch(
                     f"cannot evaluate: got {got} for Galois element {request.element}, need one for level "
                     f"{request.level}; try uploading the key set that the client spec names"
+                )
+            if record.gadget != spec.gadget:
+                raise KeyMismatch(
+                    f"cannot evaluate: got a key on gadget {record.gadget!r} for Galois element {request.element}, need one "
+                    f"on {spec.gadget!r}; try uploading the key set that the client spec names",
+                    Reason.KEY_PARAMETERS_DIFFER,
                 )

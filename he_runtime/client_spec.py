@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ParameterError, PlanError, Reason
+from .gadget import Gadget
 from .params import CkksParams
 from .ring import KeyRequest, KeySetSpec
 
@@ -205,11 +206,11 @@ def _brief(value: object) -> str:
 
 
 def _parse_keys(record: Mapping[str, Any], params: CkksParams) -> KeySetSpec:
-    if record["gadget"] != "seal":
-        raise PlanError(
-            f"cannot use the client spec: got gadget {_brief(record['gadget'])}, need 'seal'; try a client of the server's version",
-            Reason.VERSION_UNKNOWN,
-        )
+    try:
+        gadget = Gadget.parse(record["gadget"])
+    except ParameterError as error:
+        raise PlanError(f"cannot use the client spec: {error.message}", Reason.VERSION_UNKNOWN) from error
+    gadget.check(params)
     requests = tuple(KeyRequest(int(element), int(level)) for element, level in record["keys"])
     for r in requests:
         valid_element = r.element == 0 or (r.element % 2 == 1 and 1 < r.element < 2 * params.degree)
@@ -219,7 +220,7 @@ def _parse_keys(record: Mapping[str, Any], params: CkksParams) -> KeySetSpec:
             )
     if len({r.element for r in requests}) != len(requests):
         raise PlanError("cannot use the key list: got an element twice, need each once")
-    return KeySetSpec(requests)
+    return KeySetSpec(requests, gadget.name)
 
 
 def _check_numbers(spec: ClientSpec) -> None:

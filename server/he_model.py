@@ -146,7 +146,7 @@ class _HeModel:
     def load_keys(self, path: Path, check: Callable[[], None]) -> LoadedKeys:
         params = self._plan.params
         records = {}
-        for record in read_key_set(path, params):
+        for record in read_key_set(path, params, self._plan.gadget):
             check()
             records[record.element] = record
         return self._executor.load_keys(EvaluationKeys(params.digest, records))

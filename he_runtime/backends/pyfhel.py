@@ -14,6 +14,7 @@ import numpy as np
 
 from ..encoding import constant, faintest
 from ..errors import KeyMismatch
+from ..gadget import require_seal
 from ..params import CkksParams
 from ..plan import Plan
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord
@@ -51,6 +52,7 @@ class PyfhelBackend:
     name = "pyfhel"
 
     def __init__(self, plan: Plan) -> None:
+        require_seal(plan.gadget, self.name)
         self.plan = plan
         self.context = make_context(plan.params)
         self._plaintexts = PlaintextStore(plan, self._encode)

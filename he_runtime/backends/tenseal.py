@@ -12,6 +12,7 @@ from typing import Any
 
 from ..encoding import constant, faintest
 from ..errors import KeyMismatch
+from ..gadget import require_seal
 from ..plan import Plan
 from ..ring import CiphertextData, EvaluationKeys
 from .base import Evaluator
@@ -36,6 +37,7 @@ class TensealBackend:
     name = "tenseal"
 
     def __init__(self, plan: Plan) -> None:
+        require_seal(plan.gadget, self.name)
         seal = sealapi()
         self.plan = plan
         self.context = make_context(plan.params)

@@ -113,7 +113,7 @@ class Plan:
             elif op.kind is Kind.LINEAR_TRANSFORM:
                 for step in {a for _, a in op.babies} | {b for _, b in op.groups if b}:
                     turn(step, level)
-        return KeySetSpec(tuple(KeyRequest(e, levels[e]) for e in sorted(levels)))
+        return KeySetSpec(tuple(KeyRequest(e, levels[e]) for e in sorted(levels)), self.gadget)
 
     @cached_property
     def counts(self) -> Counter[tuple[str, int]]:

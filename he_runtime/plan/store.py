@@ -12,7 +12,8 @@ import numpy.typing as npt
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from ..errors import PlanError, Reason, SecateurError
+from ..errors import ParameterError, PlanError, Reason, SecateurError
+from ..gadget import Gadget
 from ..params import CkksParams
 from .ops import Kind, Op, Plaintext, ValueType
 from .plan import LayerInfo, Plan, Port
@@ -114,6 +115,15 @@ def _structure(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _gadget(text: object, params: CkksParams) -> str:
+    try:
+        gadget = Gadget.parse(text)
+    except ParameterError as error:
+        raise PlanError(f"cannot load the plan: {error.message}", Reason.PLAN_VERSION_UNKNOWN) from error
+    gadget.check(params)
+    return gadget.name
+
+
 def _from_bytes(structure: bytes, blob: bytes) -> Plan:
     data, arrays = json.loads(structure), load_safetensors(blob)
     if data["format"] != FORMAT or data["version"] != VERSION:
@@ -122,10 +132,7 @@ def _from_bytes(structure: bytes, blob: bytes) -> Plan:
             f"version {VERSION}; try planning the model again with this version",
             Reason.PLAN_VERSION_UNKNOWN,
         )
-    if data["gadget"] != "seal":
-        raise PlanError(
-            f"cannot use gadget {data['gadget']!r}: this build evaluates 'seal'", Reason.PLAN_VERSION_UNKNOWN
-        )
+    params = CkksParams.from_json(data["params"])
 
     def ports(side: str, items: list[dict[str, Any]]) -> tuple[Port, ...]:
         return tuple(
@@ -145,7 +152,8 @@ def _from_bytes(structure: bytes, blob: bytes) -> Plan:
     return Plan(
         model_name=data["model_name"],
         model_digest=data["model_digest"],
-        params=CkksParams.from_json(data["params"]),
+        params=params,
+        gadget=_gadget(data["gadget"], params),
         ops=ops,
         values=tuple(ValueType(level, float.fromhex(scale), size) for level, scale, size in data["values"]),
         vectors=tuple(vectors),

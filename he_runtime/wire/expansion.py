@@ -119,8 +119,8 @@ _STREAMS: dict[str, Callable[[bytes, int, int], _Words]] = {"blake2xb": _blake2x
 def expand_seed(poly: SeededPoly, primes: Sequence[int], degree: int) -> Residues:
     """The residues (limbs, N) that the seed stands for; `primes` are the poly.limbs primes of its rows, in order.
 
-    For a key cut to its level, pass the whole key chain and keep rows 0..level and the last. Raises WireError when the
-    number of primes is not the seed's.
+    For a key cut to its level, pass the whole key chain (every prime, then the special ones) and keep rows 0..level and
+    the special ones. Raises WireError when the number of primes is not the seed's.
     """
     if len(primes) != poly.limbs:
         raise WireError(f"cannot expand a seed: got {len(primes)} primes, need {poly.limbs}", Reason.SIZE_MISMATCH)

@@ -2,7 +2,7 @@
 
 Body: count u32, N u32, a table with a row per record (element u32, level u32, length u64, digest 32 bytes), then the
 records back to back, each a complete key object that a store may keep by its own digest. The digest in the set's
-header covers the table and so, through it, every record.
+header covers the table and so, through it, every record. All keys of a set are on one gadget, which the reader states.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from ..errors import KeyMismatch, Reason, WireError
+from ..gadget import SEAL
 from ..params import CkksParams
 from ..ring import KeyRecord, KeySetSpec
 from .header import HEADER_BYTES, Header, Kind, pack_header, read_header
@@ -46,7 +47,7 @@ def _table_bytes(count: int) -> int:
 
 def key_set_byte_size(spec: KeySetSpec, params: CkksParams, seeded: bool) -> int:
     """Exact size of the whole upload object for `spec`, its a_i seeded or in full."""
-    records = sum(key_byte_size(r.level, params, seeded) for r in spec.requests)
+    records = sum(key_byte_size(r.level, params, seeded, spec.gadget) for r in spec.requests)
     return HEADER_BYTES + _table_bytes(len(spec.requests)) + records
 
 
@@ -60,10 +61,11 @@ class KeySetWriter:
         if len({r.element for r in spec.requests}) != len(spec.requests):
             raise WireError("cannot write this key set: an element occurs twice, need each once")
         for request in spec.requests:
-            check_request(request.element, request.level, params)
+            check_request(request.element, request.level, params, spec.gadget)
         self._file = file
         self._params = params
         self._requests = spec.requests
+        self._gadget = spec.gadget
         self._rows: list[bytes] = []
         self._written = 0
         self._start = HEADER_BYTES + _table_bytes(len(spec.requests))
@@ -77,6 +79,11 @@ class KeySetWriter:
             raise KeyMismatch(
                 f"cannot write the key for element {record.element} at level {record.level}: need {need}",
                 Reason.KEY_MISSING,
+            )
+        if record.gadget != self._gadget:
+            raise KeyMismatch(
+                f"cannot write the key for element {record.element}: it is on gadget {record.gadget!r}, need {self._gadget!r}",
+                Reason.KEY_PARAMETERS_DIFFER,
             )
         data = encode_key(record, self._params)
         self._file.write(data)
@@ -118,14 +125,15 @@ def _check_length(header: Header, file_bytes: int) -> None:
         raise WireError(f"cannot read a key set: got a body of {got} bytes, need {header.body_bytes}; {_AGAIN}", reason)
 
 
-def _parse_rows(table: bytes, params: CkksParams) -> list[KeySetRow]:
+def _parse_rows(table: bytes, params: CkksParams, gadget: str) -> list[KeySetRow]:
     offset = HEADER_BYTES + len(table)
     rows: list[KeySetRow] = []
     for element, level, length, digest in _ROW.iter_unpack(table[_BODY.size :]):
-        check_request(element, level, params)
-        if length not in (key_byte_size(level, params, False), key_byte_size(level, params, True)):
+        check_request(element, level, params, gadget)
+        if length not in (key_byte_size(level, params, seeded, gadget) for seeded in (False, True)):
             raise WireError(
-                f"cannot read a key set: got a key of {length} bytes, which none at level {level} has; {_AGAIN}",
+                f"cannot read a key set: got a key of {length} bytes, which none at level {level} on gadget {gadget!r} has; "
+                f"{_AGAIN}",
                 Reason.SIZE_MISMATCH,
             )
         rows.append(KeySetRow(element, level, offset, length, digest))
@@ -133,10 +141,11 @@ def _parse_rows(table: bytes, params: CkksParams) -> list[KeySetRow]:
     return rows
 
 
-def read_key_table(file: BinaryIO, params: CkksParams) -> list[KeySetRow]:
+def read_key_table(file: BinaryIO, params: CkksParams, gadget: str = SEAL) -> list[KeySetRow]:
     """The checked table of a seekable file: exact places, no element twice, and not a byte unaccounted for.
 
-    Raises WireError, or KeyMismatch when the set was made for other parameters.
+    The table does not tell the gadget: the reader states which one the plan needs. Raises WireError, or KeyMismatch when
+    the set was made for other parameters.
     """
     file_bytes = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -158,7 +167,7 @@ def read_key_table(file: BinaryIO, params: CkksParams) -> list[KeySetRow]:
             f"cannot read a key set: got N={degree}, need N={params.degree}; try keys made from the current client spec",
             Reason.SIZE_MISMATCH,
         )
-    rows = _parse_rows(table, params)
+    rows = _parse_rows(table, params, gadget)
     if len({r.element for r in rows}) != len(rows):
         raise WireError(f"cannot read a key set: got an element twice, need each once; {_AGAIN}")
     if _table_bytes(count) + sum(r.length for r in rows) != header.body_bytes:
@@ -166,14 +175,14 @@ def read_key_table(file: BinaryIO, params: CkksParams) -> list[KeySetRow]:
     return rows
 
 
-def read_key_set(source: str | Path | BinaryIO, params: CkksParams) -> Iterator[KeyRecord]:
+def read_key_set(source: str | Path | BinaryIO, params: CkksParams, gadget: str = SEAL) -> Iterator[KeyRecord]:
     """The records of a key set, one at a time; the table is checked before the first one is read.
 
-    `source` is a path or a seekable binary file. Raises WireError, or KeyMismatch for other parameters.
+    `source` is a path or a seekable binary file. Raises WireError, or KeyMismatch for other parameters or another gadget.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open(source, "rb")) if isinstance(source, (str, Path)) else source
-        for row in read_key_table(file, params):
+        for row in read_key_table(file, params, gadget):
             file.seek(row.offset)
             data = _read_exactly(file, row.length)
             if read_header(data, Kind.KEY).digest != row.digest:
@@ -184,5 +193,11 @@ def read_key_set(source: str | Path | BinaryIO, params: CkksParams) -> Iterator[
             if (record.element, record.level) != (row.element, row.level):
                 raise WireError(
                     f"cannot read a key set: got a record for another element or level than the table says; {_AGAIN}"
+                )
+            if record.gadget != gadget:
+                raise KeyMismatch(
+                    f"cannot read a key set: got a key on gadget {record.gadget!r}, need {gadget!r}; try making it from the "
+                    "current client spec",
+                    Reason.KEY_PARAMETERS_DIFFER,
                 )
             yield record

@@ -28,6 +28,7 @@ __all__ = [
     "download_ciphertext",
     "load_object",
     "make_context",
+    "make_key_context",
     "parms_id",
     "save_object",
     "sealapi",
@@ -56,7 +57,7 @@ def seal_minor() -> int:
 
 
 def make_context(params: CkksParams) -> Any:
-    """A SEALContext for exactly these primes, chain expanded; the last prime is the special one.
+    """A SEALContext for evaluation on exactly these primes, chain expanded; the last prime is the special one.
 
     SEAL's own security check is off (SEC_LEVEL_TYPE.NONE): the gate is CkksParams, whose table is stricter and also
     knows N=65536, which SEAL would refuse. Raises ParameterError for more than one special prime (the SEAL gadget
@@ -67,6 +68,15 @@ def make_context(params: CkksParams) -> Any:
             f"cannot use {len(params.special)} special primes with SEAL: its key switching has exactly 1; "
             "try a plan on the 'seal' gadget"
         )
+    return make_key_context(params)
+
+
+def make_key_context(params: CkksParams) -> Any:
+    """The context that keys, encryption and decryption need: `make_context` for any number of special primes.
+
+    They are the last ones of SEAL's chain, so level l is still the context with l + 1 live primes; those with some
+    special primes live have no level. SEAL must not switch keys here when there are several.
+    """
     seal = sealapi()
     parms = seal.EncryptionParameters(seal.SCHEME_TYPE.CKKS)
     parms.set_poly_modulus_degree(params.degree)

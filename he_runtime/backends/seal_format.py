@@ -11,11 +11,12 @@ Pyfhel 3.5.0 holds SEAL 4.1).
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +31,12 @@ __all__ = [
     "SealCiphertext",
     "body",
     "ciphertext",
+    "ciphertext_bytes",
     "key_switch",
     "minor_version",
     "object_file",
+    "plaintext_bytes",
+    "private_body",
     "read_ciphertext",
     "read_key_switch",
 ]
@@ -42,6 +46,7 @@ MAJOR = 4
 SEED_BYTES = 64
 _HEADER = struct.Struct("<HBBBBHQ")  # magic, header size, major, minor, compression, reserved, size with header
 _CIPHERTEXT = struct.Struct("<4QBQQQdQ")  # parms id, NTT form, polynomials, N, limbs, scale, correction factor
+_PLAINTEXT = struct.Struct("<4QQd")  # parms id, coefficients, scale
 _COUNT = struct.Struct("<Q")
 _KEYS = struct.Struct("<4QQ")  # parms id, number of key vectors
 _NONE, _ZLIB, _ZSTD = range(3)
@@ -177,11 +182,50 @@ def body(data: bytes | bytearray) -> memoryview:
         return memoryview(zlib.decompress(payload))
     if compression != _ZSTD:
         raise _malformed(f"compression {compression} is unknown")
+    return memoryview(_zstandard().ZstdDecompressor().decompressobj().decompress(payload))
+
+
+def _zstandard() -> Any:
     try:
         import zstandard
     except ImportError as error:
         raise BackendUnavailable("cannot read SEAL files: zstandard is missing; try pip install zstandard") from error
-    return memoryview(zstandard.ZstdDecompressor().decompressobj().decompress(payload))
+    return zstandard
+
+
+def ciphertext_bytes(polys: int, limbs: int, degree: int, seeded: bool) -> int:
+    """Size of a Ciphertext's members when its last polynomial is a seed, or none is."""
+    words = (polys - seeded) * limbs * degree
+    seed = _HEADER.size + 1 + SEED_BYTES if seeded else 0
+    return _CIPHERTEXT.size + _HEADER.size + _COUNT.size + 8 * words + seed
+
+
+def plaintext_bytes(words: int) -> int:
+    """Size of the members of a Plaintext, or of a SecretKey, which come before its residues and with them."""
+    return _PLAINTEXT.size + _HEADER.size + _COUNT.size + 8 * words
+
+
+def private_body(data: bytearray, size: int) -> bytearray:
+    """Members of a saved object, which must be `size` bytes, in a buffer that the caller can overwrite; no copy is made."""
+    view = memoryview(data)
+    compression, end = _header(view, 0)
+    members = bytearray(size)
+    with _stream(compression, view[_HEADER.size : end]) as stream:
+        filled = 0
+        while filled < size and (count := stream.readinto(memoryview(members)[filled:])):
+            filled += count
+        if filled != size or stream.read(1):
+            members[:] = bytes(size)
+            raise _malformed(f"it is not of {size} bytes")
+    return members
+
+
+def _stream(compression: int, payload: memoryview) -> Any:
+    if compression == _NONE:
+        return io.BytesIO(payload)
+    if compression != _ZSTD:
+        raise _malformed(f"compression {compression} is not what SEAL saves secrets with")
+    return _zstandard().ZstdDecompressor().stream_reader(payload)
 
 
 def read_ciphertext(members: memoryview, offset: int = 0) -> tuple[SealCiphertext, int]:

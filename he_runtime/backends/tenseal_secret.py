@@ -16,9 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import CiphertextMismatch, InputError, KeyMismatch, Reason
+from ..gadget import SEAL, Gadget
 from ..params import CkksParams
 from ..ring import RELINEARIZATION, CiphertextData, KeyRecord, KeyRequest, KeySetSpec, Poly, PublicKeyData
 from . import seal_bridge, seal_format, secret_file
+from .hybrid_keys import make_key, secret_residues
+from .zeros import SymmetricZeros
 
 __all__ = ["SecretKey"]
 
@@ -34,6 +37,7 @@ class SecretKey:
         self._encoder = seal.CKKSEncoder(context)
         self._encryptor = seal.Encryptor(context, secret)
         self._decryptor = seal.Decryptor(context, secret)
+        self._zeros = SymmetricZeros(params, context, secret)
         self._parms_ids = [seal_bridge.parms_id(context, level) for level in range(params.max_level + 1)]
 
     @property
@@ -49,7 +53,7 @@ class SecretKey:
     @classmethod
     def generate(cls, params: CkksParams) -> SecretKey:
         """A fresh ternary key from SEAL's generator."""
-        context = seal_bridge.make_context(params)
+        context = seal_bridge.make_key_context(params)
         return cls(params, context, seal_bridge.sealapi().KeyGenerator(context).secret_key())
 
     def save(self, path: str | Path) -> None:
@@ -69,7 +73,7 @@ class SecretKey:
         """
         data = secret_file.read(Path(path), params)
         try:
-            context = seal_bridge.make_context(params)
+            context = seal_bridge.make_key_context(params)
             empty = seal_bridge.sealapi().SecretKey()
             secret = seal_bridge.load_object(empty, context, [memoryview(data)], secret=True)
         finally:
@@ -79,15 +83,21 @@ class SecretKey:
     def make_keys(self, spec: KeySetSpec) -> Iterator[KeyRecord]:
         """Evaluation keys in the order of `spec`, seeded and cut to their levels, one at a time.
 
-        Memory: one whole key. Raises KeyMismatch for an element or level that the parameters do not have.
+        Memory: one whole key. Raises KeyMismatch for an element or level that the parameters do not have, ParameterError
+        for an unknown gadget or one that they do not have the special primes for.
         """
-        if spec.gadget != "seal":
-            raise KeyMismatch(f"cannot make keys on gadget {spec.gadget!r}: need 'seal'", Reason.KEY_PARAMETERS_DIFFER)
+        gadget = Gadget.parse(spec.gadget)
+        gadget.check(self._params)
         for request in spec.requests:
             _check_request(request, self._params)
-        generator = seal_bridge.sealapi().KeyGenerator(self._context, self._secret)
+        if gadget.name == SEAL:
+            generator = seal_bridge.sealapi().KeyGenerator(self._context, self._secret)
+            yield from (self._make_key(generator, request) for request in spec.requests)
+            return
         for request in spec.requests:
-            yield self._make_key(generator, request)
+            with secret_residues(self._params, self._secret) as residues:
+                record = make_key(self._params, gadget, request, residues, self._zeros)
+            yield record
 
     def _make_key(self, generator: Any, request: KeyRequest) -> KeyRecord:
         if request.element == RELINEARIZATION:
@@ -102,11 +112,7 @@ class SecretKey:
 
     def public_key(self) -> PublicKeyData:
         """A fresh encryption key: an encryption of zero at the key level, its uniform half as a seed."""
-        zero = self._encryptor.encrypt_zero_symmetric(self._context.key_parms_id())
-        parsed, _ = seal_format.read_ciphertext(seal_format.body(seal_bridge.save_object(zero)))
-        b, a = parsed.polys
-        assert isinstance(b, np.ndarray)
-        return PublicKeyData((b, a))
+        return PublicKeyData(self._zeros.draw().consume())
 
     def encrypt(self, slots: npt.NDArray[np.float64], level: int, scale: float) -> CiphertextData:
         """Symmetric encryption of float64 (slots,) at `level` and exactly `scale`; c1 is a seed.

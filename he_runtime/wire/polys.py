@@ -86,6 +86,8 @@ def pack_poly(poly: Poly, primes: Sequence[int], degree: int, what: str, seed_li
                 f"cannot write {what}: got a seed of {len(poly.seed)} bytes, need {SEED_BYTES} of a known generator"
             )
         return [_HEAD.pack(_FORMS[poly.generator], poly.limbs), poly.seed]
+    if not isinstance(poly, np.ndarray):
+        raise WireError(f"cannot write {what}: got {type(poly).__name__}, need residues or a seed")
     if poly.shape != (len(primes), degree) or poly.dtype != np.uint64:
         raise WireError(
             f"cannot write {what}: got residues {poly.dtype} {poly.shape}, need uint64 {(len(primes), degree)}",

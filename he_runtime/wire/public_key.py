@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..errors import WireError
 from ..params import CkksParams
 from ..ring import Poly, PublicKeyData, SeededPoly
@@ -36,7 +38,7 @@ def decode_public_key(data: Buffer, params: CkksParams) -> PublicKeyData:
 
 
 def _check_opaque(a: Poly) -> None:
-    if not isinstance(a, SeededPoly) and not a.any():
+    if isinstance(a, np.ndarray) and not a.any():
         raise WireError(
             "cannot use a public key: got one whose second polynomial is zero, which would not encrypt; try another"
         )

@@ -35,10 +35,10 @@ class _Check:
 def doctor(as_json: Json = False) -> None:
     """Check the installation; exit code 1 if something is broken.
 
-    Python, the libraries of every extra, and one encrypted evaluation on each back end. An extra that is not installed
-    is absent, not broken.
+    Python, the libraries of every extra, the native kernel, and one encrypted evaluation on each back end. An extra that
+    is not installed is absent, not broken, and so is the kernel.
     """
-    checks = [_python(), *_libraries(), *_backends()]
+    checks = [_python(), *_libraries(), _kernel(), *_backends()]
     healthy = all(check.status != "broken" for check in checks)
     ready = [check.name for check in checks if check.name in _ROLES and check.status == "ok"]
     machine = {"system": platform.platform(), "cores": os.cpu_count() or 1}
@@ -89,6 +89,17 @@ def _extra(role: str, names: list[str]) -> _Check:
     package = "secateur" if role == "base" else f"'secateur[{role}]'"
     status: Literal["absent", "broken"] = "broken" if role == "base" else "absent"
     return _Check(role, status, f"without {', '.join(missing)}; try pip install {package}")
+
+
+def _kernel() -> _Check:
+    """Whether the compiled kernel is there, and which of its instruction paths this machine takes."""
+    from he_runtime import kernel
+
+    found = kernel.status()
+    if found.available:
+        return _Check("native kernel", "ok", f"path {found.path} (of {', '.join(found.paths)})")
+    remedy = f"; try {found.remedy}" if found.remedy else ""
+    return _Check("native kernel", "absent", f"{found.reason}; the tenseal backend will be used{remedy}")
 
 
 def _backends() -> list[_Check]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,3 +158,24 @@ def test_doctor_tells_absent_from_broken(cli: Any, monkeypatch: pytest.MonkeyPat
     said = cli("doctor")
     assert said.code == 1
     assert re.search(r"back end tenseal +broken +OSError: bad library", said.out)
+
+
+def test_doctor_names_the_path_of_the_kernel(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = SimpleNamespace(default_path=lambda: "avx2", paths=lambda: ["portable", "avx2"])
+    monkeypatch.setitem(sys.modules, "he_runtime.kernel._kernel", fake)
+    (found,) = [check for check in ask("doctor")["checks"] if check["name"] == "native kernel"]
+    assert found == {"name": "native kernel", "status": "ok", "detail": "path avx2 (of portable, avx2)"}
+
+
+def test_doctor_says_why_there_is_no_kernel(ask: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "absence.txt").write_text("no C++ compiler\n")
+    monkeypatch.setattr("he_runtime.kernel.availability._FOLDER", tmp_path)
+    monkeypatch.setitem(sys.modules, "he_runtime.kernel._kernel", None)
+    record = ask("doctor")
+    assert record["ok"] is True, "a machine without a compiler is no fault"
+    (found,) = [check for check in record["checks"] if check["name"] == "native kernel"]
+    assert found["status"] == "absent"
+    assert re.match(
+        r"not built at installation: no C\+\+ compiler; the tenseal backend will be used; try .*C\+\+17",
+        found["detail"],
+    )

@@ -1,4 +1,4 @@
-# Secateur. `make demo` and `make test` each do the whole set-up on a fresh machine: Python 3.11, git, make, a C compiler.
+# Secateur. `make demo` and `make test` each do the whole set-up on a fresh machine: Python 3.11, git, make, a C++ compiler.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -7,6 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := prep,client,server,plot,dev
 SETUP := $(VENV)/.setup-done
+KERNEL := $(VENV)/.kernel-done
+KERNEL_SOURCES := hatch_build.py $(wildcard he_runtime/kernel/CMakeLists.txt he_runtime/kernel/*.[ch]pp)
 PYFHEL := $(VENV)/.pyfhel-done
 PYTEST_FLAGS ?= -n 2
 
@@ -14,19 +16,31 @@ PYTEST_FLAGS ?= -n 2
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
     "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: help setup demo test check format pyfhel clean
+.PHONY: help setup kernel sanitize demo test check format pyfhel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup: $(SETUP) ## create .venv and install everything, once
+setup: $(KERNEL) ## create .venv and install everything, once
 
 $(SETUP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "cannot set up: found no Python >= 3.11; try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV) || \
 	    { rm -rf $(VENV); echo "cannot set up: $(PYTHON) has no venv module; try installing the python3-venv package" >&2; exit 1; }
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@# The kernel is built below, with the tools that this installs, so that later builds can go on from it.
+	SECATEUR_NO_KERNEL=1 $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
+
+$(KERNEL): $(SETUP) $(KERNEL_SOURCES)
+	$(BIN)/python hatch_build.py --optional
+	@touch $@
+
+kernel: $(SETUP) ## compile the native kernel, only what changed
+	$(BIN)/python hatch_build.py
+	@touch $(KERNEL)
+
+sanitize: $(SETUP) ## run the kernel's own tests with sanitizers
+	$(BIN)/python hatch_build.py --sanitize
 
 demo: setup ## train, compress, serve and classify one encrypted digit
 	$(BIN)/secateur demo
@@ -38,6 +52,7 @@ check: setup ## lint, format, types, import contracts, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy hatch_build.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m protos.generate --check
 
@@ -54,4 +69,5 @@ $(PYFHEL): $(SETUP) cmake/pyfhel-seal.cmake
 
 clean: ## remove .venv, caches and build outputs
 	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -f he_runtime/kernel/_kernel.*.so he_runtime/kernel/absence.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from he_runtime.gadget import Gadget
 from he_runtime.params import CkksParams, find_primes
 from he_runtime.ring import CiphertextData, KeyRecord, Poly, PublicKeyData, Residues, SeededPoly
 
@@ -15,6 +16,9 @@ _PRIMES = find_primes(DEGREE, [30, 25, 25, 36])
 PARAMS = CkksParams(DEGREE, tuple(_PRIMES[:3]), tuple(_PRIMES[3:]), insecure=True)
 OTHER = CkksParams(DEGREE, tuple(_PRIMES[:2]), tuple(_PRIMES[3:]), insecure=True)
 CHAIN = len(PARAMS.primes) + 1
+# Three live primes in digits of two, so that the second digit is short, and special primes that cover the larger one.
+HYBRID_PARAMS = CkksParams(DEGREE, tuple(_PRIMES[:3]), tuple(find_primes(DEGREE, [36, 36])), insecure=True)
+HYBRID = "hybrid-2"
 
 
 def residues(primes: Sequence[int], salt: int) -> Residues:
@@ -37,13 +41,20 @@ def ciphertext(level: int, scale: float = 2.0**20, size: int = 2, generator: str
     return CiphertextData(level, scale, tuple(polys))
 
 
-def key(element: int, level: int, seeded: bool, salt: int = 0) -> KeyRecord:
-    rows = (*PARAMS.primes[: level + 1], *PARAMS.special)
+def key(
+    element: int, level: int, seeded: bool, salt: int = 0, params: CkksParams = PARAMS, gadget: str = "seal"
+) -> KeyRecord:
+    rows = (*params.primes[: level + 1], *params.special)
+    chain = len(params.primes) + len(params.special)
     digits: list[tuple[Residues, Poly]] = []
-    for i in range(level + 1):
-        a: Poly = seed(CHAIN, salt + i) if seeded else residues(rows, salt + 2 * i + 1)
+    for i in range(Gadget.parse(gadget).digit_count(level)):
+        a: Poly = seed(chain, salt + i) if seeded else residues(rows, salt + 2 * i + 1)
         digits.append((residues(rows, salt + 2 * i), a))
-    return KeyRecord(element, level, tuple(digits))
+    return KeyRecord(element, level, tuple(digits), gadget)
+
+
+def hybrid_key(element: int, level: int, seeded: bool, salt: int = 0) -> KeyRecord:
+    return key(element, level, seeded, salt, HYBRID_PARAMS, HYBRID)
 
 
 def public_key(seeded: bool, salt: int = 0) -> PublicKeyData:

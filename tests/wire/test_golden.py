@@ -18,6 +18,7 @@ from tests.vectors.wire import generate
 FOLDER = Path(generate.__file__).parent
 VECTORS = json.loads((FOLDER / "vectors.json").read_text())
 PARAMS = CkksParams.from_json(VECTORS["params"])
+HYBRID_PARAMS = CkksParams.from_json(VECTORS["hybrid_params"])
 
 
 def recoded(name: str, data: bytes) -> bytes:
@@ -27,6 +28,8 @@ def recoded(name: str, data: bytes) -> bytes:
         return wire.encode_public_key(wire.decode_public_key(data, PARAMS), PARAMS)
     if name == "key.bin":
         return wire.encode_key(wire.decode_key(data, PARAMS), PARAMS)
+    if name == "hybrid_key.bin":
+        return wire.encode_key(wire.decode_key(data, HYBRID_PARAMS), HYBRID_PARAMS)
     records = list(wire.read_key_set(io.BytesIO(data), PARAMS))
     file = io.BytesIO()
     spec = KeySetSpec(tuple(KeyRequest(r.element, r.level) for r in records))
@@ -68,6 +71,23 @@ def test_residues_by_hand() -> None:
     assert struct.unpack_from("<IIQQ", data, 96) == (0, 2, (2654435761 + 5) % q, (2 * 2654435761 + 5) % q)
     assert struct.unpack_from("<Q", data, 96 + 8 + 1024 * 8) == ((1025 * 2654435761 + 5) % p,)
     assert struct.unpack_from("<IIQ", data, 96 + 8 + 2048 * 8) == (0, 2, (2654435761 + 6) % q)
+
+
+def test_a_hybrid_key_by_hand() -> None:
+    """hybrid_key.bin: element 5 at level 2 in digits of two primes, b of salts 8 and 10, seeds of salts 8 and 9."""
+    data = (FOLDER / "hybrid_key.bin").read_bytes()
+    assert data[16:48].hex() == VECTORS["hybrid_params_digest"] == HYBRID_PARAMS.digest
+    assert struct.unpack_from("<IIHHI", data, 80) == (5, 2, 2, 2, 2)
+    digit = 8 + 5 * 1024 * 8 + 8 + 64  # b: three live rows and two special ones; a: the seed of five rows
+    assert len(data) == 96 + 2 * digit
+    for d, (b_salt, a_salt) in enumerate(((8, 8), (10, 9))):
+        start = 96 + d * digit
+        assert struct.unpack_from("<II", data, start) == (0, 5)
+        for row, q in enumerate((*HYBRID_PARAMS.primes, *HYBRID_PARAMS.special)):
+            first = ((1024 * row + 1) * 2654435761 + b_salt) % q
+            assert struct.unpack_from("<Q", data, start + 8 + row * 1024 * 8) == (first,)
+        seed = bytes((7 * i + a_salt) % 256 for i in range(64))
+        assert data[start + digit - 72 : start + digit] == struct.pack("<II", 1, 5) + seed
 
 
 @pytest.mark.parametrize("case", VECTORS["expansions"], ids=lambda c: c["generator"])

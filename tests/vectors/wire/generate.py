@@ -14,7 +14,7 @@ from typing import Any
 
 from he_runtime import wire
 from he_runtime.ring import KeyRequest, KeySetSpec
-from tests.wire.arrays import DEGREE, PARAMS, ciphertext, key, public_key, seed
+from tests.wire.arrays import DEGREE, HYBRID_PARAMS, PARAMS, ciphertext, hybrid_key, key, public_key, seed
 
 FOLDER = Path(__file__).parent
 CIPHERTEXTS = [
@@ -24,6 +24,7 @@ CIPHERTEXTS = [
 ]
 PUBLIC_KEY = public_key(seeded=True, salt=4)
 KEY = key(3, 0, seeded=False, salt=5)
+HYBRID_KEY = hybrid_key(5, 2, seeded=True, salt=8)
 KEY_SET = KeySetSpec((KeyRequest(0, 0), KeyRequest(2 * DEGREE - 1, 0)))
 KEY_SET_RECORDS = [key(r.element, r.level, seeded=True, salt=6 + i) for i, r in enumerate(KEY_SET.requests)]
 
@@ -42,6 +43,7 @@ def objects() -> dict[str, bytes]:
         "public_key.bin": wire.encode_public_key(PUBLIC_KEY, PARAMS),
         "key.bin": wire.encode_key(KEY, PARAMS),
         "key_set.bin": key_set(),
+        "hybrid_key.bin": wire.encode_key(HYBRID_KEY, HYBRID_PARAMS),
     }
 
 
@@ -60,6 +62,8 @@ def description() -> dict[str, Any]:
     return {
         "params": PARAMS.to_json(),
         "params_digest": PARAMS.digest,
+        "hybrid_params": HYBRID_PARAMS.to_json(),
+        "hybrid_params_digest": HYBRID_PARAMS.digest,
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in objects().items()},
         "expansions": expansions,
     }

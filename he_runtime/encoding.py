@@ -7,11 +7,14 @@ Slot j belongs to the root zeta^(3^j) (SEAL's order). Cheon et al., ASIACRYPT'17
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["constant", "faintest", "rounded"]
+__all__ = ["coefficients", "constant", "faintest", "rounded"]
 
+Indices = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float64]
 
 
@@ -33,15 +36,30 @@ def rounded(vectors: Vectors, scale: float) -> Vectors:
     period = vectors.shape[1]
     if period == 1:
         return np.array([[constant(float(v), scale)] for v in vectors[:, 0]])
-    exponents = np.array([pow(3, j, 4 * period) for j in range(period)])
-    slot, conjugate = (exponents - 1) // 2, (4 * period - exponents - 1) // 2
+    integers = coefficients(vectors, scale) / scale
+    for row in np.flatnonzero(~integers.any(axis=1)):
+        integers[row, 0] = faintest(vectors[row], scale)
+    decoded = np.fft.ifft(integers / _twist(period), axis=1).real * (2 * period)
+    return np.asarray(decoded[:, _slots(period)[0]])
+
+
+def coefficients(vectors: Vectors, scale: float) -> Vectors:
+    """Real vectors (count, period) -> integers (count, 2 period): row i holds the coefficients of X^(k N / 2 period) at `scale`."""
+    period = vectors.shape[1]
+    slot, conjugate = _slots(period)
     values = np.empty((len(vectors), 2 * period))
     values[:, slot] = vectors
     values[:, conjugate] = vectors
-    twist = np.exp(-1j * np.pi * np.arange(2 * period) / (2 * period))
-    coefficients = (np.fft.fft(values, axis=1) * twist).real / (2 * period)
-    integers = np.rint(coefficients * scale) / scale
-    for row in np.flatnonzero(~integers.any(axis=1)):
-        integers[row, 0] = faintest(vectors[row], scale)
-    decoded = np.fft.ifft(integers / twist, axis=1).real * (2 * period)
-    return np.asarray(decoded[:, slot])
+    return np.rint((np.fft.fft(values, axis=1) * _twist(period)).real * (scale / (2 * period)))
+
+
+@cache
+def _slots(period: int) -> tuple[Indices, Indices]:
+    """Where slot j and its conjugate stand among the 2 period odd powers of the root."""
+    exponents = np.array([pow(3, j, 4 * period) for j in range(period)])
+    return (exponents - 1) // 2, (4 * period - exponents - 1) // 2
+
+
+@cache
+def _twist(period: int) -> npt.NDArray[np.complex128]:
+    return np.asarray(np.exp(-1j * np.pi * np.arange(2 * period) / (2 * period)))

@@ -14,10 +14,11 @@ __all__ = ["BACKENDS", "LIBRARIES", "open_backend"]
 BACKENDS: dict[str, tuple[str, str]] = {
     "tenseal": (".tenseal", "TensealBackend"),
     "pyfhel": (".pyfhel", "PyfhelBackend"),
+    "native": (".native", "NativeBackend"),
 }
 
-# name -> the package that it needs
-LIBRARIES = {"tenseal": "tenseal", "pyfhel": "Pyfhel"}
+# name -> the module that it needs
+LIBRARIES = {"tenseal": "tenseal", "pyfhel": "Pyfhel", "native": "he_runtime.kernel._kernel"}
 
 
 def open_backend(name: str, plan: Plan) -> Any:

@@ -149,9 +149,29 @@ bool all_below(const u64* a, std::size_t n, u64 q) {
     return _mm256_movemask_pd(_mm256_castsi256_pd(bad)) == 0;
 }
 
+// Both below 2^62, so that the signed comparison is right.
+void lift(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n) {
+    const Words bound = splat_word(half), more = splat_word(wrap);
+    for (std::size_t i = 0; i < n; i += 4) {
+        const Words x = load_words(src + i);
+        store_words(dst + i, _mm256_add_epi64(x, _mm256_and_si256(_mm256_cmpgt_epi64(x, bound), more)));
+    }
+}
+
+void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
+    for (std::size_t i = 0; i < n; i += 4) {
+        Doubles sum = splat(0.5);
+        for (std::size_t k = 0; k < count; ++k) {
+            sum = secateur::add(sum, _mm256_mul_pd(from_words(v[k] + i), splat(inverse[k])));
+        }
+        to_words(dst + i, _mm256_floor_pd(sum));
+    }
+}
+
 // Each half of eight comes from one half of its source block, because the lowest bit of the reversed position keeps its
 // parity under an odd multiplier; within it the order is a permutation of four.
-void permute(u64* dst, const u64* src, const GaloisTable& table) {
+void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count) {
+    const std::uint32_t* source = table.source + begin / 8;
     Words order[8][2];
     std::size_t half[8][2];
     for (int top = 0; top < 8; ++top) {
@@ -162,9 +182,9 @@ void permute(u64* dst, const u64* src, const GaloisTable& table) {
             order[top][h] = _mm256_set_epi64x(word(3), word(2), word(1), word(0));
         }
     }
-    for (std::size_t i = 0; i < table.n / 8; ++i) {
-        const u64* block = src + (table.source[i] & ~std::uint32_t{7});
-        const std::uint32_t top = table.source[i] & 7;
+    for (std::size_t i = 0; i < count / 8; ++i) {
+        const u64* block = src + (source[i] & ~std::uint32_t{7});
+        const std::uint32_t top = source[i] & 7;
         for (int h = 0; h < 2; ++h) {
             const Words x = load_words(block + half[top][h]);
             store_words(dst + 8 * i + 4 * h, _mm256_permutevar8x32_epi32(x, order[top][h]));
@@ -179,7 +199,8 @@ const Kernel avx2_kernel = {
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Splits>::dot, Sums<Splits>::dot_pair, Sums<Splits>::dot_constants,
-    convert,           all_below,     permute,
+    convert,           all_below,     lift,
+    round_quotient,    permute,
 };
 
 }  // namespace secateur

@@ -10,11 +10,22 @@
 #include <stdexcept>
 #include <string>
 
+#include "binding.hpp"
 #include "galois.hpp"
 #include "ntt.hpp"
 
 namespace nb = nanobind;
 using namespace secateur;
+
+Path path_named(const std::string& name) {
+    for (const Path path : {Path::portable, Path::avx2, Path::ifma}) {
+        if (name == path_name(path)) {
+            if (path_available(path)) return path;
+            throw nb::value_error(("cannot use path " + name + ": this machine lacks its instructions").c_str());
+        }
+    }
+    throw nb::value_error(("cannot use path " + name + ": need portable, avx2 or ifma").c_str());
+}
 
 namespace {
 
@@ -56,21 +67,11 @@ void check_overlap(const u64* dst, const u64* src, std::size_t n, bool same_allo
     if (dst < src + n && src < dst + n) throw nb::value_error("cannot use overlapping arrays; try separate ones");
 }
 
-Path path_of(const std::string& name) {
-    for (const Path path : {Path::portable, Path::avx2, Path::ifma}) {
-        if (name == path_name(path)) {
-            if (path_available(path)) return path;
-            throw nb::value_error(("cannot use path " + name + ": this machine lacks its instructions").c_str());
-        }
-    }
-    throw nb::value_error(("cannot use path " + name + ": need portable, avx2 or ifma").c_str());
-}
-
 std::size_t length_of(const AnyArray& array) { return array.ndim() == 1 ? array.shape(0) : 0; }
 
 // One prime and the routines for it.
 struct Field {
-    Field(u64 q, const std::string& path) : modulus(make_modulus(q)), kernel(kernel_for(path_of(path), modulus)) {}
+    Field(u64 q, const std::string& path) : modulus(make_modulus(q)), kernel(kernel_for(path_named(path), modulus)) {}
 
     using Binary = void (*Kernel::*)(u64*, const u64*, const u64*, std::size_t, const Modulus&);
 
@@ -207,14 +208,15 @@ void permute(const Galois& galois, AnyArray dst, AnyReadOnly src, const std::str
     check_array(src, n, "src");
     const u64* in = static_cast<const u64*>(src.data());
     check_overlap(out, in, n, false);
-    const Kernel& kernel = kernel_of(path_of(path));
+    const Kernel& kernel = kernel_of(path_named(path));
     nb::gil_scoped_release release;
-    kernel.permute(out, in, galois.table());
+    kernel.permute(out, in, galois.table(), 0, n);
 }
 
 }  // namespace
 
 NB_MODULE(_kernel, module) {
+    bind_evaluator(module);
     module.def("paths", [] {
         std::vector<std::string> names;
         for (const Path path : {Path::portable, Path::avx2, Path::ifma}) {
@@ -227,7 +229,7 @@ NB_MODULE(_kernel, module) {
 
     nb::class_<Ntt>(module, "Ntt", "Transforms of length n modulo the prime q on one path.")
         .def("__init__", [](Ntt* self, std::size_t n, u64 q, const std::string& path) {
-            new (self) Ntt(n, make_modulus(q), path_of(path));
+            new (self) Ntt(n, make_modulus(q), path_named(path));
         }, nb::arg("n"), nb::arg("q"), nb::arg("path"))
         .def_prop_ro("root", &Ntt::root, "The least primitive 2n-th root of unity.")
         .def_prop_ro("path", [](const Ntt& ntt) { return std::string(ntt.kernel().name); })

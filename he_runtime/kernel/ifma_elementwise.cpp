@@ -115,10 +115,29 @@ bool all_below(const u64* a, std::size_t n, u64 q) {
     return _mm512_cmpge_epu64_mask(greatest, splat(q)) == 0;
 }
 
-void permute(u64* dst, const u64* src, const GaloisTable& table) {
-    for (std::size_t i = 0; i < table.n / 8; ++i) {
-        const Lanes block = load(src + (table.source[i] & ~std::uint32_t{7}));
-        store(dst + 8 * i, _mm512_permutexvar_epi64(load(table.lanes[table.source[i] & 7]), block));
+void lift(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n) {
+    const Lanes bound = splat(half), more = splat(wrap);
+    for (std::size_t i = 0; i < n; i += 8) {
+        const Lanes x = load(src + i);
+        store(dst + i, _mm512_mask_add_epi64(x, _mm512_cmpgt_epu64_mask(x, bound), x, more));
+    }
+}
+
+void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
+    for (std::size_t i = 0; i < n; i += 8) {
+        __m512d sum = _mm512_set1_pd(0.5);
+        for (std::size_t k = 0; k < count; ++k) {
+            sum = _mm512_add_pd(sum, _mm512_mul_pd(_mm512_cvtepu64_pd(load(v[k] + i)), _mm512_set1_pd(inverse[k])));
+        }
+        store(dst + i, _mm512_cvttpd_epu64(sum));
+    }
+}
+
+void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count) {
+    const std::uint32_t* source = table.source + begin / 8;
+    for (std::size_t i = 0; i < count / 8; ++i) {
+        const Lanes block = load(src + (source[i] & ~std::uint32_t{7}));
+        store(dst + 8 * i, _mm512_permutexvar_epi64(load(table.lanes[source[i] & 7]), block));
     }
 }
 
@@ -129,7 +148,8 @@ const Kernel ifma_kernel = {
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Halves>::dot, Sums<Halves>::dot_pair, Sums<Halves>::dot_constants,
-    convert,           all_below,     permute,
+    convert,           all_below,     lift,
+    round_quotient,    permute,
 };
 
 }  // namespace secateur

@@ -61,8 +61,14 @@ struct Kernel {
     void (*convert)(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to);
     // Whether all n values are below q: what a residue must be before any routine here sees it.
     bool (*all_below)(const u64* a, std::size_t n, u64 q);
-    // Any 64-bit values. dst must not be src.
-    void (*permute)(u64* dst, const u64* src, const GaloisTable& table);
+    // dst = src + (src > half ? wrap : 0), for values below 2^62: residues taken as integers around zero, plus a multiple of
+    // another prime.
+    void (*lift)(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n);
+    // dst = sum of v[k] * inverse[k], rounded to the nearest integer; the sum is below 2^32. How often a base's product must
+    // be taken off a sum of its residues' integers. The same on every path for primes below 2^50.
+    void (*round_quotient)(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n);
+    // Values [begin, begin + count) after the automorphism; multiples of 8. Any 64-bit values. dst must not overlap src.
+    void (*permute)(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count);
 };
 
 extern const Kernel portable_kernel;

@@ -142,10 +142,23 @@ bool all_below(const u64* a, std::size_t n, u64 q) {
     return below;
 }
 
-void permute(u64* dst, const u64* src, const GaloisTable& table) {
-    for (std::size_t i = 0; i < table.n / 8; ++i) {
-        const u64* block = src + (table.source[i] & ~std::uint32_t{7});
-        const u64* lane = table.lanes[table.source[i] & 7];
+void lift(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) dst[i] = src[i] + (src[i] > half ? wrap : 0);
+}
+
+void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        double sum = 0.5;
+        for (std::size_t k = 0; k < count; ++k) sum += static_cast<double>(v[k][i]) * inverse[k];
+        dst[i] = static_cast<u64>(sum);
+    }
+}
+
+void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count) {
+    const std::uint32_t* source = table.source + begin / 8;
+    for (std::size_t i = 0; i < count / 8; ++i) {
+        const u64* block = src + (source[i] & ~std::uint32_t{7});
+        const u64* lane = table.lanes[source[i] & 7];
         for (std::size_t j = 0; j < 8; ++j) dst[8 * i + j] = block[lane[j]];
     }
 }
@@ -157,7 +170,8 @@ const Kernel portable_kernel = {
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     dot,               dot_pair,      dot_constants,
-    convert,           all_below,     permute,
+    convert,           all_below,     lift,
+    round_quotient,    permute,
 };
 
 }  // namespace secateur

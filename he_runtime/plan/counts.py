@@ -1,12 +1,14 @@
 """Planned leaf operations in closed form.
 
-Independent of any evaluator: executed counters come from the leaf routines themselves, and the two must agree.
+Independent of any evaluator: executed counters come from the leaf routines themselves, and the two must agree. A backend
+expands LINEAR_TRANSFORM by its own rule: into rotations, products and sums, or, on the native kernel, into the stages of one
+fused call.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .ops import Kind, Op
@@ -14,22 +16,28 @@ from .ops import Kind, Op
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["layer_counts", "leaf_totals", "plan_counts"]
+__all__ = ["FUSED", "FUSED_LEAVES", "layer_counts", "leaf_totals", "plan_counts", "products", "rotations"]
 
 Counts = Counter[tuple[str, int]]
 
+FUSED = frozenset({"native"})  # backends with a fused transform
 
-def plan_counts(plan: Plan) -> Counts:
-    """(leaf, level of the operand) -> how often."""
-    return _count(plan, plan.ops)
+# Its stages, per call: an input cut into digits; a baby step; a product with an operand, summed in the extended basis, or
+# in the ciphertexts' own where there is no baby step; a giant step; an output divided by the special primes.
+FUSED_LEAVES = ("decompose", "hoisted", "product", "flat_product", "giant", "divide")
 
 
-def layer_counts(plan: Plan) -> dict[str, Counts]:
+def plan_counts(plan: Plan, backend: str = "") -> Counts:
+    """(leaf, level of the operand) -> how often, on a backend; by default on one without a fused transform."""
+    return _count(plan, plan.ops, backend in FUSED)
+
+
+def layer_counts(plan: Plan, backend: str = "") -> dict[str, Counts]:
     """The same per layer, in plan order."""
     layers: dict[str, list[Op]] = {}
     for op in plan.ops:
         layers.setdefault(op.layer, []).append(op)
-    return {name: _count(plan, ops) for name, ops in layers.items()}
+    return {name: _count(plan, ops, backend in FUSED) for name, ops in layers.items()}
 
 
 def leaf_totals(counts: Counts) -> dict[str, int]:
@@ -37,14 +45,24 @@ def leaf_totals(counts: Counts) -> dict[str, int]:
     totals: Counter[str] = Counter()
     for (leaf, _), n in counts.items():
         totals[leaf] += n
-    return {kind.value: totals[kind.value] for kind in Kind if totals[kind.value]}
+    return {leaf: totals[leaf] for leaf in (*(kind.value for kind in Kind), *FUSED_LEAVES) if totals[leaf]}
 
 
-def _count(plan: Plan, ops: Iterable[Op]) -> Counts:
+def rotations(totals: Mapping[str, int]) -> int:
+    """Automorphisms with a key switch each, hoisted or not."""
+    return sum(totals.get(leaf, 0) for leaf in ("rotate", "hoisted", "giant"))
+
+
+def products(totals: Mapping[str, int]) -> int:
+    """Products with a plaintext."""
+    return sum(totals.get(leaf, 0) for leaf in ("mul_plain", "product", "flat_product"))
+
+
+def _count(plan: Plan, ops: Iterable[Op], fused: bool) -> Counts:
     counts: Counts = Counter()
     for op in ops:
         level = plan.values[op.inputs[0]].level
-        for leaf, n in _leaves(plan, op):
+        for leaf, n in _fused(op) if fused and plan.is_direct(op) else _leaves(plan, op):
             if n:
                 counts[leaf, level] += n
     return counts
@@ -62,3 +80,14 @@ def _leaves(plan: Plan, op: Op) -> Iterator[tuple[str, int]]:
     yield Kind.ROTATE.value, sum(len(plan.route(step)) for _, step in (*op.babies, *op.groups) if step)
     yield Kind.MUL_PLAIN.value, cells
     yield Kind.ADD.value, cells - len(op.outputs)  # every product but the first of each output joins by one addition
+
+
+def _fused(op: Op) -> Iterator[tuple[str, int]]:
+    assert op.cells is not None
+    giants = sum(1 for _, step in op.groups if step)
+    yield "decompose", len({j for j, _ in op.babies})
+    yield "hoisted", len(op.babies)
+    yield "product" if op.babies else "flat_product", len(op.cells)
+    yield "giant", giants
+    if op.babies or giants:
+        yield "divide", len(op.outputs)

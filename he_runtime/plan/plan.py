@@ -118,9 +118,19 @@ class Plan:
     @cached_property
     def counts(self) -> Counter[tuple[str, int]]:
         """Planned leaf operations by (leaf, level), in closed form; an executor's counters must equal this."""
+        return self.counts_on("")
+
+    def counts_on(self, backend: str) -> Counter[tuple[str, int]]:
+        """The same on a backend that may have a fused transform (plan/counts.py)."""
         from .counts import plan_counts
 
-        return plan_counts(self)
+        return plan_counts(self, backend)
+
+    def is_direct(self, op: Op) -> bool:
+        """Whether an op is a linear transform all of whose steps have keys of their own: it can run as one fused call."""
+        if op.kind is not Kind.LINEAR_TRANSFORM:
+            return False
+        return all(len(self.route(step)) == 1 for _, step in (*op.babies, *op.groups) if step)
 
     def repeated(self, plaintext: Plaintext) -> Vector:
         """One period of an operand in slots: every lane group's value once per sample; (1,) for a constant."""

@@ -1,0 +1,118 @@
+#include "base.hpp"
+
+#include <algorithm>
+
+namespace secateur {
+namespace {
+
+u64 reduced(u64 x, const Modulus& m) { return mul(x, m.one, m.value); }
+
+Factor inverse_of(u64 x, const Modulus& m) { return make_factor(power(x, m.value - 2, m), m); }
+
+}  // namespace
+
+Base::Base(std::vector<const Ntt*> primes) : primes_(std::move(primes)), narrow_(true) {
+    for (std::size_t i = 0; i < primes_.size(); ++i) {
+        const Modulus& m = primes_[i]->modulus();
+        u64 others = 1;
+        for (std::size_t k = 0; k < primes_.size(); ++k) {
+            if (k != i) others = mul(others, reduced(primes_[k]->modulus().value, m), m);
+        }
+        inverses_.push_back(inverse_of(others, m));
+        reciprocals_.push_back(1.0 / static_cast<double>(m.value));
+        narrow_ = narrow_ && is_narrow(m);
+    }
+}
+
+u64 Base::product(const Modulus& target) const {
+    u64 result = 1;
+    for (const Ntt* prime : primes_) result = mul(result, reduced(prime->modulus().value, target), target);
+    return result;
+}
+
+void Base::prepare(u64* row, std::size_t i) const {
+    if (size() == 1) return;
+    const Ntt& prime = *primes_[i];
+    prime.kernel().multiply_constant(row, row, inverses_[i], prime.degree(), prime.modulus());
+}
+
+void Base::quotient(u64* dst, const u64* rows, std::size_t n) const {
+    std::vector<const u64*> sources;
+    for (std::size_t i = 0; i < size(); ++i) sources.push_back(rows + i * n);
+    const Kernel& kernel = narrow_ ? primes_[0]->kernel() : portable_kernel;
+    kernel.round_quotient(dst, sources.data(), reciprocals_.data(), size(), n);
+}
+
+void Base::convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, bool centred) const {
+    if (size() == 1) return convert_one(dst, rows, target, centred);
+    const Modulus& t = target.modulus();
+    const std::size_t n = target.degree();
+    std::vector<const u64*> sources;
+    std::vector<u64> weights;
+    for (std::size_t i = 0; i < size(); ++i) {
+        u64 others = 1;
+        for (std::size_t k = 0; k < size(); ++k) {
+            if (k != i) others = mul(others, reduced(primes_[k]->modulus().value, t), t);
+        }
+        sources.push_back(rows + i * n);
+        weights.push_back(others);
+    }
+    sources.push_back(quotient);
+    weights.push_back(reduce_once(t.value - product(t), t.value));
+    const Kernel& kernel = narrow_ ? target.kernel() : portable_kernel;
+    kernel.dot_constants(dst, sources.data(), weights.data(), sources.size(), false, n, t);
+}
+
+void Base::convert_one(u64* dst, const u64* row, const Ntt& target, bool centred) const {
+    const Modulus& from = primes_[0]->modulus();
+    const Modulus& to = target.modulus();
+    const std::size_t n = target.degree();
+    const u64 more = to.value - reduced(from.value, to);
+    // The transform takes anything below four times its prime; other residues are reduced first.
+    const bool small = from.value + (centred ? to.value : 0) <= 4 * to.value;
+    const u64* source = row;
+    if (centred) {
+        target.kernel().lift(dst, row, from.value / 2, more, n);
+        source = dst;
+    }
+    if (!small) {
+        (is_narrow(from) ? target.kernel() : portable_kernel).convert(dst, source, n, from, to);
+    } else if (source != dst) {
+        std::copy(source, source + n, dst);
+    }
+}
+
+Lifted::Lifted(const Base& base, std::size_t n, bool centred)
+    : base_(&base), n_(n), centred_(centred), rows_(base.size() * n), quotient_(base.size() > 1 ? n : 0) {}
+
+void Lifted::take(std::size_t i, const u64* values) {
+    u64* row = rows_.data() + i * n_;
+    base_->prime(i).inverse(row, values);
+    base_->prepare(row, i);
+}
+
+void Lifted::finish() {
+    if (base_->size() > 1) base_->quotient(quotient_.data(), rows_.data(), n_);
+}
+
+void Lifted::to(u64* dst, const Ntt& target) const {
+    base_->convert(dst, rows_.data(), quotient_.data(), target, centred_);
+    target.forward(dst, dst);
+}
+
+Division::Division(std::vector<const Ntt*> by, const std::vector<const Ntt*>& live)
+    : base_(std::move(by)), live_(live) {
+    for (const Ntt* prime : live_) {
+        const Modulus& m = prime->modulus();
+        const u64 product = base_.product(m);
+        products_.push_back(make_factor(product, m));
+        inverses_.push_back(inverse_of(product, m));
+    }
+}
+
+void Division::row(u64* dst, const u64* values, const u64* remainder, std::size_t j) const {
+    const Ntt& prime = *live_[j];
+    prime.kernel().sub_multiply_constant(dst, values, remainder, inverses_[j], prime.degree(), prime.modulus());
+}
+
+}  // namespace secateur

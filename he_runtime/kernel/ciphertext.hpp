@@ -1,0 +1,86 @@
+// What evaluation works on: ciphertexts, keys in the order in which they are read, encoded operands.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "ring.hpp"
+
+namespace secateur {
+
+// `size` polynomials (two, or three after a product) of level + 1 rows in evaluation form.
+struct Ciphertext {
+    Ciphertext(const Ring& ring, std::size_t level_, std::size_t size_)
+        : level(level_), size(size_), n(ring.degree()), words(size_ * (level_ + 1) * ring.degree()) {}
+
+    u64* row(std::size_t poly, std::size_t j) { return words.data() + (poly * (level + 1) + j) * n; }
+    const u64* row(std::size_t poly, std::size_t j) const { return words.data() + (poly * (level + 1) + j) * n; }
+
+    std::size_t level, size, n;
+    Buffer words;
+};
+
+// Polynomials are worked on in pieces of this many words where several must stay in the first-level cache together.
+constexpr std::size_t kPiece = 512;
+
+// A key-switching key for ciphertexts of one level and below. Memory order is that of use, so that the processor reads one
+// stream: row, piece, digit, then the two polynomials.
+class SwitchKey {
+  public:
+    SwitchKey(const Ring& ring, std::size_t level)
+        : n_(ring.degree()), level_(level), digits_(ring.digits(level)),
+          words_(ring.extended_rows(level) * 2 * ring.digits(level) * ring.degree()) {}
+
+    std::size_t level() const { return level_; }
+    std::size_t digits() const { return digits_; }
+    std::size_t bytes() const { return words_.size() * sizeof(u64); }
+
+    // Row of an extended polynomial at `level` -> row of the key: its special rows follow more live ones.
+    std::size_t row_of(std::size_t level, std::size_t row) const { return row <= level ? row : row + level_ - level; }
+
+    const u64* piece(std::size_t key_row, std::size_t piece, std::size_t digit, int poly) const {
+        return words_.data() + key_row * 2 * digits_ * n_ + (piece * digits_ + digit) * 2 * kPiece + poly * kPiece;
+    }
+
+    // One polynomial of a digit under one row, from n words.
+    void set(std::size_t digit, int poly, std::size_t key_row, const u64* values);
+
+  private:
+    std::size_t n_, level_, digits_;
+    Buffer words_;
+};
+
+// An encoded operand at a level, with the special rows too if `extended`. Three forms: residues of every row; one
+// integer for all slots, by its residues; or integer coefficients, which are transformed at each use.
+class Plaintext {
+  public:
+    enum class Form { rows, constant, compact };
+
+    // `coefficients` are integers, coefficient i of X^(i * n / count).
+    static Plaintext rows(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count);
+    static Plaintext compact(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count);
+    static Plaintext constant(const Ring& ring, std::size_t level, bool extended, const std::vector<u64>& residues);
+
+    Form form() const { return form_; }
+    std::size_t level() const { return level_; }
+    bool extended() const { return extended_; }
+    std::size_t bytes() const;
+
+    const u64* row(std::size_t row) const { return words_.data() + row * n_; }
+    u64 residue(std::size_t row) const { return residues_[row]; }
+    // n words of a row, whatever the form.
+    void expand(u64* dst, std::size_t row, const Ntt& prime) const;
+
+  private:
+    Plaintext(Form form, std::size_t n, std::size_t level, bool extended) : form_(form), n_(n), level_(level), extended_(extended) {}
+
+    Form form_;
+    std::size_t n_, level_;
+    bool extended_;
+    Buffer words_;
+    std::vector<u64> residues_;
+    std::vector<std::int32_t> small_;
+    std::vector<double> wide_;  // coefficients beyond 32 bits
+};
+
+}  // namespace secateur

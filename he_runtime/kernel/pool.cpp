@@ -1,0 +1,210 @@
+#include "pool.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace secateur {
+namespace {
+
+// Between the loops of one call a helper keeps its turn for a moment: waking a sleeping thread takes longer than a loop.
+constexpr auto kLinger = std::chrono::microseconds(60);
+
+inline void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+struct Loop {
+    const std::function<void(std::size_t)>& unit;
+    Task& task;
+    std::size_t count;
+    std::atomic<std::size_t> next{0};
+    std::atomic<int> helpers{0};
+    std::atomic<bool> stopped{false};
+    std::mutex failing{};
+    std::exception_ptr failure{};
+
+    bool open() const { return !stopped.load(std::memory_order_relaxed) && next.load(std::memory_order_relaxed) < count; }
+
+    void fail() {
+        stopped = true;
+        const std::lock_guard<std::mutex> lock(failing);
+        if (!failure) failure = std::current_exception();
+    }
+
+    void work(bool is_caller) {
+        while (open() && !task.cancelled()) {
+            const std::size_t index = next.fetch_add(1, std::memory_order_relaxed);
+            if (index >= count) return;
+            try {
+                unit(index);
+                task.advance();
+                if (is_caller) task.check();
+            } catch (...) {
+                return fail();
+            }
+        }
+    }
+};
+
+int usable_processors() {
+    if (const char* forced = std::getenv("SECATEUR_THREADS")) {
+        const int count = std::atoi(forced);
+        if (count >= 1 && count <= 256) return count;
+    }
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    const int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    return std::max(1, std::min(count, 256));
+}
+
+class Pool {
+  public:
+    // Never destroyed: helpers may outlive the statics of a process that exits. A forked child has none of its parent's
+    // threads, and starts anew.
+    static Pool& instance() {
+        static const int registered = pthread_atfork(nullptr, nullptr, [] { current() = new Pool; });
+        (void)registered;
+        return *current();
+    }
+
+    int limit() const { return limit_; }
+
+    void set_limit(int count) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        limit_ = count;
+        free_.notify_all();
+        posted_.notify_all();
+    }
+
+    void enter() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++waiting_;
+        free_.wait(lock, [this] { return turns_ < limit_; });
+        --waiting_;
+        ++turns_;
+    }
+
+    void leave() {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            --turns_;
+        }
+        free_.notify_one();
+    }
+
+    void run(Loop& loop) {
+        post(loop);
+        loop.work(true);
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            loops_.erase(std::find(loops_.begin(), loops_.end(), &loop));
+        }
+        while (loop.helpers.load(std::memory_order_acquire) > 0) pause();  // units are short
+    }
+
+  private:
+    static Pool*& current() {
+        static Pool* pool = new Pool;
+        return pool;
+    }
+
+    void post(Loop& loop) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        loops_.push_back(&loop);
+        while (helpers_ + 1 < limit_) {
+            std::thread([this] { help(); }).detach();
+            ++helpers_;
+        }
+        ++posts_;
+        if (sleeping_ > 0) posted_.notify_all();
+    }
+
+    // A loop with units left, or null.
+    Loop* find() const {
+        for (Loop* loop : loops_) {
+            if (loop->open()) return loop;
+        }
+        return nullptr;
+    }
+
+    void help() {
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            ++sleeping_;
+            posted_.wait(lock, [this] { return find() != nullptr && turns_ < limit_; });
+            --sleeping_;
+            ++turns_;
+            while (Loop* loop = find_or_linger(lock)) {
+                loop->helpers.fetch_add(1);
+                lock.unlock();
+                loop->work(false);
+                loop->helpers.fetch_sub(1, std::memory_order_release);
+                lock.lock();
+            }
+            --turns_;
+            if (waiting_ > 0) free_.notify_one();
+        }
+    }
+
+    // The next loop, or null once none has come for a while, or another call waits for the turn.
+    Loop* find_or_linger(std::unique_lock<std::mutex>& lock) {
+        const auto end = std::chrono::steady_clock::now() + kLinger;
+        for (;;) {
+            if (waiting_ > 0 || turns_ > limit_) return nullptr;
+            if (Loop* loop = find()) return loop;
+            const auto seen = posts_.load();
+            lock.unlock();
+            bool late = false;
+            while (posts_.load(std::memory_order_relaxed) == seen && !late) {
+                for (int i = 0; i < 32; ++i) pause();
+                late = std::chrono::steady_clock::now() >= end;
+            }
+            lock.lock();
+            if (late && posts_.load() == seen) return nullptr;
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable free_, posted_;
+    std::vector<Loop*> loops_;
+    std::atomic<std::uint64_t> posts_{0};
+    std::atomic<int> limit_{usable_processors()};
+    int turns_ = 0, waiting_ = 0, helpers_ = 0, sleeping_ = 0;
+};
+
+}  // namespace
+
+int threads() { return Pool::instance().limit(); }
+
+void set_threads(int count) {
+    if (count < 1 || count > 256) throw std::invalid_argument("cannot use " + std::to_string(count) + " threads: need 1 to 256");
+    Pool::instance().set_limit(count);
+}
+
+Turn::Turn() { Pool::instance().enter(); }
+Turn::~Turn() { Pool::instance().leave(); }
+
+void parallel_for(std::size_t count, Task& task, const std::function<void(std::size_t)>& unit) {
+    task.check();
+    Loop loop{unit, task, count};
+    if (count == 1 || threads() == 1) {
+        loop.work(true);
+    } else {
+        Pool::instance().run(loop);
+    }
+    if (loop.failure) std::rethrow_exception(loop.failure);
+    if (task.cancelled()) throw Cancelled();
+}
+
+}  // namespace secateur

@@ -1,0 +1,78 @@
+#include "switching.hpp"
+
+namespace secateur {
+
+Decomposition::Decomposition(const Ring& ring, std::size_t level, bool centred)
+    : ring_(&ring), level_(level), sources_(level + 1) {
+    for (std::size_t d = 0; d < ring.digits(level); ++d) digits_.emplace_back(ring.digit(level, d), ring.degree(), centred);
+}
+
+void Decomposition::take(std::size_t j, const u64* values) {
+    sources_[j] = values;
+    digits_[j / ring_->alpha()].take(j % ring_->alpha(), values);
+}
+
+const u64* Decomposition::row(std::size_t d, std::size_t row, u64* scratch) const {
+    if (row <= level_ && row / ring_->alpha() == d) return sources_[row];
+    digits_[d].to(scratch, ring_->extended(level_, row));
+    return scratch;
+}
+
+InnerProduct::InnerProduct(const Ring& ring, const SwitchKey& key, std::size_t level, std::size_t row,
+                           const u64* const* digits, std::size_t count, const GaloisTable* galois)
+    : prime_(ring.extended(level, row)), key_(key), key_row_(key.row_of(level, row)), count_(count), digits_(digits),
+      galois_(galois) {}
+
+void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, u64* scratch) const {
+    const Kernel& kernel = prime_.kernel();
+    constexpr std::size_t kMost = 64;
+    const u64* left[kMost];
+    const u64* right[2][kMost];
+    for (std::size_t d = 0; d < count_; ++d) {
+        if (galois_ == nullptr) {
+            left[d] = digits_[d] + piece * kPiece;
+        } else {
+            kernel.permute(scratch + d * kPiece, digits_[d], *galois_, piece * kPiece, kPiece);
+            left[d] = scratch + d * kPiece;
+        }
+        for (int poly = 0; poly < 2; ++poly) right[poly][d] = key_.piece(key_row_, piece, d, poly);
+    }
+    kernel.dot_pair(out0, out1, left, right[0], right[1], count_, accumulate, kPiece, prime_.modulus());
+}
+
+void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, u64* dst0, u64* dst1,
+                Task& task) {
+    const std::size_t n = ring.degree(), live = level + 1, rows = ring.extended_rows(level);
+    Decomposition digits(ring, level, false);
+    parallel_for(live, task, [&](std::size_t j) { digits.take(j, values + j * n); });
+    if (ring.alpha() > 1) parallel_for(digits.digits(), task, [&](std::size_t d) { digits.finish(d); });
+
+    Buffer sums(2 * rows * n);
+    const Division& division = ring.by_special();
+    Lifted remainder[2] = {{division.base(), n, true}, {division.base(), n, true}};
+    parallel_for(rows, task, [&](std::size_t row) {
+        const std::size_t count = digits.digits();
+        Buffer scratch(count * n);
+        std::vector<const u64*> operands(count);
+        for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * n);
+        const InnerProduct product(ring, key, level, row, operands.data(), count, nullptr);
+        u64* out[2] = {sums.data() + row * n, sums.data() + (rows + row) * n};
+        for (std::size_t p = 0; p < n / kPiece; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false, nullptr);
+        if (row >= live) {
+            for (int poly = 0; poly < 2; ++poly) remainder[poly].take(row - live, out[poly]);
+        }
+    });
+    for (Lifted& one : remainder) one.finish();
+
+    u64* const dst[2] = {dst0, dst1};
+    parallel_for(2 * live, task, [&](std::size_t index) {
+        const std::size_t poly = index / live, j = index % live;
+        const Ntt& prime = ring.prime(j);
+        Buffer scratch(n);
+        remainder[poly].to(scratch.data(), prime);
+        division.row(scratch.data(), sums.data() + (poly * rows + j) * n, scratch.data(), j);
+        prime.kernel().add(dst[poly] + j * n, dst[poly] + j * n, scratch.data(), n, prime.modulus());
+    });
+}
+
+}  // namespace secateur

@@ -81,7 +81,7 @@ class Gadget:
         if special < largest:
             raise ParameterError(
                 f"cannot use gadget {self.name!r}: got special primes of 2^{math.log2(special):.2f} in all, need at least "
-                f"the largest digit, 2^{math.log2(largest):.2f}; try more or larger special primes, or smaller digits"
+                f"the largest digit, 2^{math.log2(largest):.2f}; try special primes above the others, more of them, or smaller digits"
             )
 
     def __str__(self) -> str:

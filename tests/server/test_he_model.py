@@ -197,7 +197,7 @@ def test_malformed_dense_counts_are_an_error(real: Real, tmp_path: Path) -> None
 
 def test_the_server_reaches_no_secret_side_and_no_torch() -> None:
     """In a fresh interpreter: the front door loads neither; a worker's module does not load gRPC either."""
-    code = "import sys, {}; print(sorted(m for m in sys.modules if m in {{'torch', 'grpc', 'client', 'he_runtime.backends.tenseal_secret', 'he_runtime.backends.secret_file'}}))"
+    code = "import sys, {}; print(sorted(m for m in sys.modules if m in {{'torch', 'grpc', 'client', 'he_runtime.backends.tenseal_secret', 'he_runtime.backends.hybrid_keys', 'he_runtime.backends.zeros', 'he_runtime.backends.secret_file'}}))"
     for imports, allowed in (("server.app, server.he_model", "['grpc']"), ("server.worker, server.he_model", "[]")):
         done = subprocess.run([sys.executable, "-c", code.format(imports)], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == allowed

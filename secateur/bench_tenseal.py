@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 from .options import Cache, Data, Images, Json, Recipe
@@ -72,7 +71,7 @@ def _compare(theirs: TensealTutorial, ours: Local, x: Floats, clear: Floats) -> 
 
     rounds = []
     for k, sample in enumerate(x):
-        rounds.append((theirs.run(sample), _run_ours(ours, sample)))
+        rounds.append((theirs.run(sample), ours.timed(sample)))
         say(f"image {k + 1} of {len(x)}: TenSEAL {rounds[-1][0][0]:.2f} s, ours {rounds[-1][1][0]:.2f} s")
     tenseal_s, ours_s = (statistics.median(r[side][0] for r in rounds) for side in (0, 1))
     their_logits, our_logits = (np.stack([r[side][1] for r in rounds]) for side in (0, 1))
@@ -94,15 +93,6 @@ def _compare(theirs: TensealTutorial, ours: Local, x: Floats, clear: Floats) -> 
 
 def _matches(logits: Floats, clear: Floats) -> int:
     return int((logits.reshape(clear.shape).argmax(axis=1) == clear.argmax(axis=1)).sum())
-
-
-def _run_ours(ours: Local, sample: Floats) -> tuple[float, Floats]:
-    """Seconds from encrypted input to encrypted output, and the logits."""
-    encrypted = ours.encrypt(sample)
-    start = time.perf_counter()
-    answer = ours.evaluate(encrypted)
-    seconds = time.perf_counter() - start
-    return seconds, ours.decrypt(answer).ravel()
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:

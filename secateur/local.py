@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from he_runtime import Plan
-    from he_runtime.ring import CiphertextData
+    from he_runtime.ring import CiphertextData, KeyRecord
 
     Floats = npt.NDArray[np.float64]
 
@@ -39,8 +40,12 @@ class Local:
 
         planned = self.executor.plan
         self._secret = SecretKey.generate(planned.params)
-        records = {record.element: record for record in self._secret.make_keys(planned.keys)}
+        records = {record.element: record for record in self.key_records()}
         self._keys = self.executor.load_keys(EvaluationKeys(planned.params.digest, records))
+
+    def key_records(self) -> Iterator[KeyRecord]:
+        """The evaluation keys that the plan names, made anew, in its order."""
+        return self._secret.make_keys(self.executor.plan.keys)
 
     def encrypt(self, sample: Floats) -> list[CiphertextData]:
         """A normalized sample (*input shape)."""
@@ -54,6 +59,14 @@ class Local:
     def evaluate(self, inputs: list[CiphertextData]) -> list[CiphertextData]:
         """What a server does: encrypted input to encrypted output."""
         return self.executor.run(inputs, self._keys)
+
+    def timed(self, sample: Floats) -> tuple[float, Floats]:
+        """Seconds from encrypted input to encrypted output of a normalized sample, and the outputs (flat)."""
+        encrypted = self.encrypt(sample)
+        start = time.perf_counter()
+        answer = self.evaluate(encrypted)
+        seconds = time.perf_counter() - start
+        return seconds, self.decrypt(answer).ravel()
 
     def decrypt(self, outputs: list[CiphertextData]) -> Floats:
         """The output tensor (*output shape)."""

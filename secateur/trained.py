@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from he_runtime import CompressedModel
     from model_prep.data import Dataset
 
-__all__ = ["data_of", "trained"]
+__all__ = ["data_of", "identity", "kept", "trained"]
 
 
 def trained(recipe: str, cache: Path | None, data: Path | None = None) -> CompressedModel:
@@ -21,12 +22,18 @@ def trained(recipe: str, cache: Path | None, data: Path | None = None) -> Compre
 
     `cache` None is the user's cache directory, `data` None is SECATEUR_DATA.
     """
+    from .compress import run_recipe
+
+    stem = Path(recipe).stem
+    return kept(stem, _identity(recipe, data), cache, lambda: run_recipe(recipe, data=data))
+
+
+def kept(name: str, digest: str, cache: Path | None, make: Callable[[], CompressedModel]) -> CompressedModel:
+    """The model `name` of this digest (`identity`) from the cache, else what `make` trains now, kept for the next time."""
     from he_runtime import CompressedModel
     from he_runtime.errors import ModelError
 
-    from .compress import run_recipe
-
-    directory = _cache_directory(cache) / f"{Path(recipe).stem}-{_identity(recipe, data)[:16]}"
+    directory = _cache_directory(cache) / f"{name}-{digest[:16]}"
     if directory.exists():
         try:
             model = CompressedModel.load(directory)
@@ -34,9 +41,9 @@ def trained(recipe: str, cache: Path | None, data: Path | None = None) -> Compre
             return model
         except ModelError as error:
             say(f"training again: {error.message}")
-    say(f"training and compressing {Path(recipe).stem} (kept for the next time) ...")
+    say(f"training and compressing {name} (kept for the next time) ...")
     started = time.monotonic()
-    model = run_recipe(recipe, data=data)
+    model = make()
     model.save(directory)
     say(f"trained in {time.monotonic() - started:.0f} s")
     return model
@@ -62,11 +69,16 @@ def _cache_directory(chosen: Path | None) -> Path:
 
 def _identity(recipe: str, data: Path | None) -> str:
     """A digest of all that decides the trained weights: the recipe, the code, and which data there are."""
-    import model_prep
-
     from .artifacts import find_recipe
 
-    hasher = hashlib.sha256(data_of(recipe, data).name.encode())
-    for file in (find_recipe(recipe), *sorted(Path(model_prep.__path__[0]).glob("*.py"))):
-        hasher.update(file.read_bytes())
+    return identity(data_of(recipe, data).name.encode(), find_recipe(recipe).read_bytes())
+
+
+def identity(*parts: bytes) -> str:
+    """A digest (hex) of `parts` and of the code that trains."""
+    import model_prep
+
+    hasher = hashlib.sha256()
+    for part in (*parts, *(file.read_bytes() for file in sorted(Path(model_prep.__path__[0]).glob("*.py")))):
+        hasher.update(part)
     return hasher.hexdigest()

@@ -28,7 +28,8 @@ def roots(degree: int, q: int) -> Integers:
 
 def evaluate(coefficients: Integers, q: int) -> Integers:
     """Coefficients (N,) -> evaluation form modulo q."""
-    values, degree, m = coefficients % q, len(coefficients), 1
+    values: Integers = coefficients % q
+    degree, m = len(coefficients), 1
     table = roots(degree, q)
     while m < degree:
         pairs = values.reshape(m, 2, -1)
@@ -134,7 +135,8 @@ def source_secret(secret: Integers, element: int, primes: Sequence[int]) -> Inte
     """Rows of s' for the key of `element`: s^2 for 0, else s(X^element)."""
     if element:
         return turned_rows(secret, primes, element)
-    return secret * secret % np.array(primes, dtype=object)[:, None]
+    square: Integers = secret * secret % np.array(primes, dtype=object)[:, None]
+    return square
 
 
 def key_noise(record: KeyRecord, params: CkksParams, secret: Integers) -> list[Integers]:

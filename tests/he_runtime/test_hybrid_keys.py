@@ -259,3 +259,12 @@ def test_several_special_primes_encrypt_decrypt_and_are_saved(tmp_path: Any) -> 
         assert np.abs(again.decrypt(secret.encrypt(slots, level, SCALE)) - slots).max() < 2.0**-20
     with pytest.raises(ParameterError, match="3 special primes"):
         seal_bridge.make_context(WIDE)
+
+
+def test_a_real_parameter_set() -> None:
+    """Inside the security table, special primes included; small noise under every prime tells a right key."""
+    primes = find_primes(4096, [26.5, 26, 25.5, 25])
+    params = CkksParams(4096, tuple(primes[2:]), tuple(primes[:2]))
+    spec = KeySetSpec((KeyRequest(0, 1), KeyRequest(params.galois_element(100), 1)), "hybrid-2")
+    for record in secret_for(params).make_keys(spec):
+        assert len(record.digits) == 1 and np.abs(noise_of(record, params)).max() <= 21

@@ -7,6 +7,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ COPIES: dict[str, Callable[[Any], object]] = {
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "a list of it": lambda z: copy.deepcopy([z]),
-    **{f"pickle {p}": (lambda z, p=p: pickle.dumps(z, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)},
+    **{f"pickle {p}": partial(pickle.dumps, protocol=p) for p in range(pickle.HIGHEST_PROTOCOL + 1)},
     "array": np.asarray,
     "stack": lambda z: np.stack([z, z]),
     "iterate": list,

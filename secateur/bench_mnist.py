@@ -122,7 +122,7 @@ def _measure(name: str, dataset: Dataset, wish: _Wish) -> dict[str, Any]:
         "N": ours.get("N"),
         "log2_qp": ours.get("log2_qp"),
         "parameters": parameters | facts,
-        "threads": {"native": cores(), "native_1thread": 1, "tenseal_backend": 1, "tenseal_api": cores()},
+        "threads": dict.fromkeys(NAMES, cores()) | {"native_1thread": 1, "tenseal_backend": 1},
         "accuracy": model.metadata.get("accuracy", {}).get("final"),
         "reasons": group.absent,
     }

@@ -15,12 +15,12 @@ _SECONDS = {
     "native_s": "native",
     "native_1thread_s": "1 thread",
     "tenseal_backend_s": "tenseal",
-    "tenseal_api_s": "TenSEAL",
+    "tenseal_api_s": "TenSEAL API",
     "orion_s": "Orion",
 }
 _RATIOS = {
     "tenseal_backend_over_native": "tenseal",
-    "tenseal_api_over_native": "TenSEAL",
+    "tenseal_api_over_native": "TenSEAL API",
     "orion_over_native": "Orion",
     "orion_over_native_1thread": "Orion, 1 thread",
 }
@@ -48,7 +48,7 @@ def render(console: Console, record: dict[str, Any]) -> None:
 
 
 def _seconds(rows: list[dict[str, Any]], cores: int) -> Any:
-    title = f"median seconds; native and TenSEAL's own interface with {cores} threads"
+    title = f"median seconds, native with {cores} threads and with one"
     drawn = table(("network", *_SECONDS.values()), title)
     for row in rows:
         drawn.add_row(row["network"], *(_number(row[key], 3) for key in _SECONDS))
@@ -56,7 +56,7 @@ def _seconds(rows: list[dict[str, Any]], cores: int) -> Any:
 
 
 def _errors(rows: list[dict[str, Any]]) -> Any:
-    title = "largest error over the largest logit, and images answered as in the clear"
+    title = "error over the largest logit, answers as in the clear"
     drawn = table(("network", *_SECONDS.values()), title)
     for row in rows:
         cells = []
@@ -69,7 +69,7 @@ def _errors(rows: list[dict[str, Any]]) -> Any:
 
 
 def _ratios(rows: list[dict[str, Any]]) -> Any:
-    drawn = table(("network", *_RATIOS.values()), "how many times as long as native")
+    drawn = table(("network", *_RATIOS.values()), "times as long as native")
     for row in rows:
         drawn.add_row(row["network"], *(_number(row["ratios"][key], 1) for key in _RATIOS))
     return drawn

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-__all__ = ["BACKENDS", "KERNEL", "NAMES", "Contenders", "cores", "plan_for", "use_threads", "why_unavailable"]
+__all__ = ["BACKENDS", "NAMES", "Contenders", "cores", "plan_for", "use_threads", "why_unavailable"]
 
 BACKENDS = ("native", "tenseal")
 NAMES = ("native", "native_1thread", "tenseal_backend", "tenseal_api", "orion")
-KERNEL = "he_runtime.kernel._kernel"  # the compiled part of the native back end
 _Run = Callable[[int], "tuple[float, Floats]"]  # image -> seconds from encrypted input to encrypted output, logits
 
 
@@ -38,21 +37,20 @@ def use_threads(count: int) -> None:
     """Let the native kernel use `count` threads from now on."""
     import importlib
 
-    importlib.import_module(KERNEL).set_threads(count)
+    importlib.import_module("he_runtime.kernel._kernel").set_threads(count)
 
 
 def why_unavailable(backend: str) -> str | None:
     """Why `backend` cannot run here, or None. Nothing is evaluated."""
     import importlib
-    from importlib.util import find_spec
 
-    from he_runtime import backends
+    from he_runtime import backends, kernel
 
     if backend not in backends.BACKENDS:
         return f"cannot use back end {backend!r}: this version has {', '.join(backends.BACKENDS)}"
+    if backend == "native" and not (found := kernel.status()).available:
+        return f"cannot use back end 'native': {found.reason}; try {found.remedy or 'another'}"
     try:
-        if backend == "native" and find_spec(KERNEL) is None:
-            return "cannot use back end 'native': the kernel is not built here; try `make kernel`"
         importlib.import_module(backends.BACKENDS[backend][0], backends.__name__)
     except ImportError as error:
         return f"cannot use back end {backend!r}: {error}"

@@ -33,7 +33,7 @@ _LARGE = {
     "H": 8192,
     "RingType": "ConjugateInvariant",
 }
-# Network -> CKKS parameters as Orion's repository has them for it (configs/mlp.yml, configs/lola.yml, configs/lenet.yml).
+# Network -> Orion's own CKKS parameters for it; benchmarks/orion/README.md says where they come from.
 CONFIGURATIONS: dict[str, dict[str, Any]] = {"mlp": _SMALL, "lola": _SMALL, "lenet": _LARGE}
 _SETTINGS = {"margin": 2, "embedding_method": "hybrid", "backend": "lattigo", "fuse_modules": True, "debug": False}
 _OPS = {"dense": "dense", "conv2d": "conv2d", "reshape": "flatten", "quadratic": "square"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from he_runtime import backends
+from he_runtime import backends, kernel
 from he_runtime.errors import BackendUnavailable
 from he_runtime.reference import forward
 from secateur import bench_mnist_text, contenders, mnist_networks, orion_environment, orion_export
@@ -23,7 +24,6 @@ KEYS = {
     "relative_error", "argmax_matches", "relative_errors", "argmax_matches_of", "images", "N", "log2_qp", "peak_bytes",
     "predicted_peak_bytes", "process_peak_bytes", "peak_backend", "parameters", "threads", "accuracy", "reasons",
 }  # fmt: skip
-MISSING = "he_runtime.kernel.not_built"
 
 # What benchmarks/orion/run.py does, in NumPy; image 9 ends it.
 FAKE_ORION = """
@@ -57,11 +57,20 @@ for line in sys.stdin:
 """
 
 
+@dataclass(frozen=True)
+class _Status:
+    """What the kernel says of itself."""
+
+    available: bool
+    reason: str = ""
+    remedy: str = ""
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """One short epoch; what `Recipe` trains stays seeded."""
     short = {
-        name: mnist_networks.BenchNetwork(n.module, n.title, 1, 256) for name, n in mnist_networks.NETWORKS.items()
+        name: mnist_networks.BenchNetwork(n.module, n.title, 1, 128) for name, n in mnist_networks.NETWORKS.items()
     }
     for name, network in short.items():
         monkeypatch.setitem(mnist_networks.NETWORKS, name, network)
@@ -75,8 +84,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the kernel was not built, whether or not it was."""
-    monkeypatch.setitem(backends.BACKENDS, "native", (MISSING, "NativeBackend"))
-    monkeypatch.setattr(contenders, "KERNEL", MISSING)
+    monkeypatch.setattr(kernel, "status", lambda: _Status(False, "not built here", "make kernel"))
 
 
 @pytest.fixture
@@ -84,7 +92,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A native back end that is SEAL's; the threads that it was given."""
     threads: list[int] = []
     monkeypatch.setitem(backends.BACKENDS, "native", backends.BACKENDS["tenseal"])
-    monkeypatch.setattr(contenders, "KERNEL", "he_runtime.kernel")
+    monkeypatch.setattr(kernel, "status", lambda: _Status(True))
     monkeypatch.setattr(contenders, "use_threads", threads.append)
 
     def measure(*_: object) -> None:
@@ -108,7 +116,7 @@ def _model(name: str, cache: Path) -> tuple[Any, Any]:
     from he_runtime.reference import normalize
     from model_prep.data import load
 
-    data = load("mnist")
+    data = load("mnist").subset(128, 16)
     model = mnist_networks.dense_model(name, data, cache)
     return model, normalize(model.input, data.x_test[:10])
 
@@ -169,30 +177,30 @@ def test_orion_gets_the_same_network(name: str, cache: Path, fake_orion: Path, t
 
 def test_large_outputs_are_shrunk_for_orion(cache: Path, tmp_path: Path) -> None:
     """Its last prime leaves three bits above the scale, one of them a sign: above 4 in magnitude it would wrap."""
-    model, x = _model("mlp", cache)
+    model, x = _model("lola", cache)
     files = {largest: tmp_path / f"{largest}.npz" for largest in (1.0, 9.0)}
-    factors = {k: orion_export.export(model, "mlp", x, k, path) for k, path in files.items()}
+    factors = {k: orion_export.export(model, "lola", x, k, path) for k, path in files.items()}
     assert factors == {1.0: 1.0, 9.0: 2.0**-3}
     last = [np.load(path)["weight_5"] for path in files.values()]
     np.testing.assert_allclose(last[1], last[0] / 8)
 
 
 def test_orion_that_fails_is_left_out(cache: Path, fake_orion: Path, tmp_path: Path) -> None:
-    model, x = _model("mlp", cache)
+    model, x = _model("lola", cache)
     with (
-        OrionPeer(model, "mlp", x, 1.0, tmp_path) as peer,
+        OrionPeer(model, "lola", x, 1.0, tmp_path) as peer,
         pytest.raises(BackendUnavailable, match="too little memory"),
     ):
         peer.run(9)
     (fake_orion / "run.py").write_text("raise SystemExit('RuntimeError: no library')")
     with pytest.raises(BackendUnavailable, match=r"code 1, RuntimeError: no library"):
-        OrionPeer(model, "mlp", x, 1.0, tmp_path)
+        OrionPeer(model, "lola", x, 1.0, tmp_path)
 
 
 def test_a_contender_that_fails_midway_loses_its_figures(cache: Path) -> None:
     from secateur.bench_mnist import _figures, _interleaved
 
-    model, x = _model("mlp", cache)
+    model, x = _model("lola", cache)
 
     def good(k: int) -> tuple[float, Any]:
         return 1.0 + k, np.arange(10.0)
@@ -223,12 +231,15 @@ def test_an_environment_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp
     assert orion_environment.orion_python(tmp_path / "venv") == tmp_path / "venv" / "bin" / "python"
 
 
-def test_memory_that_cannot_be_measured(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from he_runtime import CompressedModel, compile
+    from he_runtime.model import InputSpec, Node, OutputSpec
+    from he_runtime.reference import calibrate
     from secateur.local import Local
 
-    model, _ = _model("mlp", cache)
-    planned = contenders.plan_for(model, "tenseal")
-    local = Local(planned)
+    layer = Node("layer", "dense", ("x",), (4,), arrays={"weight": "weight"})
+    model = CompressedModel("small", InputSpec("x", (4,)), OutputSpec("layer"), (layer,), {"weight": np.eye(4)})
+    planned = compile(calibrate(model, np.random.default_rng(0).normal(size=(8, 4))))
     monkeypatch.setattr("secateur.peak_memory.sys.executable", "/bin/false")
     with pytest.raises(BackendUnavailable, match="code 1"):
-        measure_peak(planned, local, "tenseal")
+        measure_peak(planned, Local(planned), "tenseal")

@@ -183,6 +183,7 @@ void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t beg
         }
     }
     for (std::size_t i = 0; i < count / 8; ++i) {
+        _mm_prefetch(reinterpret_cast<const char*>(src + source[i + kGaloisAhead]), _MM_HINT_T0);
         const u64* block = src + (source[i] & ~std::uint32_t{7});
         const std::uint32_t top = source[i] & 7;
         for (int h = 0; h < 2; ++h) {

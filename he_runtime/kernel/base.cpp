@@ -1,7 +1,5 @@
 #include "base.hpp"
 
-#include <algorithm>
-
 namespace secateur {
 namespace {
 
@@ -43,7 +41,7 @@ void Base::quotient(u64* dst, const u64* rows, std::size_t n) const {
     kernel.round_quotient(dst, sources.data(), reciprocals_.data(), size(), n);
 }
 
-void Base::convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, bool centred) const {
+const u64* Base::convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, bool centred) const {
     if (size() == 1) return convert_one(dst, rows, target, centred);
     const Modulus& t = target.modulus();
     const std::size_t n = target.degree();
@@ -61,9 +59,10 @@ void Base::convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& ta
     weights.push_back(reduce_once(t.value - product(t), t.value));
     const Kernel& kernel = narrow_ ? target.kernel() : portable_kernel;
     kernel.dot_constants(dst, sources.data(), weights.data(), sources.size(), false, n, t);
+    return dst;
 }
 
-void Base::convert_one(u64* dst, const u64* row, const Ntt& target, bool centred) const {
+const u64* Base::convert_one(u64* dst, const u64* row, const Ntt& target, bool centred) const {
     const Modulus& from = primes_[0]->modulus();
     const Modulus& to = target.modulus();
     const std::size_t n = target.degree();
@@ -75,11 +74,9 @@ void Base::convert_one(u64* dst, const u64* row, const Ntt& target, bool centred
         target.kernel().lift(dst, row, from.value / 2, more, n);
         source = dst;
     }
-    if (!small) {
-        (is_narrow(from) ? target.kernel() : portable_kernel).convert(dst, source, n, from, to);
-    } else if (source != dst) {
-        std::copy(source, source + n, dst);
-    }
+    if (small) return source;
+    (is_narrow(from) ? target.kernel() : portable_kernel).convert(dst, source, n, from, to);
+    return dst;
 }
 
 Lifted::Lifted(const Base& base, std::size_t n, bool centred)
@@ -96,8 +93,7 @@ void Lifted::finish() {
 }
 
 void Lifted::to(u64* dst, const Ntt& target) const {
-    base_->convert(dst, rows_.data(), quotient_.data(), target, centred_);
-    target.forward(dst, dst);
+    target.forward(dst, base_->convert(dst, rows_.data(), quotient_.data(), target, centred_));
 }
 
 Division::Division(std::vector<const Ntt*> by, const std::vector<const Ntt*>& live)

@@ -27,12 +27,13 @@ class Base {
     // How often the product must be taken off, from all prepared rows, for n coefficients.
     void quotient(u64* dst, const u64* rows, std::size_t n) const;
 
-    // Coefficients modulo the target, below four times it: as its transform takes them. `quotient` is unused for one prime.
-    // With `centred` false a single prime's residues count as integers in [0, q), as SEAL's digits do.
-    void convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, bool centred) const;
+    // Coefficients modulo the target, below four times it: as its transform takes them, in dst or where they were.
+    // `quotient` is unused for one prime. With `centred` false a single prime's residues count as integers in [0, q), as
+    // SEAL's digits do.
+    const u64* convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, bool centred) const;
 
   private:
-    void convert_one(u64* dst, const u64* row, const Ntt& target, bool centred) const;
+    const u64* convert_one(u64* dst, const u64* row, const Ntt& target, bool centred) const;
 
     std::vector<const Ntt*> primes_;
     std::vector<Factor> inverses_;     // (product / prime)^-1 modulo the prime

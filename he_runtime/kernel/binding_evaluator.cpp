@@ -151,7 +151,10 @@ std::pair<std::vector<Cipher>, Found> run(const Transform& transform, const std:
     }
     return {outputs, Found{{"decompositions", counts.decompositions}, {"hoisted_words", counts.hoisted_words},
                            {"product_words", counts.product_words}, {"skipped_words", counts.skipped_words},
-                           {"giant_words", counts.giant_words}, {"divisions", counts.divisions}}};
+                           {"giant_words", counts.giant_words}, {"divisions", counts.divisions},
+                           {"decompose_ns", counts.decompose_ns}, {"hoisted_ns", counts.hoisted_ns},
+                           {"product_ns", counts.product_ns}, {"giant_ns", counts.giant_ns},
+                           {"divide_ns", counts.divide_ns}}};
 }
 
 template <class Result, class... Arguments>

@@ -31,7 +31,7 @@ Galois::Galois(std::size_t n, u64 element) {
     }
     int log = 0;
     while ((std::size_t{1} << log) < n) ++log;
-    source_.resize(n / 8);
+    source_.resize(n / 8 + kGaloisAhead);
     for (std::size_t block = 0; block < n / 8; ++block) {
         const std::size_t k = reverse_bits(8 * block, log);
         const std::size_t index = (element * k + (element - 1) / 2) & (n - 1);

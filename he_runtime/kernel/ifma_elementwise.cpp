@@ -136,6 +136,7 @@ void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::s
 void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count) {
     const std::uint32_t* source = table.source + begin / 8;
     for (std::size_t i = 0; i < count / 8; ++i) {
+        _mm_prefetch(reinterpret_cast<const char*>(src + source[i + kGaloisAhead]), _MM_HINT_T0);
         const Lanes block = load(src + (source[i] & ~std::uint32_t{7}));
         store(dst + 8 * i, _mm512_permutexvar_epi64(load(table.lanes[source[i] & 7]), block));
     }

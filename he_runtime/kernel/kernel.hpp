@@ -27,11 +27,14 @@ struct NttTable {
     Factor scale_root;    // N^-1 * inverse root of the last inverse stage
 };
 
+// Blocks come from all over a polynomial, so they are fetched this many ahead.
+constexpr std::size_t kGaloisAhead = 16;
+
 // The automorphism X -> X^g on values in evaluation order, as SEAL applies it. Eight neighbouring values come from one
 // block of eight: source[i] is 8 * (that block) + (row of `lanes` that orders it).
 struct GaloisTable {
     std::size_t n;
-    const std::uint32_t* source;  // n / 8 entries
+    const std::uint32_t* source;  // n / 8 entries, and kGaloisAhead more to fetch ahead
     u64 lanes[8][8];
 };
 

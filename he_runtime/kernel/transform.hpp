@@ -32,6 +32,25 @@ struct Counts {
     std::atomic<std::uint64_t> skipped_words{0};   // the same where P times an operand is zero: special rows of no rotation
     std::atomic<std::uint64_t> giant_words{0};     // of giant steps: divided, cut into digits, switched and added
     std::atomic<std::uint64_t> divisions{0};       // polynomials of outputs divided by the special primes
+
+    // Nanoseconds of all threads together, by stage: what one of each of the above costs.
+    std::atomic<std::uint64_t> decompose_ns{0}, hoisted_ns{0}, product_ns{0}, giant_ns{0}, divide_ns{0};
+};
+
+// Adds the time until its end to a stage.
+class StageTimer {
+  public:
+    explicit StageTimer(std::atomic<std::uint64_t>& stage) : stage_(stage) {}
+    ~StageTimer() {
+        const auto spent = std::chrono::steady_clock::now() - start_;
+        stage_ += static_cast<std::uint64_t>(std::chrono::nanoseconds(spent).count());
+    }
+    StageTimer(const StageTimer&) = delete;
+    StageTimer& operator=(const StageTimer&) = delete;
+
+  private:
+    std::atomic<std::uint64_t>& stage_;
+    const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
 
 // out_i = sum over groups of i of galois_group( sum over its cells of plaintext * galois_baby(in) ).

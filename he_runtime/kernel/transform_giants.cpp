@@ -37,6 +37,7 @@ void Run::start_totals() {
         for (std::size_t row = 0; row < extended_rows_; ++row) adding_.emplace_back();
     }
     parallel_for(t_.outputs_ * 2 * extended_rows_, task_, [&](std::size_t index) {
+        const StageTimer timer(counts_.divide_ns);
         const std::size_t i = index / (2 * extended_rows_), poly = index / extended_rows_ % 2, row = index % extended_rows_;
         u64* dst = totals_[i].data() + (poly * extended_rows_ + row) * n_;
         if (standing[i] == nullptr || row >= rows_) {
@@ -65,10 +66,12 @@ void Run::turn_giants() {
         std::vector<Lifted> remainders;
         for (std::size_t k = 0; k < giants.size(); ++k) remainders.emplace_back(ring_.by_special().base(), n_, true);
         parallel_for(giants.size() * special, task_, [&](std::size_t i) {
+            const StageTimer timer(counts_.giant_ns);
             remainders[i / special].take(i % special, sum(giants[i / special], 1, live_ + i % special));
         });
         parallel_for(giants.size(), task_, [&](std::size_t k) { remainders[k].finish(); });
         parallel_for(giants.size() * live_, task_, [&](std::size_t i) {
+            const StageTimer timer(counts_.giant_ns);
             const std::size_t j = i % live_;
             u64* row = sum(giants[i / live_], 1, j);
             Buffer scratch(n_);
@@ -78,12 +81,16 @@ void Run::turn_giants() {
         });
     } else {
         parallel_for(giants.size() * live_, task_,
-                     [&](std::size_t i) { digits[i / live_].take(i % live_, sum(giants[i / live_], 1, i % live_)); });
+                     [&](std::size_t i) {
+                         const StageTimer timer(counts_.giant_ns);
+                         digits[i / live_].take(i % live_, sum(giants[i / live_], 1, i % live_));
+                     });
     }
     if (ring_.alpha() > 1) {
         parallel_for(giants.size() * count, task_, [&](std::size_t i) { digits[i / count].finish(i % count); });
     }
     parallel_for(giants.size() * extended_rows_, task_, [&](std::size_t i) {
+        const StageTimer timer(counts_.giant_ns);
         const std::size_t k = i / extended_rows_;  // neighbours in time add to different rows
         turn_giant(giants[k], digits[k], i % extended_rows_);
     });
@@ -122,6 +129,7 @@ std::vector<Cipher> Run::divided() {
     std::vector<Lifted> remainders;
     for (std::size_t i = 0; i < 2 * t_.outputs_; ++i) remainders.emplace_back(division.base(), n_, true);
     parallel_for(remainders.size() * special, task_, [&](std::size_t index) {
+        const StageTimer timer(counts_.divide_ns);
         const std::size_t which = index / special, k = index % special;
         remainders[which].take(k, totals_[which / 2].data() + (which % 2 * extended_rows_ + live_ + k) * n_);
     });
@@ -129,6 +137,7 @@ std::vector<Cipher> Run::divided() {
     std::vector<Cipher> found;
     for (std::size_t i = 0; i < t_.outputs_; ++i) found.push_back(std::make_shared<Ciphertext>(ring_, level_, 2));
     parallel_for(remainders.size() * live_, task_, [&](std::size_t index) {
+        const StageTimer timer(counts_.divide_ns);
         const std::size_t which = index / live_, j = index % live_;
         u64* dst = found[which / 2]->row(which % 2, j);
         remainders[which].to(dst, ring_.prime(j));

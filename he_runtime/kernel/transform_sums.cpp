@@ -51,6 +51,7 @@ void Run::decompose() {
         turned.push_back(baby.input);
     }
     parallel_for(turned.size() * live_, task_, [&](std::size_t i) {
+        const StageTimer timer(counts_.decompose_ns);
         const std::size_t input = turned[i / live_], j = i % live_;
         digits_[input].decomposition->take(j, inputs_[input]->row(1, j));
     });
@@ -63,6 +64,7 @@ void Run::decompose() {
         digits_[input].rows.resize(count * rows);
     }
     parallel_for(turned.size() * count * rows, task_, [&](std::size_t i) {
+        const StageTimer timer(counts_.decompose_ns);
         Digits& of = digits_[turned[i / (count * rows)]];
         const std::size_t place = i % (count * rows);
         of.rows[place] = of.decomposition->row(place / rows, place % rows, of.words.data() + place * n_);
@@ -86,6 +88,7 @@ void Run::accumulate() {
 void Run::accumulate_constants() {
     const std::size_t spans = std::min(kSpans, n_ / kPiece), length = n_ / spans;
     parallel_for(live_ * spans, task_, [&](std::size_t i) {
+        const StageTimer timer(counts_.product_ns);
         const std::size_t row = i / spans, begin = i % spans * length;
         const Ntt& prime = ring_.prime(row);
         std::vector<u64> weights;
@@ -113,7 +116,11 @@ void Run::accumulate_span(std::size_t row, std::size_t begin, std::size_t end) {
     const std::size_t length = end - begin;
     Buffer babies(t_.extended_ ? 2 * t_.babies_.size() * length : 0);
     Buffer scratch((ring_.digits(level_) + 1) * kPiece + (t_.compact_ ? kExpanded * n_ : kExpanded * length));
-    if (t_.extended_) rotate_babies(row, begin, end, babies.data(), scratch.data());
+    if (t_.extended_) {
+        const StageTimer timer(counts_.hoisted_ns);
+        rotate_babies(row, begin, end, babies.data(), scratch.data());
+    }
+    const StageTimer timer(counts_.product_ns);
     for (std::size_t g = 0; g < t_.groups_.size(); ++g) sum_group(g, row, begin, end, babies.data(), scratch.data());
 }
 

@@ -20,8 +20,8 @@ from importlib.metadata import version
 from typing import Any, TextIO
 
 import numpy as np
-import orion
-import orion.nn as on
+import orion  # type: ignore[import-not-found]  # it is in another environment
+import orion.nn as on  # type: ignore[import-not-found]
 import torch
 
 

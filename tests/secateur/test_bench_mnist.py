@@ -66,9 +66,19 @@ class _Status:
     remedy: str = ""
 
 
+_PLANS: dict[str, Any] = {}
+
+
+def _planned_once(model: Any, _: str, plan_for: Any = contenders.plan_for) -> Any:
+    if model.digest not in _PLANS:
+        _PLANS[model.digest] = plan_for(model, "tenseal")
+    return _PLANS[model.digest]
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One short epoch; what `Recipe` trains stays seeded."""
+    """One short epoch, and one planning per network."""
+    monkeypatch.setattr(contenders, "plan_for", _planned_once)
     short = {
         name: mnist_networks.BenchNetwork(n.module, n.title, 1, 128) for name, n in mnist_networks.NETWORKS.items()
     }

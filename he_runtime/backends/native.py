@@ -8,6 +8,7 @@ of its own (a detour) is turned before or after by way of others, so such a tran
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from ..errors import BackendUnavailable, CiphertextMismatch, KeyMismatch, Parame
 from ..gadget import Gadget
 from ..kernel import status
 from ..plan import Op, Plan
+from ..plan.counts import product_leaf
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, SeededPoly
 from ..wire.expansion import expand_seed
 from .base import Check, Evaluator, _no_check
@@ -148,6 +150,7 @@ class NativeEvaluator(Evaluator[NativeValue]):
         self._kernel = backend.kernel
         self._ring = backend.ring
         self._task = backend.kernel.Task()
+        self.stage_seconds: Counter[tuple[str, int]] = Counter()  # of fused transforms, all threads together
 
     def upload(self, data: CiphertextData) -> NativeValue:
         params = self.plan.params
@@ -230,20 +233,18 @@ class NativeEvaluator(Evaluator[NativeValue]):
         rows = live + len(params.special)
         products = work["product_words"] + work["skipped_words"]
         done = {
-            "decompose": (work["decompositions"], 1),
-            "hoisted": (work["hoisted_words"], rows * params.degree),
-            "giant": (work["giant_words"], rows * params.degree),
-            "divide": (work["divisions"], 2),
+            "decompose": ("decompose_ns", work["decompositions"], 1),
+            "hoisted": ("hoisted_ns", work["hoisted_words"], rows * params.degree),
+            product_leaf(self.plan, op): ("product_ns", products, (rows if op.babies else live) * params.degree),
+            "giant": ("giant_ns", work["giant_words"], rows * params.degree),
+            "divide": ("divide_ns", work["divisions"], 2),
         }
-        if op.babies:
-            done["product"] = products, rows * params.degree
-        else:
-            done["flat_product"] = products, live * params.degree
-        for leaf, (amount, unit) in done.items():
+        for leaf, (stage, amount, unit) in done.items():
             whole, rest = divmod(amount, unit)
             assert not rest, f"the kernel left a {leaf} unfinished"
             if whole:
                 self.counters[leaf, level] += whole
+                self.stage_seconds[leaf, level] += work[stage] / 1e9
 
 
 def _extended_plaintexts(plan: Plan) -> frozenset[int]:

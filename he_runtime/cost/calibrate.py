@@ -7,6 +7,7 @@ cost of dispatch is inside, and over pools that do not fit a cache: a plan reads
 from __future__ import annotations
 
 import datetime
+import importlib
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,8 +21,10 @@ from ..errors import ParameterError
 from ..params import CkksParams
 from ..plan import Kind, Op, Plaintext, Plan, Port, ValueType, verify
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
+from ..plan.counts import FUSED
 from .entry import CostEntry
 from .environment import here, machine_name
+from .fused_bench import FusedBench
 from .measure import Clock, ProbeGate, timed
 from .table import CostTable, Key
 
@@ -48,15 +51,15 @@ def calibrate(
     progress: Progress | None = None,
     *,
     only: Collection[tuple[str, int]] | None = None,
-    clock: Clock = time.thread_time,
+    clock: Clock | None = None,
 ) -> CostTable:
     """Medians over interleaved rounds of single operations, at `levels` (default: all of `params`).
 
     `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts`; "upload" and "download" are
     always measured, conjugation never: lookups take it for the rotation that it is. `progress` receives a phase and the
     fraction of `seconds` used. Key generation is inside the budget; a first round is always completed, however long it takes.
-    `clock` is this thread's processor time, which equals the wall clock on a free core and ignores the other processes of a
-    busy one; a backend with threads of its own needs time.perf_counter. Raises BackendUnavailable, or ParameterError for
+    `clock` is by default this thread's processor time, which equals the wall clock on a free core and ignores the other
+    processes of a busy one; for a backend that computes on several threads it is the wall clock. Raises BackendUnavailable, or ParameterError for
     levels that the parameters do not have.
     """
     deadline = time.perf_counter() + seconds
@@ -73,14 +76,17 @@ def calibrate(
         for key, task in bench.tasks()
         if only is None or key[0] in ("upload", "download") or (key[0], key[2]) in only
     }
+    clock = clock or (time.thread_time if threads_of(backend) == 1 else time.perf_counter)
     samples = _rounds(tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds)))
     return measured_table(backend, samples)
 
 
 def single_operations(
     backend: str, params: CkksParams, seconds: float = 10.0
-) -> dict[Key, tuple[Callable[[], int], int]]:
+) -> dict[Key, tuple[Callable[[], float], int]]:
     """Every operation at every level as a routine and how many calls it makes, to be timed beside something else.
+
+    A stage of a fused transform counts as as many calls as would fill the whole transform's time.
 
     Key generation takes at most a quarter of `seconds`.
     """
@@ -92,7 +98,7 @@ def measured_table(backend: str, samples: Mapping[Key, Sequence[float]]) -> Cost
     """The table of this machine, today, from seconds per call."""
     return CostTable(
         backend=backend,
-        threads=1,
+        threads=threads_of(backend),
         machine=machine_name(),
         libraries=here((backend, "numpy", "python")).libraries,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -101,8 +107,13 @@ def measured_table(backend: str, samples: Mapping[Key, Sequence[float]]) -> Cost
     )
 
 
+def threads_of(backend: str) -> int:
+    """Threads that one run of a backend computes on."""
+    return int(importlib.import_module("he_runtime.kernel._kernel").threads()) if backend in FUSED else 1
+
+
 def _rounds(
-    tasks: dict[Key, Callable[[], int]],
+    tasks: dict[Key, Callable[[], float]],
     probe: Callable[[], None],
     deadline: float,
     clock: Clock,
@@ -150,7 +161,8 @@ class _Bench:
         limbs = levels[-1] + 1
         self._pool = max(8, min(_PLAINTEXTS, _POOL_BYTES // (limbs * params.degree * 8)))
         self._steps = steps
-        plan = _synthetic_plan(params, levels, self._pool, steps)
+        self._fused = FusedBench(steps, self._pool, self._pool) if backend in FUSED else None
+        plan = _synthetic_plan(params, levels, self._pool, steps, self._fused)
         opened = open_backend(backend, plan)
         self._ev: Any = opened.evaluator_for(opened.load_keys(EvaluationKeys(params.digest, records)))
         slots = np.linspace(-1.0, 1.0, params.slots)
@@ -165,15 +177,18 @@ class _Bench:
         for _ in range(max(1, 32768 // self._params.degree // (level + 1))):
             self._ev.rotate(self._cts[level][0], self._steps[0])
 
-    def tasks(self) -> Iterator[tuple[Key, Callable[[], int]]]:
+    def tasks(self) -> Iterator[tuple[Key, Callable[[], float]]]:
         """(leaf, N, level) with a routine that calls the leaf a few times and says how often."""
         for level in self._levels:
             for leaf, call in self._calls(level):
                 yield (leaf, self._params.degree, level), partial(_repeat, call, _CALLS.get(leaf, _FEW_CALLS))
+            if self._fused is not None:
+                for leaf, share in self._fused.calls(level, self._ev, self._cts[level]):
+                    yield (leaf, self._params.degree, level), share
 
     def _calls(self, level: int) -> Iterator[tuple[str, Callable[[], object]]]:
         ev, cts = self._ev, self._cts[level]
-        first = self._levels.index(level) * self._pool
+        first = self._levels.index(level) * (self._pool + 1)
         square = ev.square(cts[0])
 
         def ct() -> Any:
@@ -225,22 +240,41 @@ def _make_keys(secret: Any, params: CkksParams, level: int, seconds: float) -> t
     return records, steps
 
 
-def _synthetic_plan(params: CkksParams, levels: list[int], pool: int, steps: list[int]) -> Plan:
-    """A plan that needs exactly these keys and holds `pool` plaintexts at each level; it is never walked."""
+def _synthetic_plan(
+    params: CkksParams, levels: list[int], pool: int, steps: list[int], fused: FusedBench | None = None
+) -> Plan:
+    """A plan that needs exactly these keys and holds `pool` vectors and a constant at each level; it is never walked."""
     top = levels[-1]
     pair, triple = ValueType(top, _SCALE), ValueType(top, _SCALE * _SCALE, 3)
     ops = [Op(Kind.ROTATE, (0,), (3 + k,), "bench", step=step) for k, step in enumerate(steps)]
     ops += [Op(Kind.SQUARE, (0,), (1,), "bench"), Op(Kind.RELINEARIZE, (1,), (2,), "bench")]
+    values = [pair, triple, ValueType(top, _SCALE * _SCALE), *([pair] * len(steps))]
+    if fused is not None:
+        _add_fused(fused, levels, pool, ops, values)
+    # A constant is cheaper to encode than a vector, and as costly to multiply by where it is encoded as a polynomial.
+    vectors = [np.array([k + 1.0] if fused is None else [k + 1.0, -k - 1.0]) for k in range(pool)]
     slot_map = np.arange(params.slots, dtype=np.int32)[None]
     plan = Plan(
         model_name="bench",
         model_digest="",
         params=params,
         ops=tuple(ops),
-        values=(pair, triple, ValueType(top, _SCALE * _SCALE), *([pair] * len(steps))),
-        vectors=tuple(np.array([float(k + 1)]) for k in range(pool)),
-        plaintexts=tuple(Plaintext(k, level, _SCALE) for level in levels for k in range(pool)),
+        values=tuple(values),
+        vectors=(*vectors, np.array([3.0])),
+        plaintexts=tuple(Plaintext(k, level, _SCALE) for level in levels for k in range(pool + 1)),
         inputs=(Port("x", (params.slots,), (0,), slot_map),),
         outputs=(Port("y", (params.slots,), (2,), slot_map),),
     )
     return verify(plan)
+
+
+def _add_fused(fused: FusedBench, levels: list[int], pool: int, ops: list[Op], values: list[ValueType]) -> None:
+    """The transforms at every level, each on a value that was switched down to it."""
+    value, level = 0, levels[-1]
+    for index in reversed(range(len(levels))):
+        while level > levels[index]:
+            level -= 1
+            values.append(ValueType(level, _SCALE))
+            ops.append(Op(Kind.MOD_SWITCH, (value,), (len(values) - 1,), "bench"))
+            value = len(values) - 1
+        ops += fused.ops(level, value, index * (pool + 1), values, _SCALE * _SCALE)

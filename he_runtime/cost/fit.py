@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from .entry import CostEntry
-from .formulas import leaf_terms, leaf_work
+from .formulas import SEAL_SHAPE, Shape, leaf_terms, leaf_work
 
 __all__ = ["LeafFit", "fit_leaf"]
 
@@ -34,9 +34,9 @@ class LeafFit:
     error: float
     measured: Mapping[_Point, CostEntry]
 
-    def formula(self, degree: int, level: int) -> float:
+    def formula(self, degree: int, level: int, shape: Shape = SEAL_SHAPE) -> float:
         """Seconds by the three prices alone."""
-        calls, butterflies, elements = leaf_terms(self.leaf, degree, level)
+        calls, butterflies, elements = leaf_terms(self.leaf, degree, level, shape)
         return calls * self.call + butterflies * self.butterfly + elements * self.element
 
     def entry(self, degree: int, level: int) -> CostEntry:
@@ -51,6 +51,12 @@ class LeafFit:
         t = (level - near[0]) / (near[-1] - near[0]) if len(near) > 1 else 0.0
         correction = corrections[0] * (1 - t) + corrections[-1] * t
         return CostEntry(seconds * correction, max(self.measured[degree, x].spread for x in near))
+
+    def on_gadget(self, degree: int, level: int, shape: Shape) -> CostEntry:
+        """On another gadget than the measured one, SEAL's: that entry times what the formula says of both."""
+        measured = self.entry(degree, level)
+        ratio = self.formula(degree, level, shape) / self.formula(degree, level)
+        return CostEntry(measured.seconds * ratio, math.hypot(measured.spread, self.error) if ratio != 1 else measured.spread)
 
     def _neighbours(self, degree: int, level: int) -> list[int]:
         """The measured levels next to `level` on this ring: two, or one at the end, or none."""

@@ -1,8 +1,9 @@
 """Work of one leaf from limb counts: what a fit of measured times has for terms.
 
-Hybrid key switching with one special prime and one prime per digit (Han and Ki, "Better bootstrapping for approximate
-homomorphic encryption", section 3; as in Microsoft SEAL): (l + 2)(l + 1) transforms for l live primes, each of
-(N/2) log2 N butterflies, and an inner product of 2 l (l + 1) N multiplications.
+Hybrid key switching (Han and Ki, "Better bootstrapping for approximate homomorphic encryption", section 3): n live primes
+in b digits and k special primes take b (n + k) transforms of digits, of which n are spared, and an inner product of
+2 b (n + k) N multiplications; a division by the special primes takes n + k transforms a polynomial. One prime per digit and
+one special prime are Microsoft SEAL's case: (n + 2)(n + 1) transforms in all. Fused stages: plan/counts.py.
 """
 
 from __future__ import annotations
@@ -10,50 +11,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["BORDER", "leaf_terms", "leaf_work"]
+__all__ = ["BORDER", "SEAL_SHAPE", "Shape", "leaf_terms", "leaf_work"]
 
 BORDER = ("upload", "download")  # ring data to and from the backend, once per ciphertext of a run
+Shape = tuple[int, int]  # of a gadget: primes per digit, special primes
+SEAL_SHAPE: Shape = (1, 1)
 
 
-def leaf_terms(leaf: str, degree: int, level: int) -> tuple[float, float, float]:
+def leaf_terms(leaf: str, degree: int, level: int, shape: Shape = SEAL_SHAPE) -> tuple[float, float, float]:
     """(calls, butterflies of transforms, elements of passes) of `leaf` at `level`; KeyError for an unknown leaf."""
-    limbs = level + 1
-    transform = degree / 2 * math.log2(degree)
-    return 1.0, _TRANSFORMS[leaf](limbs) * transform, float(_PASSES[leaf](limbs) * degree)
+    live, (alpha, special) = level + 1, shape
+    digits = -(-live // alpha)
+    transforms, passes = _WORK[leaf](live, digits, special)
+    return 1.0, transforms * degree / 2 * math.log2(degree), float(passes * degree)
 
 
-def leaf_work(leaf: str, degree: int, level: int) -> float:
+def leaf_work(leaf: str, degree: int, level: int, shape: Shape = SEAL_SHAPE) -> float:
     """Modular multiplications (or equally long memory passes), all at one price."""
-    return sum(leaf_terms(leaf, degree, level)[1:])
+    return sum(leaf_terms(leaf, degree, level, shape)[1:])
 
 
-# leaf -> function of the number n of live primes
-_TRANSFORMS: dict[str, Callable[[int], int]] = {
-    "add": lambda n: 0,
-    "add_plain": lambda n: 0,
-    "mul_plain": lambda n: 0,
-    "mul": lambda n: 0,
-    "square": lambda n: 0,
-    "relinearize": lambda n: (n + 2) * (n + 1),
-    "rescale": lambda n: 2 * n,
-    "mod_switch": lambda n: 0,
-    "rotate": lambda n: (n + 2) * (n + 1),
-    "conjugate": lambda n: (n + 2) * (n + 1),
-    "upload": lambda n: 0,
-    "download": lambda n: 0,
-}
+def _switch(n: int, b: int, k: int) -> tuple[int, int]:
+    return b * (n + k) + 2 * (n + k), 2 * b * (n + k) + 4 * n
 
-_PASSES: dict[str, Callable[[int], int]] = {
-    "add": lambda n: 2 * n,
-    "add_plain": lambda n: 2 * n,
-    "mul_plain": lambda n: 2 * n,
-    "mul": lambda n: 4 * n,
-    "square": lambda n: 3 * n,
-    "relinearize": lambda n: 2 * n * (n + 1) + 4 * n,
-    "rescale": lambda n: 2 * (n - 1) + 2,
-    "mod_switch": lambda n: 2 * n,
-    "rotate": lambda n: 2 * n * (n + 1) + 4 * n,
-    "conjugate": lambda n: 2 * n * (n + 1) + 4 * n,
-    "upload": lambda n: 2 * n,
-    "download": lambda n: 2 * n,
+
+# leaf -> function of live primes n, digits b, special primes k: (transforms, passes)
+_WORK: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
+    "add": lambda n, b, k: (0, 2 * n),
+    "add_plain": lambda n, b, k: (0, 2 * n),
+    "mul_plain": lambda n, b, k: (0, 2 * n),
+    "mul": lambda n, b, k: (0, 4 * n),
+    "square": lambda n, b, k: (0, 3 * n),
+    "relinearize": _switch,
+    "rescale": lambda n, b, k: (2 * n, 2 * (n - 1) + 2),
+    "mod_switch": lambda n, b, k: (0, 2 * n),
+    "rotate": _switch,
+    "conjugate": _switch,
+    "upload": lambda n, b, k: (0, 2 * n),
+    "download": lambda n, b, k: (0, 2 * n),
+    "decompose": lambda n, b, k: (b * (n + k), b * (n + k)),
+    "hoisted": lambda n, b, k: (0, 3 * b * (n + k) + 3 * n),
+    "product": lambda n, b, k: (0, 2 * (n + k)),
+    "flat_product": lambda n, b, k: (0, 2 * n),
+    "constant_product": lambda n, b, k: (0, 2 * n),
+    "giant": lambda n, b, k: (n + k + b * (n + k), 3 * b * (n + k) + 4 * (n + k)),
+    "divide": lambda n, b, k: (2 * (n + k), 4 * (n + k)),
 }

@@ -96,7 +96,7 @@ def price(plan: Plan, table: CostTable, environment: Environment | None = None) 
         upload_ms=upload.ms,
         download_ms=download.ms,
         layers=layers,
-        counts=leaf_totals(plan.counts),
+        counts=leaf_totals(plan.counts_on(table.backend)),
         levels=max(v.level for v in plan.values) - min(v.level for v in plan.values),
         levels_left=min(outputs),
         upload_bytes=_wire_bytes(plan, plan.inputs, seeded=True),

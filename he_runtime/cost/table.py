@@ -17,7 +17,7 @@ from ..errors import PlanError, Reason, WireError
 from .entry import CostEntry
 from .environment import Environment, here
 from .fit import LeafFit, fit_leaf
-from .formulas import leaf_work
+from .formulas import SEAL_SHAPE, Shape, leaf_work
 
 __all__ = ["CostEntry", "CostTable", "Key", "load_default"]
 
@@ -51,15 +51,16 @@ class CostTable:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{self.backend}, {threads}, {self.machine}, {self.date}"
 
-    def lookup(self, leaf: str, degree: int, level: int) -> CostEntry:
+    def lookup(self, leaf: str, degree: int, level: int, shape: Shape = SEAL_SHAPE) -> CostEntry:
         """The measured entry; else by the formula fitted to all that was measured of this leaf (fit.py).
 
+        `shape` is that of the plan's gadget; entries are measured on SEAL's.
         PlanError when the table has no entry of this leaf at all.
         """
         fit = self.fits.get(leaf) or self.fits.get(_SAME_WORK.get(leaf, ""))
         if fit is None:
             raise PlanError(f"cannot price {leaf!r}: the cost table ({self.name}) has no such leaf; try calibrating")
-        return fit.entry(degree, level)
+        return fit.entry(degree, level) if shape == SEAL_SHAPE else fit.on_gadget(degree, level, shape)
 
     @cached_property
     def fits(self) -> Mapping[str, LeafFit]:

@@ -15,8 +15,10 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 #include "binding.hpp"
+#include "blake2xb.hpp"
 #include "transform.hpp"
 
 namespace nb = nanobind;
@@ -31,6 +33,8 @@ using Integers = nb::ndarray<const double, nb::numpy, nb::ndim<1>, nb::c_contig>
 
 // Without the interpreter's lock, and with a turn.
 struct Computing {
+    explicit Computing(Task& task) : turn(task) {}
+
     nb::gil_scoped_release release;
     Turn turn;
 };
@@ -146,7 +150,7 @@ std::pair<std::vector<Cipher>, Found> run(const Transform& transform, const std:
     Counts counts;
     std::vector<Cipher> outputs;
     {
-        const Computing computing;
+        const Computing computing(task);
         outputs = transform.run(inputs, constant, counts, task);
     }
     return {outputs, Found{{"decompositions", counts.decompositions}, {"hoisted_words", counts.hoisted_words},
@@ -160,7 +164,7 @@ std::pair<std::vector<Cipher>, Found> run(const Transform& transform, const std:
 template <class Result, class... Arguments>
 auto computing(Result (*function)(Arguments...)) {
     return [function](Arguments... arguments) {
-        const Computing computing;
+        const Computing computing(std::get<sizeof...(Arguments) - 1>(std::tie(arguments...)));
         return function(arguments...);
     };
 }
@@ -168,6 +172,14 @@ auto computing(Result (*function)(Arguments...)) {
 }  // namespace
 
 void bind_evaluator(nb::module_& module) {
+    module.def("blake2xb_nodes", [](nb::ndarray<u64, nb::numpy, nb::ndim<1>, nb::c_contig> out,
+                                    nb::ndarray<const u64, nb::numpy, nb::ndim<1>, nb::c_contig> roots) {
+        if (roots.shape(0) % 8 != 0 || out.shape(0) != 64 * roots.shape(0)) {
+            throw nb::value_error("cannot expand: need 8 words a root, and 512 for its nodes");
+        }
+        nb::gil_scoped_release release;
+        blake2xb_nodes(out.data(), roots.data(), roots.shape(0) / 8);
+    }, "out"_a, "roots"_a, "BLAKE2Xb: each root digest to 4096 bytes, for seeds of public polynomials.");
     module.def("threads", &threads, "Threads that may compute at once, over all calls of the process.");
     module.def("set_threads", &set_threads, "count"_a);
     module.def("cached_bytes", &cached_bytes, "Bytes of freed polynomials that are kept for reuse.");
@@ -206,9 +218,9 @@ void bind_evaluator(nb::module_& module) {
         .def_prop_ro("bytes", &Plaintext::bytes);
 
     module.def("upload", &upload, "ring"_a, "level"_a, "polys"_a, "Polynomials (level + 1, n) in evaluation form.");
-    module.def("download", &download, "x"_a, "dst"_a, "Fills (polynomials, level + 1, n).");
+    module.def("download", &download, "x"_a, "dst"_a.noconvert(), "Fills (polynomials, level + 1, n).");
     module.def("make_key", &make_key, "ring"_a, "level"_a, "digits"_a);
-    module.def("encode", &encode, "ring"_a, "level"_a, "extended"_a, "coefficients"_a, "compact"_a);
+    module.def("encode", &encode, "ring"_a, "level"_a, "extended"_a, "coefficients"_a.noconvert(), "compact"_a);
     module.def("constant", &constant, "ring"_a, "level"_a, "extended"_a, "residues"_a);
 
     module.def("add", computing(&add), "ring"_a, "x"_a, "y"_a, "task"_a);
@@ -222,7 +234,7 @@ void bind_evaluator(nb::module_& module) {
     module.def("apply_galois", computing(&apply_galois), "ring"_a, "x"_a, "element"_a, "key"_a, "task"_a);
 
     nb::class_<Transform>(module, "Transform")
-        .def_static("make", &make_transform, "ring"_a, "level"_a, "inputs"_a, "outputs"_a, "babies"_a, "groups"_a, "cells"_a,
+        .def_static("make", &make_transform, "ring"_a, "level"_a, "inputs"_a, "outputs"_a, "babies"_a, "groups"_a, "cells"_a.noconvert(),
                     "plaintexts"_a, nb::keep_alive<0, 1>())
         .def("run", &run, "inputs"_a, "keys"_a, "task"_a);
 }

@@ -16,15 +16,29 @@ from .ops import Kind, Op
 if TYPE_CHECKING:
     from .plan import Plan
 
-__all__ = ["FUSED", "FUSED_LEAVES", "layer_counts", "leaf_totals", "plan_counts", "products", "rotations"]
+__all__ = [
+    "CONSTANT_PRODUCT",
+    "FLAT_PRODUCT",
+    "FUSED",
+    "FUSED_LEAVES",
+    "layer_counts",
+    "leaf_totals",
+    "plan_counts",
+    "product_leaf",
+    "products",
+    "rotations",
+]
 
 Counts = Counter[tuple[str, int]]
 
 FUSED = frozenset({"native"})  # backends with a fused transform
 
+FLAT_PRODUCT, CONSTANT_PRODUCT = "flat_product", "constant_product"
+
 # Its stages, per call: an input cut into digits; a baby step; a product with an operand, summed in the extended basis, or
-# in the ciphertexts' own where there is no baby step; a giant step; an output divided by the special primes.
-FUSED_LEAVES = ("decompose", "hoisted", "product", "flat_product", "giant", "divide")
+# in the ciphertexts' own where there is no baby step, or where besides every operand is one integer; a giant step; an
+# output divided by the special primes.
+FUSED_LEAVES = ("decompose", "hoisted", "product", FLAT_PRODUCT, CONSTANT_PRODUCT, "giant", "divide")
 
 
 def plan_counts(plan: Plan, backend: str = "") -> Counts:
@@ -55,14 +69,14 @@ def rotations(totals: Mapping[str, int]) -> int:
 
 def products(totals: Mapping[str, int]) -> int:
     """Products with a plaintext."""
-    return sum(totals.get(leaf, 0) for leaf in ("mul_plain", "product", "flat_product"))
+    return sum(totals.get(leaf, 0) for leaf in ("mul_plain", "product", FLAT_PRODUCT, CONSTANT_PRODUCT))
 
 
 def _count(plan: Plan, ops: Iterable[Op], fused: bool) -> Counts:
     counts: Counts = Counter()
     for op in ops:
         level = plan.values[op.inputs[0]].level
-        for leaf, n in _fused(op) if fused and plan.is_direct(op) else _leaves(plan, op):
+        for leaf, n in _fused(plan, op) if fused and plan.is_direct(op) else _leaves(plan, op):
             if n:
                 counts[leaf, level] += n
     return counts
@@ -82,12 +96,21 @@ def _leaves(plan: Plan, op: Op) -> Iterator[tuple[str, int]]:
     yield Kind.ADD.value, cells - len(op.outputs)  # every product but the first of each output joins by one addition
 
 
-def _fused(op: Op) -> Iterator[tuple[str, int]]:
+def product_leaf(plan: Plan, op: Op) -> str:
+    """Which of the products a fused transform makes."""
+    assert op.cells is not None
+    if op.babies:
+        return "product"
+    vectors = (plan.vectors[plan.plaintexts[k].vector] for k in set(op.cells[:, 4].tolist()))
+    return CONSTANT_PRODUCT if all(len(vector) == 1 for vector in vectors) else FLAT_PRODUCT
+
+
+def _fused(plan: Plan, op: Op) -> Iterator[tuple[str, int]]:
     assert op.cells is not None
     giants = sum(1 for _, step in op.groups if step)
     yield "decompose", len({j for j, _ in op.babies})
     yield "hoisted", len(op.babies)
-    yield "product" if op.babies else "flat_product", len(op.cells)
+    yield product_leaf(plan, op), len(op.cells)
     yield "giant", giants
     if op.babies or giants:
         yield "divide", len(op.outputs)

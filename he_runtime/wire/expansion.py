@@ -5,19 +5,23 @@ of the 8-byte little-endian k, keyed with the seed; or SHAKE-256 of the seed fol
 64-bit little-endian words of that stream, limb by limb; a word at or above the largest multiple of q that the
 sampler keeps is replaced by the next word after the whole polynomial's, and each is reduced modulo its prime.
 
-NumPy alone, so a client or a backend without SEAL can use it: some 10 ms for three limbs at N=8192.
+NumPy does it where the kernel is not built, so a client or a backend without SEAL can: some 4 ms for three limbs at
+N=8192.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import Reason, WireError
+from ..kernel import status
 from ..ring import Residues, SeededPoly
 
 __all__ = ["expand_seed"]
@@ -95,7 +99,28 @@ def _blake2xb(seed: bytes, first: int, count: int) -> _Words:
         hashlib.blake2b(struct.pack("<Q", k), key=seed, node_offset=_BLOCK_BYTES << 32).digest()
         for k in range(first, first + count)
     ]
-    message = np.repeat(np.frombuffer(b"".join(roots), dtype="<u8").reshape(count, 8), _NODES, axis=0)
+    words = np.frombuffer(b"".join(roots), dtype="<u8").astype(np.uint64, copy=False)
+    native = _native_nodes()
+    if native is None:
+        return _nodes(words.reshape(count, 8))
+    out = np.empty(count * _NODES * 8, dtype=np.uint64)
+    native(out, words)
+    return out
+
+
+@cache
+def _native_nodes() -> Callable[[_Words, _Words], None] | None:
+    """The kernel's routine, twenty times faster, where it is built."""
+    if not status().available:
+        return None
+    found: Callable[[_Words, _Words], None] = importlib.import_module("he_runtime.kernel._kernel").blake2xb_nodes
+    return found
+
+
+def _nodes(roots: _Words) -> _Words:
+    """Root digests (count, 8) -> the words of all their nodes (count * 512,)."""
+    count = len(roots)
+    message = np.repeat(roots, _NODES, axis=0)
     # The parameter block of an output node: digest 64, key 0, fanout 0, depth 0; leaf 64; offset i; total 4096; inner 64.
     node = np.tile(np.arange(_NODES, dtype=np.uint64), count)
     parameters = [

@@ -1,5 +1,6 @@
 #include "buffer.hpp"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <cstdlib>
@@ -23,6 +24,10 @@ struct Cache {
 
 Cache& cache() {
     static Cache* instance = new Cache;  // buffers of Python objects may be freed after statics
+    // A child must not find the lock held by a thread that it does not have.
+    static const int registered = pthread_atfork([] { instance->mutex.lock(); }, [] { instance->mutex.unlock(); },
+                                                 [] { instance->mutex.unlock(); });
+    (void)registered;
     return *instance;
 }
 

@@ -47,7 +47,7 @@ void SwitchKey::set(std::size_t digit, int poly, std::size_t key_row, const u64*
 }
 
 Plaintext Plaintext::rows(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count) {
-    Plaintext plain(Form::rows, ring.degree(), level, extended);
+    Plaintext plain(Form::rows, ring, level, extended);
     const std::size_t rows = extended ? ring.extended_rows(level) : level + 1;
     plain.words_ = Buffer(rows * ring.degree());
     for (std::size_t r = 0; r < rows; ++r) {
@@ -57,7 +57,7 @@ Plaintext Plaintext::rows(const Ring& ring, std::size_t level, bool extended, co
 }
 
 Plaintext Plaintext::compact(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count) {
-    Plaintext plain(Form::compact, ring.degree(), level, extended);
+    Plaintext plain(Form::compact, ring, level, extended);
     const bool small = std::all_of(coefficients, coefficients + count, [](double c) { return std::fabs(c) < 2147483648.0; });
     if (small) {
         plain.small_.assign(coefficients, coefficients + count);
@@ -68,7 +68,7 @@ Plaintext Plaintext::compact(const Ring& ring, std::size_t level, bool extended,
 }
 
 Plaintext Plaintext::constant(const Ring& ring, std::size_t level, bool extended, const std::vector<u64>& residues) {
-    Plaintext plain(Form::constant, ring.degree(), level, extended);
+    Plaintext plain(Form::constant, ring, level, extended);
     plain.residues_ = residues;
     return plain;
 }

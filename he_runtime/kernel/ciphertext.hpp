@@ -11,11 +11,12 @@ namespace secateur {
 // `size` polynomials (two, or three after a product) of level + 1 rows in evaluation form.
 struct Ciphertext {
     Ciphertext(const Ring& ring, std::size_t level_, std::size_t size_)
-        : level(level_), size(size_), n(ring.degree()), words(size_ * (level_ + 1) * ring.degree()) {}
+        : chain(ring.chain()), level(level_), size(size_), n(ring.degree()), words(size_ * (level_ + 1) * ring.degree()) {}
 
     u64* row(std::size_t poly, std::size_t j) { return words.data() + (poly * (level + 1) + j) * n; }
     const u64* row(std::size_t poly, std::size_t j) const { return words.data() + (poly * (level + 1) + j) * n; }
 
+    Origin chain;
     std::size_t level, size, n;
     Buffer words;
 };
@@ -28,9 +29,10 @@ constexpr std::size_t kPiece = 512;
 class SwitchKey {
   public:
     SwitchKey(const Ring& ring, std::size_t level)
-        : n_(ring.degree()), level_(level), digits_(ring.digits(level)),
+        : chain_(ring.chain()), n_(ring.degree()), level_(level), digits_(ring.digits(level)),
           words_(ring.extended_rows(level) * 2 * ring.digits(level) * ring.degree()) {}
 
+    const Origin& chain() const { return chain_; }
     std::size_t level() const { return level_; }
     std::size_t digits() const { return digits_; }
     std::size_t bytes() const { return words_.size() * sizeof(u64); }
@@ -46,6 +48,7 @@ class SwitchKey {
     void set(std::size_t digit, int poly, std::size_t key_row, const u64* values);
 
   private:
+    Origin chain_;
     std::size_t n_, level_, digits_;
     Buffer words_;
 };
@@ -61,6 +64,7 @@ class Plaintext {
     static Plaintext compact(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count);
     static Plaintext constant(const Ring& ring, std::size_t level, bool extended, const std::vector<u64>& residues);
 
+    const Origin& chain() const { return chain_; }
     Form form() const { return form_; }
     std::size_t level() const { return level_; }
     bool extended() const { return extended_; }
@@ -72,8 +76,10 @@ class Plaintext {
     void expand(u64* dst, std::size_t row, const Ntt& prime) const;
 
   private:
-    Plaintext(Form form, std::size_t n, std::size_t level, bool extended) : form_(form), n_(n), level_(level), extended_(extended) {}
+    Plaintext(Form form, const Ring& ring, std::size_t level, bool extended)
+        : chain_(ring.chain()), form_(form), n_(ring.degree()), level_(level), extended_(extended) {}
 
+    Origin chain_;
     Form form_;
     std::size_t n_, level_;
     bool extended_;

@@ -15,15 +15,18 @@ void need(bool condition, const char* what) {
 Cipher make(const Ring& ring, std::size_t level, std::size_t size) { return std::make_shared<Ciphertext>(ring, level, size); }
 
 void check(const Ring& ring, const Ciphertext& x) {
-    need(x.n == ring.degree() && x.level <= ring.max_level(), "a ciphertext of this ring");
+    need(ring.made(x.chain), "a ciphertext of this ring");
 }
 
 void check_key(const Ring& ring, const Ciphertext& x, const SwitchKey& key) {
-    need(key.level() >= x.level && key.level() <= ring.max_level(), "a key that reaches the operand's level");
-    need(key.digits() == ring.digits(key.level()), "a key on this ring's gadget");
+    need(ring.made(key.chain()), "a key of this ring");
+    need(key.level() >= x.level, "a key that reaches the operand's level");
 }
 
-void check_plain(const Ciphertext& x, const Plaintext& p) { need(p.level() == x.level, "a plaintext of the operand's level"); }
+void check_plain(const Ring& ring, const Ciphertext& x, const Plaintext& p) {
+    need(ring.made(p.chain()), "a plaintext of this ring");
+    need(p.level() == x.level, "a plaintext of the operand's level");
+}
 
 // unit(polynomial, row) over all of a ciphertext.
 template <class Unit>
@@ -54,7 +57,7 @@ Cipher add(const Ring& ring, const Ciphertext& x, const Ciphertext& y, Task& tas
 
 Cipher add_plain(const Ring& ring, const Ciphertext& x, const Plaintext& p, Task& task) {
     check(ring, x);
-    check_plain(x, p);
+    check_plain(ring, x, p);
     const Cipher out = make(ring, x.level, x.size);
     each_row(*out, task, [&](std::size_t poly, std::size_t j) {
         u64* dst = out->row(poly, j);
@@ -75,7 +78,7 @@ Cipher add_plain(const Ring& ring, const Ciphertext& x, const Plaintext& p, Task
 
 Cipher mul_plain(const Ring& ring, const Ciphertext& x, const Plaintext& p, Task& task) {
     check(ring, x);
-    check_plain(x, p);
+    check_plain(ring, x, p);
     const Cipher out = make(ring, x.level, x.size);
     parallel_for(x.level + 1, task, [&](std::size_t j) {
         const Ntt& prime = ring.prime(j);

@@ -9,6 +9,7 @@
 #include <exception>
 #include <mutex>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -17,6 +18,10 @@ namespace {
 
 // Between the loops of one call a helper keeps its turn for a moment: waking a sleeping thread takes longer than a loop.
 constexpr auto kLinger = std::chrono::microseconds(60);
+// How often a call that waits for its turn polls.
+constexpr auto kPatience = std::chrono::milliseconds(10);
+
+thread_local int held = 0;  // turns of this thread
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -42,14 +47,15 @@ struct Loop {
         if (!failure) failure = std::current_exception();
     }
 
-    void work(bool is_caller) {
-        while (open() && !task.cancelled()) {
+    // `queue` counts the calls that wait for a turn: a helper makes way for them. The caller, with null, works to the end.
+    void work(const std::atomic<int>* queue) {
+        while (open() && !task.cancelled() && (queue == nullptr || queue->load(std::memory_order_relaxed) == 0)) {
             const std::size_t index = next.fetch_add(1, std::memory_order_relaxed);
             if (index >= count) return;
             try {
                 unit(index);
                 task.advance();
-                if (is_caller) task.check();
+                if (queue == nullptr) task.check();
             } catch (...) {
                 return fail();
             }
@@ -71,9 +77,10 @@ int usable_processors() {
 class Pool {
   public:
     // Never destroyed: helpers may outlive the statics of a process that exits. A forked child has none of its parent's
-    // threads, and starts anew.
+    // threads, and starts anew with as many.
     static Pool& instance() {
-        static const int registered = pthread_atfork(nullptr, nullptr, [] { current() = new Pool; });
+        static const int registered =
+            pthread_atfork(nullptr, nullptr, [] { current() = new Pool(current()->limit_, held > 0 ? 1 : 0); });
         (void)registered;
         return *current();
     }
@@ -87,25 +94,36 @@ class Pool {
         posted_.notify_all();
     }
 
-    void enter() {
+    void enter(Task& task) {
         std::unique_lock<std::mutex> lock(mutex_);
         ++waiting_;
-        free_.wait(lock, [this] { return turns_ < limit_; });
+        while (!free_.wait_for(lock, kPatience, [this] { return turns_ < limit_; })) {
+            lock.unlock();
+            try {
+                task.check();
+            } catch (...) {
+                --waiting_;
+                throw;
+            }
+            lock.lock();
+        }
         --waiting_;
         ++turns_;
+        if (turns_ < limit_ && sleeping_ > 0) posted_.notify_all();  // who made way may go on
     }
 
     void leave() {
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             --turns_;
+            if (waiting_ == 0 && !loops_.empty() && sleeping_ > 0) posted_.notify_one();
         }
         free_.notify_one();
     }
 
     void run(Loop& loop) {
         post(loop);
-        loop.work(true);
+        loop.work(nullptr);
         {
             const std::lock_guard<std::mutex> lock(mutex_);
             loops_.erase(std::find(loops_.begin(), loops_.end(), &loop));
@@ -114,8 +132,10 @@ class Pool {
     }
 
   private:
+    Pool(int limit, int turns) : limit_(limit), turns_(turns) {}
+
     static Pool*& current() {
-        static Pool* pool = new Pool;
+        static Pool* pool = new Pool(usable_processors(), 0);
         return pool;
     }
 
@@ -123,7 +143,11 @@ class Pool {
         const std::lock_guard<std::mutex> lock(mutex_);
         loops_.push_back(&loop);
         while (helpers_ + 1 < limit_) {
-            std::thread([this] { help(); }).detach();
+            try {
+                std::thread([this] { help(); }).detach();
+            } catch (const std::system_error&) {
+                break;  // the system allows no more; those that there are suffice
+            }
             ++helpers_;
         }
         ++posts_;
@@ -142,13 +166,13 @@ class Pool {
         std::unique_lock<std::mutex> lock(mutex_);
         for (;;) {
             ++sleeping_;
-            posted_.wait(lock, [this] { return find() != nullptr && turns_ < limit_; });
+            posted_.wait(lock, [this] { return find() != nullptr && turns_ < limit_ && waiting_ == 0; });
             --sleeping_;
             ++turns_;
             while (Loop* loop = find_or_linger(lock)) {
                 loop->helpers.fetch_add(1);
                 lock.unlock();
-                loop->work(false);
+                loop->work(&waiting_);
                 loop->helpers.fetch_sub(1, std::memory_order_release);
                 lock.lock();
             }
@@ -179,8 +203,8 @@ class Pool {
     std::condition_variable free_, posted_;
     std::vector<Loop*> loops_;
     std::atomic<std::uint64_t> posts_{0};
-    std::atomic<int> limit_{usable_processors()};
-    int turns_ = 0, waiting_ = 0, helpers_ = 0, sleeping_ = 0;
+    std::atomic<int> limit_, waiting_{0};
+    int turns_, helpers_ = 0, sleeping_ = 0;
 };
 
 }  // namespace
@@ -192,14 +216,26 @@ void set_threads(int count) {
     Pool::instance().set_limit(count);
 }
 
-Turn::Turn() { Pool::instance().enter(); }
-Turn::~Turn() { Pool::instance().leave(); }
+Turn::Turn() {
+    Task none;
+    if (held == 0) Pool::instance().enter(none);
+    ++held;
+}
+
+Turn::Turn(Task& task) {
+    if (held == 0) Pool::instance().enter(task);
+    ++held;
+}
+
+Turn::~Turn() {
+    if (--held == 0) Pool::instance().leave();
+}
 
 void parallel_for(std::size_t count, Task& task, const std::function<void(std::size_t)>& unit) {
-    task.check();
+    task.begin();
     Loop loop{unit, task, count};
     if (count == 1 || threads() == 1) {
-        loop.work(true);
+        loop.work(nullptr);
     } else {
         Pool::instance().run(loop);
     }

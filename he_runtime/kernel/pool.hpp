@@ -16,10 +16,12 @@ namespace secateur {
 int threads();
 void set_threads(int count);  // 1 to 256; calls in progress finish with the former number
 
-// Held by a calling thread while it computes; waits until a turn is free.
+// Held by a calling thread while it computes; waits until a turn is free, and meanwhile polls the task, which may throw.
+// A thread that holds one already (a call from within `poll`) takes no second.
 class Turn {
   public:
-    Turn();
+    explicit Turn(Task& task);
+    Turn();  // with nothing to poll
     ~Turn();
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;

@@ -24,12 +24,13 @@ double bits_of(const std::vector<const Ntt*>& primes) {
 }  // namespace
 
 Ring::Ring(std::size_t n, const std::vector<u64>& primes, const std::vector<u64>& special, std::size_t alpha, Path path)
-    : n_(n), alpha_(alpha), path_(path) {
+    : n_(n), alpha_(alpha), path_(path), chain_(std::make_shared<const Chain>(Chain{n, alpha, primes, special})) {
     std::set<u64> every(primes.begin(), primes.end());
     every.insert(special.begin(), special.end());
     if (primes.empty() || special.empty() || every.size() != primes.size() + special.size()) {
         throw std::invalid_argument("cannot use these primes: need distinct live and special ones, at least one each");
     }
+    if (every.size() > kMostPrimes) throw std::invalid_argument("cannot use more than 64 primes");
     if (alpha == 0 || alpha > 16) throw std::invalid_argument("cannot use digits of " + std::to_string(alpha) + " primes: need 1 to 16");
     for (const u64 q : primes) primes_.push_back(std::make_unique<Ntt>(n, make_modulus(q), path));
     for (const u64 q : special) special_.push_back(std::make_unique<Ntt>(n, make_modulus(q), path));
@@ -60,9 +61,9 @@ const Base& Ring::digit(std::size_t level, std::size_t d) const {
 
 const GaloisTable& Ring::galois(u64 element) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::unique_ptr<Galois>& found = galois_[element];
-    if (!found) found = std::make_unique<Galois>(n_, element);
-    return found->table();
+    auto found = galois_.find(element);
+    if (found == galois_.end()) found = galois_.emplace(element, std::make_unique<Galois>(n_, element)).first;
+    return found->second->table();
 }
 
 }  // namespace secateur

@@ -12,11 +12,25 @@
 
 namespace secateur {
 
+constexpr std::size_t kMostPrimes = 64;  // SEAL's bound too
+
+// What residues are residues of. Operands made for another chain are refused wherever they come in.
+struct Chain {
+    std::size_t n, alpha;
+    std::vector<u64> primes, special;
+
+    bool operator==(const Chain& other) const {
+        return n == other.n && alpha == other.alpha && primes == other.primes && special == other.special;
+    }
+};
+using Origin = std::shared_ptr<const Chain>;
+
 // Rows of an extended polynomial at level l: the primes 0..l, then the special ones.
 class Ring {
   public:
     // `alpha` primes make a digit of key switching; 1 with a single special prime is SEAL's gadget. Throws
-    // std::invalid_argument for primes that are equal or unfit for the degree, or a special product below a digit's.
+    // std::invalid_argument for primes that are equal or unfit for the degree, more than 64 of them, or a special product
+    // below a digit's.
     Ring(std::size_t n, const std::vector<u64>& primes, const std::vector<u64>& special, std::size_t alpha, Path path);
     Ring(const Ring&) = delete;
     Ring& operator=(const Ring&) = delete;
@@ -26,6 +40,8 @@ class Ring {
     std::size_t special_count() const { return special_.size(); }
     std::size_t extended_rows(std::size_t level) const { return level + 1 + special_.size(); }
     Path path() const { return path_; }
+    const Origin& chain() const { return chain_; }
+    bool made(const Origin& chain) const { return chain == chain_ || *chain == *chain_; }
 
     const Ntt& prime(std::size_t i) const { return *primes_[i]; }
     const Ntt& extended(std::size_t level, std::size_t row) const {
@@ -49,6 +65,7 @@ class Ring {
   private:
     std::size_t n_, alpha_;
     Path path_;
+    Origin chain_;
     std::vector<std::unique_ptr<Ntt>> primes_, special_;
     std::vector<std::vector<std::unique_ptr<Base>>> digits_;  // by digit and count of live primes - 1
     std::unique_ptr<Division> by_special_;

@@ -25,9 +25,8 @@ InnerProduct::InnerProduct(const Ring& ring, const SwitchKey& key, std::size_t l
 
 void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, u64* scratch) const {
     const Kernel& kernel = prime_.kernel();
-    constexpr std::size_t kMost = 64;
-    const u64* left[kMost];
-    const u64* right[2][kMost];
+    const u64* left[kMostPrimes];
+    const u64* right[2][kMostPrimes];
     for (std::size_t d = 0; d < count_; ++d) {
         if (galois_ == nullptr) {
             left[d] = digits_[d] + piece * kPiece;

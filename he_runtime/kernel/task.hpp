@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <stdexcept>
+#include <thread>
 
 namespace secateur {
 
@@ -29,6 +30,18 @@ class Task {
     std::uint64_t progress() const { return progress_.load(std::memory_order_relaxed); }
     void advance() { progress_.fetch_add(1, std::memory_order_relaxed); }
 
+    // By the calling thread, before a loop.
+    void begin() {
+        caller_ = std::this_thread::get_id();
+        check();
+    }
+
+    // Within a long unit, on any thread: `check` where it may be called.
+    void check_within() {
+        if (std::this_thread::get_id() == caller_) return check();
+        if (cancelled()) throw Cancelled();
+    }
+
     // For the calling thread, between two units. Throws Cancelled, or what `poll` throws.
     void check() {
         if (poll_) {
@@ -47,6 +60,7 @@ class Task {
     std::atomic<bool> cancelled_{false};
     std::atomic<std::uint64_t> progress_{0};
     std::function<void()> poll_;
+    std::thread::id caller_;
     std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 

@@ -1,5 +1,6 @@
 #include "transform.hpp"
 
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -26,14 +27,20 @@ Transform::Transform(const Ring& ring, std::size_t level, std::size_t inputs, st
       cells_(std::move(cells)), plaintexts_(std::move(plaintexts)), extended_(extended(babies_)), giants_(false),
       compact_(false), constant_(true) {
     need(level <= ring.max_level(), "a level of this ring");
-    for (const Baby& baby : babies_) need(baby.input < inputs_ && baby.element % 2 == 1, "babies of the inputs");
+    const u64 elements = 2 * ring.degree();
+    for (const Baby& baby : babies_) {
+        need(baby.input < inputs_ && baby.element % 2 == 1 && baby.element < elements, "babies of the inputs");
+    }
     std::vector<bool> reached(outputs_, false);
+    std::set<std::pair<std::size_t, u64>> distinct;
     for (const Group& group : groups_) {
-        need(group.output < outputs_ && group.element % 2 == 1, "groups of the outputs");
+        need(group.output < outputs_ && group.element % 2 == 1 && group.element < elements, "groups of the outputs");
+        need(distinct.emplace(group.output, group.element).second, "distinct groups");
         reached[group.output] = true;
         giants_ = giants_ || group.element != kIdentity;
     }
     for (const bool found : reached) need(found, "a group for every output");
+    for (const auto& plain : plaintexts_) need(plain != nullptr && ring.made(plain->chain()), "plaintexts of this ring");
     first_cell_.assign(groups_.size() + 1, 0);
     std::size_t previous = 0;
     for (const Cell& cell : cells_) {

@@ -21,8 +21,8 @@ Run::Run(const Transform& transform, const std::vector<Cipher>& inputs, const Tr
       rows_(transform.extended_ ? extended_rows_ : live_) {
     if (inputs.size() != t_.inputs_) throw std::invalid_argument("cannot evaluate: need as many inputs as the transform has");
     for (const Cipher& x : inputs) {
-        if (x->level != level_ || x->size != 2 || x->n != n_) {
-            throw std::invalid_argument("cannot evaluate: need relinearized operands of the transform's level");
+        if (x == nullptr || !ring_.made(x->chain) || x->level != level_ || x->size != 2) {
+            throw std::invalid_argument("cannot evaluate: need relinearized operands of the transform's ring and level");
         }
     }
     for (const Baby& baby : t_.babies_) {
@@ -35,10 +35,11 @@ Run::Run(const Transform& transform, const std::vector<Cipher>& inputs, const Tr
 
 const SwitchKey& Run::key(u64 element) const {
     const auto found = keys_.find(element);
-    if (found == keys_.end() || found->second->level() < level_ || found->second->level() > ring_.max_level()) {
+    if (found == keys_.end() || found->second == nullptr || found->second->level() < level_) {
         throw std::out_of_range("cannot rotate: need a key for Galois element " + std::to_string(element) + " at level " +
                                 std::to_string(level_));
     }
+    if (!ring_.made(found->second->chain())) throw std::invalid_argument("cannot rotate: need keys of the transform's ring");
     return *found->second;
 }
 
@@ -106,7 +107,7 @@ void Run::accumulate_constants() {
                 }
             }
             counts_.product_words += t_.cells_.size() * kColumn;
-            if (task_.cancelled()) return;
+            task_.check_within();
         }
     });
 }
@@ -152,6 +153,7 @@ void Run::rotate_babies(std::size_t row, std::size_t begin, std::size_t end, u64
             kernel.add(out + at, out + at, turned, kPiece, m);
         }
         counts_.hoisted_words += length;
+        task_.check_within();
     }
 }
 
@@ -161,6 +163,7 @@ void Run::sum_group(std::size_t group, std::size_t row, std::size_t begin, std::
     std::vector<const u64*> left, right[2];
     bool accumulate = false;
     const auto flush = [&] {
+        task_.check_within();
         prime.kernel().dot_pair(sum(group, 0, row) + begin, sum(group, 1, row) + begin, left.data(), right[0].data(),
                                 right[1].data(), left.size(), accumulate, length, prime.modulus());
         accumulate = true;

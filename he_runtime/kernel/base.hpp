@@ -66,8 +66,9 @@ class Division {
     Division(std::vector<const Ntt*> by, const std::vector<const Ntt*>& live);
 
     const Base& base() const { return base_; }
-    // The product modulo the j-th live prime.
+    // The product modulo the j-th live prime, and its inverse there.
     Factor product(std::size_t j) const { return products_[j]; }
+    Factor inverse(std::size_t j) const { return inverses_[j]; }
     // dst = (values - remainder) / product modulo the j-th live prime; `remainder` holds what Lifted::to left there.
     void row(u64* dst, const u64* values, const u64* remainder, std::size_t j) const;
 

@@ -217,6 +217,7 @@ void permute(const Galois& galois, AnyArray dst, AnyReadOnly src, const std::str
 
 NB_MODULE(_kernel, module) {
     bind_evaluator(module);
+    bind_hoisting(module);
     module.def("paths", [] {
         std::vector<std::string> names;
         for (const Path path : {Path::portable, Path::avx2, Path::ifma}) {

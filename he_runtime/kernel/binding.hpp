@@ -11,3 +11,4 @@
 secateur::Path path_named(const std::string& name);
 
 void bind_evaluator(nanobind::module_& module);
+void bind_hoisting(nanobind::module_& module);

@@ -35,11 +35,12 @@ Run::Run(const Transform& transform, const std::vector<Cipher>& inputs, const Tr
 
 const SwitchKey& Run::key(u64 element) const {
     const auto found = keys_.find(element);
-    if (found == keys_.end() || found->second == nullptr || found->second->level() < level_) {
+    const bool known = found != keys_.end() && found->second != nullptr;
+    if (known && !ring_.made(found->second->chain())) throw std::invalid_argument("cannot rotate: need keys of the transform's ring");
+    if (!known || found->second->level() < level_) {
         throw std::out_of_range("cannot rotate: need a key for Galois element " + std::to_string(element) + " at level " +
                                 std::to_string(level_));
     }
-    if (!ring_.made(found->second->chain())) throw std::invalid_argument("cannot rotate: need keys of the transform's ring");
     return *found->second;
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import bench_accuracy, bench_latency, bench_mnist, bench_tenseal
+from . import bench_accuracy, bench_kernel, bench_latency, bench_mnist, bench_tenseal
 
 __all__ = ["app"]
 
@@ -15,3 +15,4 @@ app.command("tenseal-cnn")(bench_tenseal.tenseal_cnn)
 app.command("accuracy")(bench_accuracy.accuracy)
 app.command("latency")(bench_latency.latency)
 app.command("mnist")(bench_mnist.mnist)
+app.command("kernel")(bench_kernel.kernel)

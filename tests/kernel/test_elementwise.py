@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from he_runtime.backends.seal_ring import U64, SealRing
 from tests.kernel.primes import is_prime, primes_below
-from tests.kernel.seal_ring import U64, SealRing
 
 SETTINGS = settings(
     max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]

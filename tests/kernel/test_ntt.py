@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from he_runtime.backends.seal_ring import U64, SealRing
 from tests.kernel.primes import is_prime, primes_below
-from tests.kernel.seal_ring import U64, SealRing
 
 DEGREES = [1 << log for log in range(10, 17)]
 SETTINGS = settings(

@@ -1,4 +1,4 @@
-"""SEAL's own transforms and automorphisms on plain arrays: the judge of the kernel's bits.
+"""SEAL's own transforms and automorphisms on plain arrays: what tests and benchmarks compare the kernel with.
 
 BFV ciphertexts hold polynomials in either form, so SEAL's evaluator transforms whatever residues we put into one. They
 are not encryptions of anything.
@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from he_runtime.backends import seal_format
-from he_runtime.backends.seal_bridge import load_object, save_object, seal_minor, sealapi
+from . import seal_format
+from .seal_bridge import load_object, save_object, seal_minor, sealapi
+
+__all__ = ["U64", "SealRing"]
 
 U64 = npt.NDArray[np.uint64]
 

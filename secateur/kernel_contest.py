@@ -1,0 +1,132 @@
+"""One parameter set on which the native kernel and SEAL rotate the same ciphertext with the same keys."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from he_runtime.params import CkksParams, find_primes
+from he_runtime.ring import KeyRequest, KeySetSpec, SeededPoly
+
+if TYPE_CHECKING:
+    from he_runtime.ring import CiphertextData, KeyRecord
+
+__all__ = ["ROTATIONS", "KernelContest", "Point", "kernel_module", "seconds"]
+
+ROTATIONS = 16
+_SCALE = 2.0**40
+
+
+@dataclass(frozen=True)
+class Point:
+    """A ring degree, live primes, and the bits of each of them and of the one special prime."""
+
+    degree: int
+    limbs: int
+    bits: int
+
+    def params(self) -> CkksParams:
+        primes = find_primes(self.degree, [float(self.bits)] * (self.limbs + 1))
+        return CkksParams(self.degree, tuple(primes[:-1]), (primes[-1],))
+
+
+def kernel_module() -> Any:
+    """The built kernel; ImportError without one."""
+    return importlib.import_module("he_runtime.kernel._kernel")
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+class KernelContest:
+    """Sixteen keys at the highest level, in SEAL's objects and in the kernel's."""
+
+    def __init__(self, point: Point, path: str) -> None:
+        from he_runtime.backends.seal_bridge import make_context, sealapi, upload_ciphertext, upload_keys
+        from he_runtime.backends.tenseal_secret import SecretKey
+
+        self.point, self._params, self._kernel = point, point.params(), kernel_module()
+        params, level = self._params, point.limbs - 1
+        self.elements = [params.galois_element(step) for step in range(1, ROTATIONS + 1)]
+        secret = SecretKey.generate(params)
+        data = secret.encrypt(np.linspace(-1.0, 1.0, params.slots), level, _SCALE)
+        self._context = make_context(params)
+        self._seal = sealapi()
+        self._evaluator = self._seal.Evaluator(self._context)
+        self.ring = self._kernel.Ring(params.degree, list(params.primes), list(params.special), 1, path)
+        self._task = self._kernel.Task()
+        records: dict[int, KeyRecord] = {}
+        self.keys: dict[int, Any] = {}
+        for record in secret.make_keys(KeySetSpec(tuple(KeyRequest(e, level) for e in self.elements))):
+            records[record.element] = record
+            self.keys[record.element] = self._load(record)
+        self._seal_keys, _ = upload_keys(self._context, params, records)
+        self._seal_x = upload_ciphertext(self._context, params, data)
+        self._x = self._upload(data)
+
+    def _load(self, record: KeyRecord) -> Any:
+        chain = (*self._params.primes, *self._params.special)
+        digits = [(b, _residues(a, chain, self._params.degree)) for b, a in record.digits]
+        return self._kernel.make_key(self.ring, record.level, digits)
+
+    def _upload(self, data: CiphertextData) -> Any:
+        primes = self._params.primes[: data.level + 1]
+        polys = [_residues(poly, primes, self._params.degree) for poly in data.polys]
+        return self._kernel.upload(self.ring, data.level, polys)
+
+    def identical(self) -> bool:
+        """Whether one rotation has the same bits in both."""
+        from he_runtime.backends.seal_bridge import download_ciphertext
+
+        element = self.elements[-1]
+        rotated = self._seal.Ciphertext()
+        self._evaluator.apply_galois(self._seal_x, element, self._seal_keys, rotated)
+        theirs = download_ciphertext(self._context, self._params, rotated).polys
+        native = self._kernel.apply_galois(self.ring, self._x, element, self.keys[element], self._task)
+        ours = np.empty((2, self.point.limbs, self.point.degree), dtype=np.uint64)
+        self._kernel.download(native, ours)
+        return np.array_equal(ours, np.stack([_residues(p, self._params.primes, self.point.degree) for p in theirs]))
+
+    def seal(self) -> None:
+        """Sixteen rotations by SEAL, with a key each."""
+        for element in self.elements:
+            self._evaluator.apply_galois(self._seal_x, element, self._seal_keys, self._seal.Ciphertext())
+
+    def native(self) -> None:
+        """The same sixteen by the kernel, bit for bit, one after the other."""
+        for element in self.elements:
+            self._kernel.apply_galois(self.ring, self._x, element, self.keys[element], self._task)
+
+    def hoisted(self) -> None:
+        """The same sixteen by the kernel, with one decomposition."""
+        self._kernel.rotate_hoisted(self.ring, self._x, self.elements, self.keys, self._task)
+
+    def read(self) -> None:
+        """All words of the sixteen keys, read once."""
+        self._kernel.read_bandwidth(self.ring, list(self.keys.values()))
+
+    def medians(self, rounds: int) -> dict[str, float]:
+        """Milliseconds of each of the four, interleaved round by round after a round that does not count."""
+        calls = {"seal": self.seal, "native": self.native, "hoisted": self.hoisted, "read": self.read}
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for k in range(rounds + 1):
+            for name, call in calls.items():
+                taken = seconds(call)
+                if k:
+                    times[name].append(taken * 1e3)
+        return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def _residues(poly: Any, primes: tuple[int, ...], degree: int) -> Any:
+    from he_runtime.wire.expansion import expand_seed
+
+    return expand_seed(poly, primes, degree) if isinstance(poly, SeededPoly) else poly

@@ -131,4 +131,5 @@ def _estimate(model: CompressedModel, degree: int, batch: int, table: CostTable)
         program, _ = lower(model, degree, batch, table)
     except DoesNotFit:
         return None
-    return BatchOption(batch, degree, 1e3 * Costs(table, degree).counted(program.leaf_counts()), planned=False)
+    costs = Costs(table, degree)
+    return BatchOption(batch, degree, 1e3 * costs.counted(program.leaf_counts(costs.fused)), planned=False)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .fewer_keys import with_fewer_keys
+from .gadget import SEAL, Gadget
 from .lower.emission import VectorPool
 from .lower.emit import Program, Scales, Values, emit
 from .lower.lowering import Lowering, Note
@@ -19,7 +20,9 @@ from .noise import encoding_error, quietest, slot_variance, worst_lane_variance
 from .params import CkksParams
 from .plan import Plan, Port
 
-__all__ = ["Candidate", "Problem", "assemble", "predicted"]
+__all__ = ["MAX_PRIME_BITS", "Candidate", "Problem", "assemble", "predicted"]
+
+MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 
 Floats = npt.NDArray[np.float64]
 _FOLLOWED = 1 << 28  # samples times products times slots that a prediction may take: a few seconds
@@ -28,7 +31,10 @@ _LEAST_SAMPLES = 16
 
 @dataclass(frozen=True)
 class Problem:
-    """What is fixed for one ring degree while scales are searched. `budget` bounds six sigmas, `max_key_bytes` the keys."""
+    """What is fixed for one ring degree while scales are searched. `budget` bounds six sigmas, `max_key_bytes` the keys.
+
+    No prime is longer than `prime_bits`. On a gadget with digits of `alpha` primes there are as many special ones.
+    """
 
     model: CompressedModel
     program: Program
@@ -36,6 +42,8 @@ class Problem:
     depth: int
     budget: float
     max_key_bytes: int | None = None
+    prime_bits: float = MAX_PRIME_BITS
+    gadget: Gadget = field(default_factory=lambda: Gadget.parse(SEAL))
     pool: VectorPool = field(default_factory=VectorPool)
     squares: dict[int, Floats] = field(default_factory=dict, repr=False)
 
@@ -72,6 +80,7 @@ def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
             Port(target, model.shape_of(target), tuple(tensors[target].values()), packing.layouts[target].slot_map),
         ),
         layers=layers,
+        gadget=problem.gadget.name,
         batch=problem.program.batch,
         client={
             "mean": list(model.input.mean),

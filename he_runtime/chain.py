@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from .candidate import Candidate, Problem, assemble, predicted
+from .candidate import MAX_PRIME_BITS, Candidate, Problem, assemble, predicted
 from .errors import DoesNotFit
 from .lower.program import Scales
 from .params import MAX_LOG2_QP, CkksParams, find_primes
@@ -20,7 +20,6 @@ from .refusals import OutOfRange, too_deep, too_wide_output
 __all__ = ["HEADROOM_BITS", "LEAST_LEVEL_BITS", "MAX_PRIME_BITS", "MIN_PRIME_BITS", "best_chain"]
 
 MIN_PRIME_BITS = 24.0
-MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 _HOPELESS = 8.0  # the fine search gains a bit or two
 _WORTHWHILE = 0.9  # of the error: a smaller gain is no reason to go on
 _LEAST_DROP_BITS = 12.0  # what a prime of a rescale has more than Delta: the operands' scale
@@ -97,8 +96,8 @@ def _refusal(problem: Problem) -> DoesNotFit:
     """Why not even the smallest scales fit, or else the candidate that came nearest."""
     stages, point = problem.program.stages, min(_STARTS)
     output, first = _output(problem), _first_bits(problem, point)
-    if first > MAX_PRIME_BITS:
-        return too_wide_output(stages[-1].layer, output, first, MAX_PRIME_BITS)
+    if first > problem.prime_bits:
+        return too_wide_output(stages[-1].layer, output, first, problem.prime_bits)
     base_bits = first + max(first, LEAST_LEVEL_BITS)
     if base_bits + problem.depth * LEAST_LEVEL_BITS > MAX_LOG2_QP[problem.degree]:
         return too_deep(stages, problem.program.levels, problem.degree, base_bits, LEAST_LEVEL_BITS)
@@ -142,19 +141,20 @@ def _try(problem: Problem, point: _Point) -> Candidate | None:
 
 def _params(problem: Problem, point: _Point) -> CkksParams | None:
     """The chain for these scales; None where its primes would be too long or too short."""
-    first = _first_bits(problem, point)
+    first, longest, count = _first_bits(problem, point), problem.prime_bits, problem.gadget.alpha
     cap = MAX_LOG2_QP[problem.degree]
-    # The special prime is at least as large as every live one, so that key switching adds little.
+    # Special primes are at least as large as every live one, so that key switching adds little.
     more = point[_SPECIAL]
-    rest = min(MAX_PRIME_BITS - more, (cap - first - more) / (problem.depth + 1)) if problem.depth else 0.0
-    special = max(rest, first) + more if problem.depth else MAX_PRIME_BITS
+    rest = min(longest - more, (cap - first - count * more) / (problem.depth + count)) if problem.depth else 0.0
+    special = max(rest, first) + more if problem.depth else longest
     if problem.depth and first > rest:
-        rest = min(MAX_PRIME_BITS, (cap - 2 * first - more) / problem.depth)
-    if not MIN_PRIME_BITS <= first <= MAX_PRIME_BITS or special > MAX_PRIME_BITS or more < 0:
+        rest = min(longest, (cap - (count + 1) * first - count * more) / problem.depth)
+    if not MIN_PRIME_BITS <= first <= longest or special > longest or more < 0:
         return None
     if problem.depth and rest < MIN_PRIME_BITS:
         return None
-    if first + rest * problem.depth + special > cap + 1e-6 or (problem.depth and rest - point[0] < _LEAST_DROP_BITS):
+    whole = first + rest * problem.depth + count * special
+    if whole > cap + 1e-6 or (problem.depth and rest - point[0] < _LEAST_DROP_BITS):
         return None
-    primes = find_primes(problem.degree, [special, first, *[rest] * problem.depth])
-    return CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))
+    primes = find_primes(problem.degree, [*[special] * count, first, *[rest] * problem.depth])
+    return CkksParams(problem.degree, tuple(primes[count:]), tuple(primes[:count]))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .candidate import Problem
-from .chain import LEAST_LEVEL_BITS, MAX_PRIME_BITS, MIN_PRIME_BITS, best_chain
+from .candidate import MAX_PRIME_BITS, Problem
+from .chain import LEAST_LEVEL_BITS, MIN_PRIME_BITS
 from .cost import CostTable, load_default
 from .errors import DoesNotFit, ParameterError
 from .floor import error_floor
-from .integer_chain import integer_chain
+from .gadget_choice import cheapest_plan, choices
 from .lower.constants import check_output, fold_constants
 from .lower.costs import Costs
 from .lower.emit import Program
@@ -21,7 +21,7 @@ from .lower.statistics import Statistics
 from .model import CompressedModel
 from .params import DEGREES, MAX_LOG2_QP
 from .plan import Plan, verify
-from .refusals import nearest, require_exactness, require_floor, require_memory, require_width, too_deep
+from .refusals import nearest, require_floor, require_memory, require_width, too_deep
 
 __all__ = ["DEGREES", "compile", "error_budget", "lower"]
 
@@ -39,6 +39,7 @@ def compile(
     table: CostTable | None = None,
     max_bytes: int | None = None,
     max_key_bytes: int | None = None,
+    gadget: str | None = None,
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
@@ -54,6 +55,9 @@ def compile(
     A plan that needs more memory of a worker than `max_bytes` is not taken. Where the evaluation keys exceed
     `max_key_bytes` on the wire, rotations that are rarely needed go by way of two others.
 
+    A table of the native back end lets key switching take digits of several primes where that is cheaper; such a plan
+    runs there alone. `gadget` ("seal", "hybrid-2", ..) allows no other.
+
     Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
     unsupported op.
     """
@@ -65,12 +69,10 @@ def compile(
         try:
             # A ring that is no last resort need not be packed to be refused.
             program, depth = lower(model, degree, batch, table, math.inf if degree == degrees[-1] else budget)
-            seconds = Costs(table, degree).counted(program.leaf_counts())
-            if found and seconds >= found[1]:
-                break
             problem = Problem(model, program, degree, depth, budget, max_key_bytes)
-            plan = integer_chain(problem) or best_chain(problem)
-            require_exactness(plan, budget)
+            if found and next(choices(problem, table, gadget))[0] >= found[1]:
+                break
+            plan, seconds = cheapest_plan(problem, table, gadget)
             require_memory(plan, max_bytes)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(error)

@@ -50,7 +50,8 @@ def coefficients(vectors: Vectors, scale: float) -> Vectors:
     values = np.empty((len(vectors), 2 * period))
     values[:, slot] = vectors
     values[:, conjugate] = vectors
-    return np.rint((np.fft.fft(values, axis=1) * _twist(period)).real * (scale / (2 * period)))
+    integers: Vectors = np.rint((np.fft.fft(values, axis=1) * _twist(period)).real * (scale / (2 * period)))
+    return integers
 
 
 @cache

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from .candidate import Problem, assemble, predicted
-from .chain import HEADROOM_BITS, MAX_PRIME_BITS, MIN_PRIME_BITS
+from .chain import HEADROOM_BITS, MIN_PRIME_BITS
 from .errors import DoesNotFit, ParameterError
 from .lower.integers import integer_steps, with_rescales
 from .lower.program import Scales
@@ -75,7 +75,7 @@ def _chain(
     problem: Problem, steps: dict[str, float], rescaled: frozenset[str], base: int, delta: float
 ) -> _Chain | None:
     """Follow the scale in bits from the input on; None where some modulus cannot hold its values."""
-    scale = delta
+    scale, longest = delta, problem.prime_bits
     drops: list[float] = []
     needs: list[tuple[int, float]] = []  # primes dropped before, bits of modulus
     for stage in problem.program.stages:
@@ -83,21 +83,29 @@ def _chain(
         size = math.log2(max(2 * problem.magnitudes.get(stage.name, 1.0), 1.0)) + HEADROOM_BITS
         needs.append((len(drops), scale + size))
         if stage.name in rescaled:
-            drops.append(min(MAX_PRIME_BITS, scale - delta))
+            drops.append(min(longest, scale - delta))
             scale -= drops[-1]
             needs.append((len(drops), scale + size))
     room = max(need - sum(drops[before:]) for before, need in needs)
     each = max(MIN_PRIME_BITS, room / base)
-    special = min(MAX_PRIME_BITS, MAX_LOG2_QP[problem.degree] - base * each - sum(drops))
-    if each > MAX_PRIME_BITS or special < MIN_PRIME_BITS or min(drops, default=MIN_PRIME_BITS) < MIN_PRIME_BITS:
+    # On a hybrid gadget every special prime is as long as the longest of a digit.
+    count = problem.gadget.alpha
+    special = min(longest, (MAX_LOG2_QP[problem.degree] - base * each - sum(drops)) / count)
+    if (
+        each > longest
+        or (count > 1 and special < max(each, *drops, 0.0))
+        or special < MIN_PRIME_BITS
+        or min(drops, default=MIN_PRIME_BITS) < MIN_PRIME_BITS
+    ):
         return None
     return _Chain(delta, rescaled, tuple(reversed(drops)), (each,) * base, special)
 
 
 def _plan(problem: Problem, chain: _Chain, steps: dict[str, float]) -> Plan | None:
     try:
-        primes = find_primes(problem.degree, [chain.special, *chain.base, *chain.drops])
-        params = CkksParams(problem.degree, tuple(primes[1:]), (primes[0],))
+        count = problem.gadget.alpha
+        primes = find_primes(problem.degree, [*[chain.special] * count, *chain.base, *chain.drops])
+        params = CkksParams(problem.degree, tuple(primes[count:]), tuple(primes[:count]))
         program = with_rescales(problem.program, chain.rescaled, len(chain.base))
         variant = replace(problem, program=program, depth=len(chain.drops))
         plan, low = assemble(variant, params, Scales(2.0**chain.delta, 1.0, steps=steps))

@@ -9,7 +9,8 @@ degree N, ternary secret (2N/3 non-zeros on average) and SEAL's error of standar
 * rescaling, and the division by the special prime: N * (1 + 2N/3) / 24;
 * key switching: the digits are residues in [0, q_i), not centred, so besides N q_i^2 / 12 the mean q_i / 2 of their
   coefficients adds (q_i / 2)^2 * |2 / (1 - zeta_j)|^2 in slot j, times the key error N * 3.2^2, over 2 P^2. The
-  slots whose root lies next to 1 are therefore much noisier than the rest.
+  slots whose root lies next to 1 are therefore much noisier than the rest. On a hybrid gadget a digit is the product of
+  several primes and centred, so that term is absent.
 
 References: Cheon, Kim, Kim, Song, ASIACRYPT'17, section 3 (rescaling and encryption noise); the per-slot key-switching
 term is derived from SEAL's digit decomposition.
@@ -17,6 +18,7 @@ term is derived from SEAL's digit decomposition.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -27,6 +29,7 @@ import numpy.typing as npt
 from .backends.base import Check, Evaluator, walk
 from .backends.clear import ClearEvaluator
 from .encoding import constant, rounded
+from .gadget import SEAL, Gadget
 from .params import CkksParams
 from .plan import Op, Plan
 
@@ -123,10 +126,12 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return float((constant(float(vector[0]), scale) - vector[0]) ** 2)
 
     def _switching(self, x: NoiseValue) -> Slots:
-        params = self.plan.params
-        degree, special = params.degree, float(params.special[0])
-        live = np.array(params.primes[: x.level + 1], dtype=np.float64) / special
-        digits = (live**2).sum() * (degree / 12 + self._mean_term / 4)
+        params, gadget = self.plan.params, Gadget.parse(self.plan.gadget)
+        degree, special = params.degree, math.prod(params.special)
+        live = [math.prod(params.primes[j] for j in digit) / special for digit in gadget.digits(x.level)]
+        # Digits of several primes are centred; SEAL's are not.
+        spread = degree / 12 + (self._mean_term / 4 if gadget.name == SEAL else 0.0)
+        digits = sum(digit**2 for digit in live) * spread
         return np.asarray((digits * degree * ERROR_VARIANCE / 2 + self._rounding) / x.scale**2)
 
     def add(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:

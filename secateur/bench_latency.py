@@ -65,7 +65,7 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
     from .local import Local
 
     planned = compile(random_reference(name))
-    report = price(planned, measured_table(backend, planned.params, seconds, only=planned.counts))
+    report = price(planned, measured_table(backend, planned.params, seconds, only=planned.counts_on(backend)))
     _refuse_too_large(name, report.peak_bytes)
     local = Local(planned, backend)
     encrypted = local.encrypt(np.random.default_rng(0).normal(size=planned.inputs[0].shape) * 0.5)
@@ -84,7 +84,7 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
         "ratio": report.latency_ms / measured.median_ms,
         "runs": measured.rounds,
         "disturbed_runs": measured.disturbed,
-        "counters_equal": local.executor.counters == planned.counts,
+        "counters_equal": local.executor.counters == planned.counts_on(backend),
         "counts": dict(report.counts),
         "N": planned.params.degree,
         "log2_qp": planned.params.log2_qp,

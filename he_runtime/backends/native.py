@@ -8,7 +8,7 @@ of its own (a detour) is turned before or after by way of others, so such a tran
 from __future__ import annotations
 
 import importlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +126,8 @@ class NativeBackend:
         rows = [*range(record.level + 1), *range(len(params.primes), len(params.primes) + len(params.special))]
         chain = (*params.primes, *params.special)
         digits = [
-            (b, expand_seed(a, chain, params.degree)[rows] if isinstance(a, SeededPoly) else a) for b, a in record.digits
+            (b, expand_seed(a, chain, params.degree)[rows] if isinstance(a, SeededPoly) else a)
+            for b, a in record.digits
         ]
         try:
             return self.kernel.make_key(self.ring, record.level, digits)
@@ -150,7 +151,8 @@ class NativeEvaluator(Evaluator[NativeValue]):
         self._kernel = backend.kernel
         self._ring = backend.ring
         self._task = backend.kernel.Task()
-        self.stage_seconds: Counter[tuple[str, int]] = Counter()  # of fused transforms, all threads together
+        # Of fused transforms, all threads together.
+        self.stage_seconds: defaultdict[tuple[str, int], float] = defaultdict(float)
 
     def upload(self, data: CiphertextData) -> NativeValue:
         params = self.plan.params
@@ -215,9 +217,7 @@ class NativeEvaluator(Evaluator[NativeValue]):
                 f"cannot {what}: got no key for it; try uploading the key set of the client spec"
             ) from None
 
-    def linear_transform(
-        self, op: Op, xs: Sequence[NativeValue], check: Check = _no_check
-    ) -> list[NativeValue]:
+    def linear_transform(self, op: Op, xs: Sequence[NativeValue], check: Check = _no_check) -> list[NativeValue]:
         transform = self._backend.transforms.get(id(op))
         if transform is None:
             return super().linear_transform(op, xs, check)

@@ -20,10 +20,11 @@ from ..backends import open_backend
 from ..errors import ParameterError
 from ..params import CkksParams
 from ..plan import Kind, Op, Plaintext, Plan, Port, ValueType, verify
-from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
 from ..plan.counts import FUSED
+from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
 from .entry import CostEntry
 from .environment import here, machine_name
+from .formulas import NARROW_ROW, WIDE_ROW
 from .fused_bench import FusedBench
 from .measure import Clock, ProbeGate, timed
 from .table import CostTable, Key
@@ -40,6 +41,7 @@ _MAX_KEYS = 16
 _KEY_SHARE = 0.25  # of the time budget
 _CALLS = {"mul_plain": 16, "add": 16, "add_plain": 8, "mod_switch": 4, "upload": 1, "download": 1, "rotate": 4}
 _FEW_CALLS = 2
+_ALWAYS = ("upload", "download", NARROW_ROW, WIDE_ROW)
 _MIN_ROUNDS = 3
 
 
@@ -55,7 +57,7 @@ def calibrate(
 ) -> CostTable:
     """Medians over interleaved rounds of single operations, at `levels` (default: all of `params`).
 
-    `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts`; "upload" and "download" are
+    `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts_on(backend)`; "upload" and "download" are
     always measured, conjugation never: lookups take it for the rotation that it is. `progress` receives a phase and the
     fraction of `seconds` used. Key generation is inside the budget; a first round is always completed, however long it takes.
     `clock` is by default this thread's processor time, which equals the wall clock on a free core and ignores the other
@@ -71,11 +73,7 @@ def calibrate(
     report = progress or (lambda phase, share: None)
     report("keys", 0.0)
     bench = _Bench(backend, params, wanted, seconds)
-    tasks = {
-        key: task
-        for key, task in bench.tasks()
-        if only is None or key[0] in ("upload", "download") or (key[0], key[2]) in only
-    }
+    tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in _ALWAYS or (key[0], key[2]) in only}
     clock = clock or (time.thread_time if threads_of(backend) == 1 else time.perf_counter)
     samples = _rounds(tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds)))
     return measured_table(backend, samples)
@@ -185,6 +183,9 @@ class _Bench:
             if self._fused is not None:
                 for leaf, share in self._fused.calls(level, self._ev, self._cts[level]):
                     yield (leaf, self._params.degree, level), share
+        if self._fused is not None:
+            for leaf, rows in self._fused.rows(self._params.degree):
+                yield (leaf, self._params.degree, 0), rows
 
     def _calls(self, level: int) -> Iterator[tuple[str, Callable[[], object]]]:
         ev, cts = self._ev, self._cts[level]

@@ -56,7 +56,9 @@ class LeafFit:
         """On another gadget than the measured one, SEAL's: that entry times what the formula says of both."""
         measured = self.entry(degree, level)
         ratio = self.formula(degree, level, shape) / self.formula(degree, level)
-        return CostEntry(measured.seconds * ratio, math.hypot(measured.spread, self.error) if ratio != 1 else measured.spread)
+        return CostEntry(
+            measured.seconds * ratio, math.hypot(measured.spread, self.error) if ratio != 1 else measured.spread
+        )
 
     def _neighbours(self, degree: int, level: int) -> list[int]:
         """The measured levels next to `level` on this ring: two, or one at the end, or none."""

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["BORDER", "SEAL_SHAPE", "Shape", "leaf_terms", "leaf_work"]
+__all__ = ["BORDER", "NARROW_BITS", "NARROW_ROW", "SEAL_SHAPE", "WIDE_ROW", "Shape", "leaf_terms", "leaf_work"]
 
 BORDER = ("upload", "download")  # ring data to and from the backend, once per ciphertext of a run
+NARROW_ROW, WIDE_ROW = "narrow_row", "wide_row"  # one row transformed, below and above NARROW_BITS
+NARROW_BITS = 50  # of the primes that the native kernel's vector paths take
 Shape = tuple[int, int]  # of a gadget: primes per digit, special primes
 SEAL_SHAPE: Shape = (1, 1)
 
@@ -56,4 +58,6 @@ _WORK: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
     "constant_product": lambda n, b, k: (0, 2 * n),
     "giant": lambda n, b, k: (n + k + b * (n + k), 3 * b * (n + k) + 4 * (n + k)),
     "divide": lambda n, b, k: (2 * (n + k), 4 * (n + k)),
+    NARROW_ROW: lambda n, b, k: (1, 0),
+    WIDE_ROW: lambda n, b, k: (1, 0),
 }

@@ -59,5 +59,5 @@ def _uses(plan: Plan) -> Iterator[tuple[int, str, str]]:
 
 
 def _wire_bytes(plan: Plan, request: KeyRequest) -> int:
-    sizes = (key_set_byte_size(KeySetSpec(keys), plan.params, seeded=True) for keys in ((request,), ()))
+    sizes = (key_set_byte_size(KeySetSpec(keys, plan.gadget), plan.params, seeded=True) for keys in ((request,), ()))
     return next(sizes) - next(sizes)

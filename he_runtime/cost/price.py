@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..gadget import Gadget
 from ..plan import Plan
 from ..plan.counts import layer_counts, leaf_totals
 from ..wire import ciphertexts_byte_size, key_set_byte_size
@@ -83,7 +84,7 @@ def price(plan: Plan, table: CostTable, environment: Environment | None = None) 
     A table that was not measured here and lately (`environment`, by default this machine and now) is used, and named.
     """
     doubts = table.doubts(environment)
-    sums = _Sum(table, plan.params.degree, doubtful=bool(doubts) or table.kind == "shipped")
+    sums = _Sum(table, plan, doubtful=bool(doubts) or table.kind == "shipped")
     layers = _layers(plan, sums)
     inputs, outputs = _levels(plan, plan.inputs), _levels(plan, plan.outputs)
     upload = sums.add((("upload", level), 1) for level in inputs)
@@ -139,15 +140,18 @@ class _Span:
 class _Sum:
     """Prices of counts, and their total so far."""
 
-    def __init__(self, table: CostTable, degree: int, doubtful: bool) -> None:
-        self._table, self._degree, self._doubtful = table, degree, doubtful
+    def __init__(self, table: CostTable, plan: Plan, doubtful: bool) -> None:
+        self._table, self._degree, self._doubtful = table, plan.params.degree, doubtful
+        self._shape = Gadget.parse(plan.gadget).alpha, len(plan.params.special)
+        self.backend = table.backend
+        self._params, self._widenings = plan.params, dict[int, float]()
         self.total = _Span()
 
     def add(self, counts: Iterable[tuple[tuple[str, int], int]]) -> _Span:
         span = _Span()
         for (leaf, level), n in counts:
-            entry = self._table.lookup(leaf, self._degree, level)
-            ms = n * entry.seconds * 1e3
+            entry = self._table.lookup(leaf, self._degree, level, self._shape)
+            ms = n * entry.seconds * 1e3 * self._widening(level)
             if self._doubtful:
                 span += _Span(ms, ms / _DOUBTFUL_FACTOR, ms * _DOUBTFUL_FACTOR)
             else:
@@ -155,11 +159,17 @@ class _Sum:
         self.total += span
         return span
 
+    def _widening(self, level: int) -> float:
+        if level not in self._widenings:
+            rows = (*self._params.primes[: level + 1], *self._params.special)
+            self._widenings[level] = self._table.widening(self._degree, rows)
+        return self._widenings[level]
+
 
 def _layers(plan: Plan, sums: _Sum) -> tuple[LayerCost, ...]:
     operands = layer_plaintext_bytes(plan)
     found = []
-    for name, counts in layer_counts(plan).items():
+    for name, counts in layer_counts(plan, sums.backend).items():
         ops = [op for op in plan.ops if op.layer == name]
         span = sums.add(counts.items())
         found.append(

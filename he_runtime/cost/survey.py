@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 from ..errors import ParameterError
 from ..params import MAX_LOG2_QP, CkksParams, find_primes
+from ..plan.counts import FUSED
 from .calibrate import calibrate
 from .entry import CostEntry
+from .formulas import NARROW_BITS
 from .table import CostTable, Key
 
 __all__ = ["RINGS", "survey"]
@@ -42,7 +45,8 @@ def survey(
         def inside(phase: str, share: float, done: int = index) -> None:
             report((done + share) / len(degrees))
 
-        special, *primes = find_primes(degree, [MAX_LOG2_QP[degree] / RINGS[degree]] * RINGS[degree])
+        bits = min(MAX_LOG2_QP[degree] / RINGS[degree], NARROW_BITS if backend in FUSED else math.inf)
+        special, *primes = find_primes(degree, [bits] * RINGS[degree])
         params = CkksParams(degree, tuple(primes), (special,))
         top = params.max_level
         table = calibrate(backend, params, {0, top // 2, top}, seconds / len(degrees), inside)

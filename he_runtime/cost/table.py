@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -17,7 +17,7 @@ from ..errors import PlanError, Reason, WireError
 from .entry import CostEntry
 from .environment import Environment, here
 from .fit import LeafFit, fit_leaf
-from .formulas import SEAL_SHAPE, Shape, leaf_work
+from .formulas import NARROW_BITS, NARROW_ROW, SEAL_SHAPE, WIDE_ROW, Shape, leaf_work
 
 __all__ = ["CostEntry", "CostTable", "Key", "load_default"]
 
@@ -61,6 +61,17 @@ class CostTable:
         if fit is None:
             raise PlanError(f"cannot price {leaf!r}: the cost table ({self.name}) has no such leaf; try calibrating")
         return fit.entry(degree, level) if shape == SEAL_SHAPE else fit.on_gadget(degree, level, shape)
+
+    def widening(self, degree: int, rows: Sequence[int]) -> float:
+        """How many times as long an operation on rows under these primes takes as under primes below 2^50.
+
+        1 for a table that does not tell them apart. The transform's ratio stands for all work.
+        """
+        if WIDE_ROW not in self.fits:
+            return 1.0
+        wide, narrow = (self.lookup(leaf, degree, 0).seconds for leaf in (WIDE_ROW, NARROW_ROW))
+        share = sum(q.bit_length() > NARROW_BITS for q in rows) / len(rows)
+        return 1.0 + share * (max(1.0, wide / narrow) - 1.0)
 
     @cached_property
     def fits(self) -> Mapping[str, LeafFit]:

@@ -56,15 +56,25 @@ class DiagonalSet:
         """The steps of all chains."""
         return frozenset(_halvings(self.input_period, 1) if self.uniform_outputs else self.folds)
 
-    @cached_property
+    @property
     def split(self) -> Split:
-        return self.best_split(frozenset())
+        return self.split_at(1.0)
 
-    def best_split(self, known: frozenset[int]) -> Split:
-        """The cheapest split when keys for the steps `known` (and for the folds) exist anyway."""
+    def split_at(self, weight: float) -> Split:
+        """The cheapest split where a giant step costs `weight` baby steps."""
+        if weight not in self._splits:
+            self._splits[weight] = self.best_split(frozenset(), weight)
+        return self._splits[weight]
+
+    @cached_property
+    def _splits(self) -> dict[float, Split]:
+        return {}
+
+    def best_split(self, known: frozenset[int], weight: float = 1.0) -> Split:
+        """The same when keys for the steps `known` (and for the folds) exist anyway."""
         turning = ~self.standing
         columns = (self.cells[turning, 2], self.cells[turning, 1], self.cells[turning, 0])
-        found = best_split(*columns, self.modulus, known | self.fold_steps)
+        found = best_split(*columns, self.modulus, known | self.fold_steps, weight)
         if turning.all():
             return found
         steps = np.zeros((2, len(self.cells)), dtype=np.int64)
@@ -84,7 +94,12 @@ class DiagonalSet:
     @cached_property
     def rotations(self) -> int:
         """Rotations in all, folds included, without hoisting."""
-        return self.split.rotations + sum(len(self.folds_of(k)) for k in np.unique(self.cells[:, 0]).tolist())
+        return self.split.rotations + self.fold_count
+
+    @cached_property
+    def fold_count(self) -> int:
+        """Rotations of the rotate-and-add chains of all outputs."""
+        return sum(len(self.folds_of(k)) for k in np.unique(self.cells[:, 0]).tolist())
 
     @property
     def products(self) -> int:
@@ -159,12 +174,18 @@ def group_cells(
     return DiagonalSet(cells.astype(np.int64), modulus, *periods, entry_cell, rows, columns, *uniform)
 
 
-def pack(map_: LinearMap, target: Layout, diagonals: DiagonalSet, known: frozenset[int] = frozenset()) -> PackedLinear:
+def pack(
+    map_: LinearMap,
+    target: Layout,
+    diagonals: DiagonalSet,
+    known: frozenset[int] = frozenset(),
+    weight: float = 1.0,
+) -> PackedLinear:
     """Fill the plaintext vectors, already rotated back by their giant step. Every weight is used exactly once.
 
     Among splits of equal cost the one that needs the fewest steps beyond `known` is taken.
     """
-    split = diagonals.best_split(known)
+    split = diagonals.best_split(known, weight)
     period = max(diagonals.input_period, diagonals.output_period)
     giant, baby = split.giant[diagonals.entry_cell], split.baby[diagonals.entry_cell]
     if diagonals.output_period < diagonals.input_period:

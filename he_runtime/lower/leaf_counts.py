@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 from ..plan import Kind
+from ..plan.counts import CONSTANT_PRODUCT, FLAT_PRODUCT
+from .diagonals import DiagonalSet
 from .levels import is_lazy
+from .split import Split
 from .stage_types import JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
 
-__all__ = ["Counts", "ciphertext_leaves"]
+__all__ = ["Counts", "ciphertext_leaves", "linear_leaves"]
 
 # (leaf, level) -> how often
 Counts = Counter[tuple[str, int]]
@@ -34,3 +37,21 @@ def ciphertext_leaves(stages: list[Stage], stage: Stage, level: int) -> Counts:
     elif not isinstance(stage, JoinStage):
         counts[Kind.ADD, level] += 1
     return counts
+
+
+def linear_leaves(found: DiagonalSet, split: Split, fused: bool) -> dict[str, int]:
+    """Leaf -> how often, of a packed linear stage; all that joins a sum does so by an addition."""
+    outputs, folds = found.outputs, found.fold_count
+    if not fused:
+        rotations, additions = split.rotations + folds, found.products - outputs + folds
+        return {Kind.ROTATE: rotations, Kind.MUL_PLAIN: found.products, Kind.ADD: additions}
+    flat = CONSTANT_PRODUCT if found.input_period == found.output_period == 1 else FLAT_PRODUCT
+    return {
+        "decompose": split.turned,
+        "hoisted": split.babies,
+        "product" if split.babies else flat: found.products,
+        "giant": split.giants,
+        "divide": outputs if split.rotations else 0,
+        Kind.ROTATE: folds,
+        Kind.ADD: folds,
+    }

@@ -132,7 +132,7 @@ class _Search:
                 if not _reaches(own[stage.inputs[0]], own[stage.name]):
                     return math.inf
                 found = self.diagonals(stage, own)
-                total += self.costs.linear(found.rotations, found.products, self.levels[stage.name])
+                total += self.costs.linear(found, self.levels[stage.name])
             if touching in (None, self.group[stage.name]):
                 total += self.per_ciphertext[stage.name] * layouts[self.group[stage.name]].ciphertexts
         entry = self.group[self.source]
@@ -239,7 +239,8 @@ def choose_packing(
     # The stage with most rotations chooses its steps first; the others reuse its keys where that costs nothing.
     sets = {s.name: search.diagonals(s, by_tensor) for s in linear}
     for stage in sorted(linear, key=lambda s: -sets[s.name].rotations):
-        found = pack(linear_operand(stage, by_tensor)[0], layouts[stage.name], sets[stage.name], steps)
+        weight = costs.giant_weight(levels[stage.name])
+        found = pack(linear_operand(stage, by_tensor)[0], layouts[stage.name], sets[stage.name], steps, weight)
         packed[stage.name] = found
         steps |= found.split.steps | found.diagonals.fold_steps
     layouts.setdefault(source, contiguous(shape, slots))

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..plan import Kind
 from .constants import Constants
-from .leaf_counts import Counts, ciphertext_leaves
+from .leaf_counts import Counts, ciphertext_leaves, linear_leaves
 from .levels import stage_levels
 from .packing import Packing
 from .stage_types import LinearStage, Stage
@@ -66,18 +65,21 @@ class Program:
     def input_level(self) -> int:
         return max((self.levels[s.name] for s in self.stages if self.source in s.inputs), default=0)
 
-    def leaf_counts(self) -> Counts:
-        """(leaf, level) -> how often, border included, before scales are known: alignments and biases are left out."""
+    def leaf_counts(self, fused: bool = False) -> Counts:
+        """(leaf, level) -> how often, border included, before scales are known: alignments and biases are left out.
+
+        `fused` is whether the backend runs a linear transform as one call.
+        """
         counts: Counts = Counter({("upload", self.input_level): self.packing.input_layout.ciphertexts})
         for stage in self.stages:
-            self._count(stage, self.levels[stage.name], self.packing.layouts[stage.name].ciphertexts, counts)
+            self._count(stage, self.packing.layouts[stage.name].ciphertexts, counts, fused)
         return counts
 
-    def _count(self, stage: Stage, level: int, ciphertexts: int, counts: Counts) -> None:
+    def _count(self, stage: Stage, ciphertexts: int, counts: Counts, fused: bool) -> None:
+        level = self.levels[stage.name]
         if isinstance(stage, LinearStage):
-            found = self.packing.packed[stage.name].diagonals
-            counts[Kind.ROTATE, level] += found.rotations
-            counts[Kind.MUL_PLAIN, level] += found.products
-            counts[Kind.ADD, level] += found.products - found.outputs
-        for leaf, n in ciphertext_leaves(self.stages, stage, level).items():
-            counts[leaf] += n * ciphertexts
+            packed = self.packing.packed[stage.name]
+            for leaf, n in linear_leaves(packed.diagonals, packed.split, fused).items():
+                counts[leaf, level] += n
+        for key, n in ciphertext_leaves(self.stages, stage, level).items():
+            counts[key] += n * ciphertexts

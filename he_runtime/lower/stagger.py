@@ -95,10 +95,8 @@ def proposals(found: DiagonalSet, base: Layout, target: Layout, costs: Costs, le
         for step in _steps(diagonals, found.modulus, copies):
             left = diagonals - diagonals // step % copies * step
             remaining = len(np.unique(left % found.modulus))
-            folds = math.log2(copies * block / target.period)
-            rotations = round(2 * math.sqrt(remaining) - 2 + folds) * target.ciphertexts
-            products = remaining * target.ciphertexts
-            ranked.append((costs.linear(rotations, products, level), copies, step))
+            folds = round(math.log2(copies * block / target.period))
+            ranked.append((costs.guessed(remaining, folds, target.ciphertexts, level), copies, step))
     return [StaggeredLayout(base, block, copies, step) for _, copies, step in sorted(ranked)[:_PROPOSED]]
 
 

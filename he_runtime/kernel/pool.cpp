@@ -42,9 +42,12 @@ struct Loop {
     bool open() const { return !stopped.load(std::memory_order_relaxed) && next.load(std::memory_order_relaxed) < count; }
 
     void fail() {
+        {
+            const std::lock_guard<std::mutex> lock(failing);
+            if (!failure) failure = std::current_exception();
+        }
         stopped = true;
-        const std::lock_guard<std::mutex> lock(failing);
-        if (!failure) failure = std::current_exception();
+        task.stop();
     }
 
     // `queue` counts the calls that wait for a turn: a helper makes way for them. The caller, with null, works to the end.

@@ -204,6 +204,34 @@ void test_callers(const Case& c) {
     for (std::thread& caller : callers) caller.join();
 }
 
+// Never more units at once than threads, over all calls; and as many where one call has many units.
+void test_turns() {
+    for (const int limit : {1, 2, 3}) {
+        set_threads(limit);
+        std::atomic<int> running{0}, most{0}, done{0};
+        const auto call = [&] {
+            for (int loop = 0; loop < 50; ++loop) {
+                Task task;
+                const Turn turn(task);
+                parallel_for(20, task, [&](std::size_t) {
+                    const int now = ++running;
+                    for (int seen = most; seen < now && !most.compare_exchange_weak(seen, now);) {}
+                    std::this_thread::sleep_for(std::chrono::microseconds(20));
+                    --running;
+                    ++done;
+                });
+            }
+        };
+        std::vector<std::thread> callers;
+        for (int i = 0; i < 5; ++i) callers.emplace_back(call);
+        for (std::thread& caller : callers) caller.join();
+        check(most == limit && done == 5 * 50 * 20, "several calls on " + std::to_string(limit) + " threads");
+        most = done = 0;
+        for (int attempt = 0; attempt < 20 && most < limit; ++attempt) call();
+        check(most == limit, "one call on " + std::to_string(limit) + " threads");
+    }
+}
+
 // Stopped after any number of units, by the task and by its poll.
 void test_cancelled(const Case& c) {
     const auto ring = ring_of(c, default_path());
@@ -260,6 +288,7 @@ int main() {
     for (const Case& c : kCases) test_paths(c);
     test_callers(kCases[0]);
     test_callers(kCases[5]);
+    test_turns();
     test_cancelled(kCases[5]);
     test_refusals();
     if (failures == 0) std::printf("all agree\n");

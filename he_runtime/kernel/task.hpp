@@ -33,11 +33,16 @@ class Task {
     // By the calling thread, before a loop.
     void begin() {
         caller_ = std::this_thread::get_id();
+        stopped_.store(false, std::memory_order_relaxed);
         check();
     }
 
-    // Within a long unit, on any thread: `check` where it may be called.
+    // The loop that runs has failed on some thread.
+    void stop() { stopped_.store(true, std::memory_order_relaxed); }
+
+    // Within a long unit, on any thread: `check` where it may be called. Throws in a loop that failed elsewhere, too.
     void check_within() {
+        if (stopped_.load(std::memory_order_relaxed)) throw Cancelled();
         if (std::this_thread::get_id() == caller_) return check();
         if (cancelled()) throw Cancelled();
     }
@@ -57,7 +62,7 @@ class Task {
   private:
     static constexpr std::chrono::milliseconds kInterval{10};
 
-    std::atomic<bool> cancelled_{false};
+    std::atomic<bool> cancelled_{false}, stopped_{false};
     std::atomic<std::uint64_t> progress_{0};
     std::function<void()> poll_;
     std::thread::id caller_;

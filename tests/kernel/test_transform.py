@@ -78,7 +78,7 @@ def check(kernel: Any, paths: list[str], name: str, linear: Linear, level: int, 
             reference = reference or got
             np.testing.assert_array_equal(got, reference, err_msg=f"{machine.ring.path}, {threads} threads, compact {compact}")
     assert reference is not None
-    bound = 7 * deviation(linear, params, gadget, level, scale, plain_scale)
+    bound = 5 * deviation(linear, params, gadget, level, scale, plain_scale)
     for got, wanted in zip(decrypted(machine, reference, scale * plain_scale), clear(linear, xs), strict=True):
         assert np.abs(got - wanted).max() < bound
     assert bound < 2.0**-4 if level == 0 else bound < 2.0**-14, "the bound would catch a wrong result"

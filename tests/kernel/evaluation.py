@@ -89,7 +89,9 @@ class Machine:
         self.kernel.download(x, out)
         return out
 
-    def plain(self, level: int, coefficients: npt.NDArray[np.float64], extended: bool = False, compact: bool = False) -> Any:
+    def plain(
+        self, level: int, coefficients: npt.NDArray[np.float64], extended: bool = False, compact: bool = False
+    ) -> Any:
         return self.kernel.encode(self.ring, level, extended, np.ascontiguousarray(coefficients), compact)
 
     def constant(self, level: int, integer: int, extended: bool = False) -> Any:

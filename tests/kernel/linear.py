@@ -47,7 +47,13 @@ class Linear:
 
 
 def random_linear(
-    rng: np.random.Generator, slots: int, inputs: int, outputs: int, babies: list[int], giants: list[int], density: float
+    rng: np.random.Generator,
+    slots: int,
+    inputs: int,
+    outputs: int,
+    babies: list[int],
+    giants: list[int],
+    density: float,
 ) -> Linear:
     """Some cells of a full one, at least one in each group; operands of several periods, and constants."""
     its_babies = tuple((j, a) for j in range(inputs) for a in babies)
@@ -99,7 +105,9 @@ def run(machine: Machine, transform: Any, inputs: list[U64], keys: dict[int, Any
     return [machine.download(y) for y in found]
 
 
-def expanded(machine: Machine, linear: Linear, inputs: list[U64], keys: dict[int, Any], level: int, scale: float) -> list[U64]:
+def expanded(
+    machine: Machine, linear: Linear, inputs: list[U64], keys: dict[int, Any], level: int, scale: float
+) -> list[U64]:
     """One leaf after the other: rotate, multiply, add, rotate, add."""
     kernel, task, element = machine.kernel, machine.kernel.Task(), machine.params.galois_element
 

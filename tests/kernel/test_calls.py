@@ -49,7 +49,9 @@ def long_call(kernel: Any, compact: bool = True) -> Long:
     made = []
     for count in (CELLS[compact], 20):
         cells = sorted((k % 2, k // 2 % 2, k % 2) for k in range(count))
-        made.append(fused(machine, Linear(1, ((0, 0), (0, 1)), ((0, 0), (0, 3)), tuple(cells), vectors), 2, 2.0**30, compact))
+        made.append(
+            fused(machine, Linear(1, ((0, 0), (0, 1)), ((0, 0), (0, 3)), tuple(cells), vectors), 2, 2.0**30, compact)
+        )
     keys = machine.keys([PARAMS.galois_element(1), PARAMS.galois_element(3)], 2)
     return Long(machine, made[0], made[1], [machine.upload(residues(rng, PARAMS, 2, 2))], keys)
 
@@ -108,7 +110,7 @@ def test_polls_are_never_far_apart(kernel: Any, compact: bool) -> None:
         times = [time.monotonic()]
         call.run(kernel.Task(lambda: times.append(time.monotonic())))
         assert len(times) > 3, "the call is long enough to tell"
-        return max(np.diff([*times, time.monotonic()]))
+        return float(max(np.diff([*times, time.monotonic()])))
 
     assert best(longest_gap, 0.05) < 0.05
 
@@ -193,9 +195,15 @@ def test_calls_at_once_share_the_threads(kernel: Any) -> None:
 
 def test_a_short_call_gets_a_turn_while_a_long_one_has_helpers(kernel: Any) -> None:
     kernel.set_threads(2)
-    call, ended = long_call(kernel, compact=False), []
+    call = long_call(kernel, compact=False)
+    ended: list[float] = []
     wanted = call.run_short()
-    long = threading.Thread(target=lambda: (call.run(kernel.Task()), ended.append(time.monotonic())))
+
+    def run() -> None:
+        call.run(kernel.Task())
+        ended.append(time.monotonic())
+
+    long = threading.Thread(target=run)
     long.start()
     time.sleep(0.03)
     for _ in range(3):
@@ -208,7 +216,12 @@ def test_a_short_call_gets_a_turn_while_a_long_one_has_helpers(kernel: Any) -> N
 def test_a_call_that_waits_for_its_turn_is_polled(kernel: Any) -> None:
     kernel.set_threads(1)
     call, ended = long_call(kernel), threading.Event()
-    long = threading.Thread(target=lambda: (call.run(kernel.Task()), ended.set()))
+
+    def run() -> None:
+        call.run(kernel.Task())
+        ended.set()
+
+    long = threading.Thread(target=run)
     long.start()
     time.sleep(0.03)
 
@@ -224,7 +237,8 @@ def test_a_call_that_waits_for_its_turn_is_polled(kernel: Any) -> None:
 def test_a_poll_may_evaluate(kernel: Any) -> None:
     kernel.set_threads(1)
     call = long_call(kernel)
-    wanted, found = call.run_short(), []
+    wanted = call.run_short()
+    found: list[list[U64]] = []
 
     def poll() -> None:
         if not found:

@@ -18,7 +18,7 @@ from he_runtime.gadget import SEAL
 from he_runtime.params import CkksParams
 from tests.kernel.evaluation import U64, Judge, Machine, chain, record, residues
 
-CHAINS = {
+CHAINS: dict[str, tuple[int, list[float], list[float]]] = {
     "1024-narrow": (1024, [40, 30, 30, 30], [45]),
     "1024-mixed": (1024, [60, 24, 55, 59], [60]),
     "1024-small-special": (1024, [50, 59, 45], [30]),
@@ -32,7 +32,12 @@ CHAINS = {
     "8192-mixed": (8192, [59, 30, 49], [45]),
     "16384": (16384, [45, 30, 59], [60]),
 }
-SEAL_NAMES = {"mul": "multiply", "mul_plain": "multiply_plain", "rescale": "rescale_to_next", "mod_switch": "mod_switch_to_next"}
+SEAL_NAMES = {
+    "mul": "multiply",
+    "mul_plain": "multiply_plain",
+    "rescale": "rescale_to_next",
+    "mod_switch": "mod_switch_to_next",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,10 +67,19 @@ def operands(params: CkksParams, level: int) -> dict[str, Any]:
 
 def cases(params: CkksParams, level: int, given: dict[str, Any]) -> list[tuple[str, tuple[Any, ...]]]:
     """(leaf, operands); an operand by its name, or a Galois element."""
-    found: list[tuple[str, tuple[Any, ...]]] = [("add", ("x", "y")), ("add", ("product", "x")), ("add", ("x", "product"))]
+    found: list[tuple[str, tuple[Any, ...]]] = [
+        ("add", ("x", "y")),
+        ("add", ("product", "x")),
+        ("add", ("x", "product")),
+    ]
     for plain in ("dense", "sparse", "constant"):
         found += [("add_plain", ("x", plain)), ("mul_plain", ("x", plain)), ("mul_plain", ("product", plain))]
-    found += [("add_plain", ("product", "dense")), ("mul", ("x", "y")), ("square", ("x",)), ("relinearize", ("product",))]
+    found += [
+        ("add_plain", ("product", "dense")),
+        ("mul", ("x", "y")),
+        ("square", ("x",)),
+        ("relinearize", ("product",)),
+    ]
     found += [("apply_galois", ("x", element)) for element in (3, params.conjugation_element)]
     if level:
         found += [(leaf, (of,)) for leaf in ("rescale", "mod_switch") for of in ("x", "product")]
@@ -131,9 +145,7 @@ def test_a_key_cut_to_a_level_has_seals_bits_there_and_below(kernel: Any, paths:
             np.testing.assert_array_equal(machine.call("relinearize", given["product"], keys[0]), linear, err_msg=path)
 
 
-@settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["1024-narrow", "1024-mixed", "1024-small-special", "1024-50-bits"]),
     leaf=st.sampled_from(["mul", "square", "relinearize", "apply_galois", "rescale"]),
@@ -144,7 +156,15 @@ def test_a_key_cut_to_a_level_has_seals_bits_there_and_below(kernel: Any, paths:
     threads=st.sampled_from([1, 2, 3]),
 )
 def test_any_residues_have_seals_bits(
-    kernel: Any, paths: list[str], name: str, leaf: str, down: int, element: int, extreme: float, seed: int, threads: int
+    kernel: Any,
+    paths: list[str],
+    name: str,
+    leaf: str,
+    down: int,
+    element: int,
+    extreme: float,
+    seed: int,
+    threads: int,
 ) -> None:
     params = chain(*CHAINS[name])
     top = params.max_level

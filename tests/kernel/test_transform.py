@@ -76,11 +76,13 @@ def check(kernel: Any, paths: list[str], name: str, linear: Linear, level: int, 
             kernel.set_threads(threads)
             got = run(machine, fused(machine, linear, level, plain_scale, compact), inputs, keys)
             reference = reference or got
-            np.testing.assert_array_equal(got, reference, err_msg=f"{machine.ring.path}, {threads} threads, compact {compact}")
+            np.testing.assert_array_equal(
+                got, reference, err_msg=f"{machine.ring.path}, {threads} threads, compact {compact}"
+            )
     assert reference is not None
     bound = 5 * deviation(linear, params, gadget, level, scale, plain_scale)
-    for got, wanted in zip(decrypted(machine, reference, scale * plain_scale), clear(linear, xs), strict=True):
-        assert np.abs(got - wanted).max() < bound
+    for slots, wanted in zip(decrypted(machine, reference, scale * plain_scale), clear(linear, xs), strict=True):
+        assert np.abs(slots - wanted).max() < bound
     assert bound < 2.0**-4 if level == 0 else bound < 2.0**-14, "the bound would catch a wrong result"
 
 
@@ -101,9 +103,7 @@ def test_keys_cut_to_a_level_serve_those_below(kernel: Any, paths: list[str], na
         check(kernel, paths, name, linear, level, params.max_level - 1, level)
 
 
-@settings(
-    max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(sorted(GADGETS)),
     inputs=st.integers(1, 3),
@@ -137,7 +137,9 @@ def test_it_agrees_with_the_default_expansion(kernel: Any, paths: list[str], nam
     # The leaves divide after each baby step, and SEAL's digits are not centred: a few times the fused call's noise,
     # and in the slots next to the root 1 up to N times.
     near = deviation(linear, params, gadget, level, scale, plain_scale)
-    for a, b in zip(decrypted(machine, by_leaf, scale * plain_scale), decrypted(machine, at_once, scale * plain_scale), strict=True):
+    for a, b in zip(
+        decrypted(machine, by_leaf, scale * plain_scale), decrypted(machine, at_once, scale * plain_scale), strict=True
+    ):
         assert np.median(np.abs(a - b)) < 7 * near
         assert np.abs(a - b).max() < 7 * near * N
 

@@ -64,6 +64,22 @@ struct Loop {
             }
         }
     }
+
+    // By the caller, once no helper can join any more: their last units, and polls meanwhile.
+    void await_helpers() {
+        while (helpers.load(std::memory_order_acquire) > 0) {
+            for (int i = 0; i < 32; ++i) pause();
+            if (stopped) {
+                std::this_thread::yield();
+                continue;
+            }
+            try {
+                task.check();
+            } catch (...) {
+                fail();
+            }
+        }
+    }
 };
 
 int usable_processors() {
@@ -131,7 +147,7 @@ class Pool {
             const std::lock_guard<std::mutex> lock(mutex_);
             loops_.erase(std::find(loops_.begin(), loops_.end(), &loop));
         }
-        while (loop.helpers.load(std::memory_order_acquire) > 0) pause();  // units are short
+        loop.await_helpers();
     }
 
   private:

@@ -7,8 +7,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,44 +14,10 @@ import pytest
 
 pytest.importorskip("tenseal")
 
-from tests.kernel.evaluation import U64, Machine, chain, residues
-from tests.kernel.linear import Linear, fused
+from tests.kernel.evaluation import U64
+from tests.kernel.long_call import long_call
 
-PARAMS = chain(4096, [40, 36, 36], [45])
-CELLS = {True: 8000, False: 120000}  # compact or not: some tenths of a second
 ATTEMPTS = 4  # the processors are shared with others: the best of several counts
-
-
-@dataclass(frozen=True)
-class Long:
-    """A transform that takes a while, and one that is the same but for its length."""
-
-    machine: Machine
-    transform: Any
-    short: Any
-    inputs: list[Any]
-    keys: dict[int, Any]
-
-    def run(self, task: Any) -> list[U64]:
-        return [self.machine.download(y) for y in self.transform.run(self.inputs, self.keys, task)[0]]
-
-    def run_short(self) -> list[U64]:
-        return [self.machine.download(y) for y in self.short.run(self.inputs, self.keys, self.machine.kernel.Task())[0]]
-
-
-@cache
-def long_call(kernel: Any, compact: bool = True) -> Long:
-    machine = Machine.make(kernel, PARAMS, kernel.default_path())
-    rng = np.random.default_rng(1)
-    vectors = tuple(rng.uniform(-1, 1, PARAMS.slots) for _ in range(2))
-    made = []
-    for count in (CELLS[compact], 20):
-        cells = sorted((k % 2, k // 2 % 2, k % 2) for k in range(count))
-        made.append(
-            fused(machine, Linear(1, ((0, 0), (0, 1)), ((0, 0), (0, 3)), tuple(cells), vectors), 2, 2.0**30, compact)
-        )
-    keys = machine.keys([PARAMS.galois_element(1), PARAMS.galois_element(3)], 2)
-    return Long(machine, made[0], made[1], [machine.upload(residues(rng, PARAMS, 2, 2))], keys)
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +66,9 @@ def test_a_poll_that_raises_stops_the_call(kernel: Any, count: int, compact: boo
 
 
 @pytest.mark.parametrize("compact", [True, False])
-def test_polls_are_never_far_apart(kernel: Any, compact: bool) -> None:
-    kernel.set_threads(1)
+@pytest.mark.parametrize("count", [1, 2])
+def test_polls_are_never_far_apart(kernel: Any, count: int, compact: bool) -> None:
+    kernel.set_threads(count)
     call = long_call(kernel, compact)
 
     def longest_gap() -> float:

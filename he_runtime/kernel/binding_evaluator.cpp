@@ -179,7 +179,7 @@ void bind_evaluator(nb::module_& module) {
         }
         nb::gil_scoped_release release;
         blake2xb_nodes(out.data(), roots.data(), roots.shape(0) / 8);
-    }, "out"_a, "roots"_a, "BLAKE2Xb: each root digest to 4096 bytes, for seeds of public polynomials.");
+    }, "out"_a.noconvert(), "roots"_a.noconvert(), "BLAKE2Xb: each root digest to 4096 bytes, for seeds of public polynomials.");
     module.def("threads", &threads, "Threads that may compute at once, over all calls of the process.");
     module.def("set_threads", &set_threads, "count"_a);
     module.def("cached_bytes", &cached_bytes, "Bytes of freed polynomials that are kept for reuse.");

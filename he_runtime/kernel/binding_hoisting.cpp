@@ -24,6 +24,9 @@ std::vector<Cipher> rotate_all(const Ring& ring, const Ciphertext& x, const std:
 }
 
 u64 read_keys(const Ring& ring, const std::vector<std::shared_ptr<SwitchKey>>& keys) {
+    for (const auto& key : keys) {
+        if (key == nullptr) throw nb::value_error("cannot read keys: got none");
+    }
     const nb::gil_scoped_release release;
     const Turn turn;
     u64 total = 0;

@@ -34,6 +34,7 @@ Ring::Ring(std::size_t n, const std::vector<u64>& primes, const std::vector<u64>
     if (alpha == 0 || alpha > 16) throw std::invalid_argument("cannot use digits of " + std::to_string(alpha) + " primes: need 1 to 16");
     for (const u64 q : primes) primes_.push_back(std::make_unique<Ntt>(n, make_modulus(q), path));
     for (const u64 q : special) special_.push_back(std::make_unique<Ntt>(n, make_modulus(q), path));
+    galois_ = std::vector<std::atomic<const Galois*>>(n);
     const std::vector<const Ntt*> live = pointers(primes_, 0, primes_.size());
     by_special_ = std::make_unique<Division>(pointers(special_, 0, special_.size()), live);
     by_prime_.push_back(nullptr);
@@ -60,10 +61,17 @@ const Base& Ring::digit(std::size_t level, std::size_t d) const {
 }
 
 const GaloisTable& Ring::galois(u64 element) const {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    auto found = galois_.find(element);
-    if (found == galois_.end()) found = galois_.emplace(element, std::make_unique<Galois>(n_, element)).first;
-    return found->second->table();
+    const bool known = element % 2 == 1 && element < 2 * n_;
+    const Galois* found = known ? galois_[element / 2].load(std::memory_order_acquire) : nullptr;
+    if (found != nullptr) return found->table();
+    const std::lock_guard<std::mutex> lock(building_);
+    if (known) found = galois_[element / 2].load(std::memory_order_relaxed);
+    if (found == nullptr) {
+        built_.push_back(std::make_unique<Galois>(n_, element));  // throws for unknown ones
+        found = built_.back().get();
+        galois_[element / 2].store(found, std::memory_order_release);
+    }
+    return found->table();
 }
 
 }  // namespace secateur

@@ -2,7 +2,7 @@
 // automorphisms; shared by all threads.
 #pragma once
 
-#include <map>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -70,8 +70,10 @@ class Ring {
     std::vector<std::vector<std::unique_ptr<Base>>> digits_;  // by digit and count of live primes - 1
     std::unique_ptr<Division> by_special_;
     std::vector<std::unique_ptr<Division>> by_prime_;
-    mutable std::mutex mutex_;
-    mutable std::map<u64, std::unique_ptr<Galois>> galois_;
+    // Looked up for every piece of work, so without a lock once built. By (element - 1) / 2.
+    mutable std::vector<std::atomic<const Galois*>> galois_;
+    mutable std::mutex building_;
+    mutable std::vector<std::unique_ptr<const Galois>> built_;
 };
 
 }  // namespace secateur

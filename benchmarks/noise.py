@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from he_runtime import Plan, compile, run_clear
+from he_runtime.cost import load_default
 from he_runtime.errors import InputError
 from model_prep.data import load
 from model_prep.networks import NETWORKS
@@ -51,7 +52,7 @@ def measure(log: PointLog, networks: Sequence[str], images: int, per_key: int) -
         if not missing:
             continue
         _say(f"{network}: planning and encoding weights")
-        planned = compile(random_reference(network))
+        planned = compile(random_reference(network), table=load_default(BACKEND))
         _require_same_plan(log, network, planned)
         local, x = Local(planned, BACKEND), inputs(network, images)
         for first in missing:

@@ -49,7 +49,7 @@ def counts(model: CompressedModel, slots: int) -> dict[str, Any]:
     """
     start = time.perf_counter()
     try:
-        plan = compile(model, degrees=(2 * slots,))
+        plan = compile(model, degrees=(2 * slots,), table=load_default("tenseal"))
         found, counted = leaf_totals(plan.counts), "plan"
     except DoesNotFit:
         found, counted = _packing_counts(model, slots), "packing"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .backends import default_backend
 from .compile import DEGREES, compile, error_budget, lower
 from .cost import CostTable, load_default, price
 from .errors import DoesNotFit, ParameterError
@@ -71,7 +72,7 @@ def plan_batch(
     """
     if samples < 1:
         raise ParameterError(f"cannot plan for {samples} samples: need at least 1")
-    table = table or load_default("tenseal")
+    table = table or load_default(default_backend())
     budget = error_budget(model, max_error, margin_share)
     single = compile(
         model, degrees=degrees, max_error=budget, table=table, max_bytes=max_bytes, max_key_bytes=max_key_bytes

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from .backends import default_backend
 from .candidate import MAX_PRIME_BITS, Problem
 from .chain import LEAST_LEVEL_BITS, MIN_PRIME_BITS
 from .cost import CostTable, load_default
 from .errors import DoesNotFit, ParameterError
 from .floor import error_floor
+from .gadget import SEAL
 from .gadget_choice import cheapest_plan, choices
 from .lower.constants import check_output, fold_constants
 from .lower.costs import Costs
@@ -21,6 +23,7 @@ from .lower.statistics import Statistics
 from .model import CompressedModel
 from .params import DEGREES, MAX_LOG2_QP
 from .plan import Plan, verify
+from .plan.counts import FUSED
 from .refusals import nearest, require_floor, require_memory, require_width, too_deep
 
 __all__ = ["DEGREES", "compile", "error_budget", "lower"]
@@ -39,14 +42,15 @@ def compile(
     table: CostTable | None = None,
     max_bytes: int | None = None,
     max_key_bytes: int | None = None,
-    gadget: str | None = None,
+    gadget: str | None = SEAL,
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
     Where tensors span several ciphertexts there, larger rings that price lower are taken instead.
 
     `batch` samples (a power of two) are interleaved in every ciphertext; with as many samples as slots there is one
-    feature per ciphertext and no rotation at all. Packings are weighed by `table`, by default the shipped one.
+    feature per ciphertext and no rotation at all. Packings are weighed by `table`, by default the one that
+    ships with the default back end.
 
     The budget bounds six predicted sigmas of the noisiest output: `max_error` in output units, or by default `margin_share` of the model's
     median margin between the two largest outputs. Among the prime chains of a ring the one with the smallest
@@ -55,14 +59,14 @@ def compile(
     A plan that needs more memory of a worker than `max_bytes` is not taken. Where the evaluation keys exceed
     `max_key_bytes` on the wire, rotations that are rarely needed go by way of two others.
 
-    A table of the native back end lets key switching take digits of several primes where that is cheaper; such a plan
-    runs there alone. `gadget` ("seal", "hybrid-2", ..) allows no other.
+    A plan on the gadget "seal" runs on every back end. With a table of the native one, `gadget` may be "hybrid-2" and
+    the like, or None for the cheapest: digits of several primes, on that back end alone.
 
     Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
     unsupported op.
     """
     budget = error_budget(model, max_error, margin_share)
-    table = table or load_default("tenseal")
+    table = table or load_default(default_backend())
     reasons: list[DoesNotFit | ParameterError] = []
     found: tuple[Plan, float] | None = None
     for degree in degrees:
@@ -82,6 +86,18 @@ def compile(
             break
     if found is not None:
         return verify(found[0])
+    if table.backend in FUSED and gadget in (None, SEAL):
+        # A baby step errs at the scale of what it rotates, a giant step at that of a product: with fewer babies it may fit.
+        return compile(
+            model,
+            degrees=degrees,
+            max_error=max_error,
+            margin_share=margin_share,
+            batch=batch,
+            table=load_default("tenseal"),
+            max_bytes=max_bytes,
+            max_key_bytes=max_key_bytes,
+        )
     tried = ", ".join(map(str, degrees))
     raise DoesNotFit(
         f"cannot plan model {model.name!r}: no ring degree of {tried} holds it; nearest: {nearest(reasons).message}"

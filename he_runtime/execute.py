@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backends import open_backend
+from .backends import default_backend, open_backend
 from .backends.base import Check, walk
 from .backends.clear import ClearEvaluator
 from .errors import CiphertextMismatch, Reason
@@ -44,9 +44,10 @@ class LoadedKeys:
 class Executor:
     """One plan on one backend, plaintexts encoded once; `run` may be called many times, for many clients."""
 
-    def __init__(self, plan: Plan, backend: str = "tenseal") -> None:
+    def __init__(self, plan: Plan, backend: str | None = None) -> None:
+        """`backend` is by default `native` where the kernel is built, else `tenseal`."""
         self.plan = plan
-        self.backend = open_backend(backend, plan)
+        self.backend = open_backend(backend or default_backend(), plan)
         self.counters: Counter[tuple[str, int]] = Counter()
 
     def load_keys(self, keys: EvaluationKeys) -> LoadedKeys:

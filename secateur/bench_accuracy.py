@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from .compress import stage_facts
-from .options import Cache, Data, Images, Json, Recipe
+from .options import Backend, Cache, Data, Images, Json, Recipe
 from .output import emit, facts_table, say
 
 if TYPE_CHECKING:
@@ -23,7 +21,7 @@ __all__ = ["accuracy"]
 def accuracy(
     images: Images = 100,
     recipe: Recipe = "digits-cnn",
-    backend: Annotated[str, typer.Option(help="Back end of the server's worker.")] = "tenseal",
+    backend: Backend = None,
     data: Data = None,
     cache: Cache = None,
     as_json: Json = False,
@@ -32,16 +30,19 @@ def accuracy(
     import numpy as np
 
     from he_runtime import compile, run_clear
+    from he_runtime.backends import default_backend
+    from he_runtime.cost import load_default
     from he_runtime.cost.calibrate import machine_name
     from he_runtime.reference import normalize
 
     from .service import served
     from .trained import data_of, trained
 
+    backend = backend or default_backend()
     model = trained(recipe, cache, data)
     dataset = data_of(recipe, data)
     raw, labels = dataset.x_test[:images].astype(np.float64), dataset.y_test[:images]
-    planned = compile(model)
+    planned = compile(model, table=load_default(backend))
     clear = run_clear(planned, normalize(model.input, raw)).reshape(len(raw), -1)
     with served(model, planned, backend) as client:
         say(f"asking with {len(raw)} encrypted images ...")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .calibrate import measured_table
-from .options import Json
+from .options import Backend, Json
 from .output import emit, say, table
 from .probe import fourier_probe
 
@@ -22,7 +22,7 @@ __all__ = ["latency"]
 
 def latency(
     network: Annotated[list[str] | None, typer.Option(help="Only these reference networks; repeatable.")] = None,
-    backend: Annotated[str, typer.Option(help="The back end to measure.")] = "tenseal",
+    backend: Backend = None,
     runs: Annotated[int, typer.Option(help="Runs per network, of which the median counts.", min=7)] = 7,
     seconds: Annotated[float, typer.Option(help="Calibration time per network, in seconds.")] = 10.0,
     as_json: Json = False,
@@ -31,7 +31,8 @@ def latency(
 
     Their weights are random: only the shapes matter here. A network that needs more memory than is free is left out.
     """
-    from he_runtime.cost.calibrate import machine_name
+    from he_runtime.backends import default_backend
+    from he_runtime.cost.calibrate import machine_name, threads_of
     from he_runtime.errors import DoesNotFit, InputError
     from model_prep.networks import NETWORKS
 
@@ -39,6 +40,7 @@ def latency(
     unknown = sorted(set(names) - set(NETWORKS))
     if unknown:
         raise InputError(f"cannot measure {', '.join(unknown)}: need some of {', '.join(NETWORKS)}")
+    backend = backend or default_backend()
     rows: list[dict[str, Any]] = []
     for name in names:
         say(f"{name} ...")
@@ -46,7 +48,7 @@ def latency(
             rows.append({"network": name, "fits": True, **_measure(name, backend, runs, seconds)})
         except DoesNotFit as error:
             rows.append({"network": name, "fits": False, "why": error.message})
-    record = {"machine": machine_name(), "backend": backend, "threads": 1, "networks": rows}
+    record = {"machine": machine_name(), "backend": backend, "threads": threads_of(backend), "networks": rows}
     emit(record, as_json, lambda console: _render(console, record))
 
 
@@ -59,12 +61,16 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
     import numpy as np
 
     from he_runtime import compile, price
+    from he_runtime.cost import load_default
+    from he_runtime.cost.calibrate import threads_of
     from he_runtime.cost.measure import measure_latency
+    from he_runtime.gadget import SEAL
+    from he_runtime.plan.counts import FUSED
     from model_prep.reference_models import random_reference
 
     from .local import Local
 
-    planned = compile(random_reference(name))
+    planned = compile(random_reference(name), table=load_default(backend), gadget=None if backend in FUSED else SEAL)
     report = price(planned, measured_table(backend, planned.params, seconds, only=planned.counts_on(backend)))
     _refuse_too_large(name, report.peak_bytes)
     local = Local(planned, backend)
@@ -76,7 +82,8 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
         local.evaluate(encrypted)
         wall.append(time.perf_counter() - start)
 
-    measured = measure_latency(run, fourier_probe(), runs, clock=time.thread_time)
+    clock = time.thread_time if threads_of(backend) == 1 else time.perf_counter
+    measured = measure_latency(run, fourier_probe(), runs, clock=clock)
     return {
         "predicted_ms": report.latency_ms,
         "measured_ms": measured.median_ms,
@@ -107,7 +114,8 @@ def _free_bytes() -> int:
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:
-    title = f"{record['machine']}, {record['backend']}, one thread"
+    threads = "one thread" if record["threads"] == 1 else f"{record['threads']} threads"
+    title = f"{record['machine']}, {record['backend']}, {threads}"
     drawn = table(("network", "N", "predicted", "measured", "ratio", "counters"), title)
     for row in record["networks"]:
         if not row["fits"]:

@@ -38,6 +38,7 @@ def tenseal_cnn(
     import numpy as np
 
     from he_runtime import compile, run_clear
+    from he_runtime.cost import load_default
     from he_runtime.cost.calibrate import machine_name
     from he_runtime.reference import forward, normalize
 
@@ -50,8 +51,8 @@ def tenseal_cnn(
     x = normalize(model.input, dataset.x_test[:images])
     theirs = TensealTutorial(model, float(np.abs(forward(model, x)).max()), THREADS)
     say("planning, making keys and encoding weights ...")
-    planned = compile(model, degrees=(DEGREE,))
-    ours = Local(planned)
+    planned = compile(model, degrees=(DEGREE,), table=load_default("tenseal"))
+    ours = Local(planned, "tenseal")
     record = _compare(theirs, ours, x, run_clear(planned, x)) | {
         "N": planned.params.degree,
         "log2_qp": planned.params.log2_qp,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Json
+from .options import Backend, Json
 from .output import emit, facts_table, progress_share, say, table
 
 if TYPE_CHECKING:
@@ -30,15 +30,17 @@ def calibrate(
         typer.Option(help="Without a model: these ring degrees, at three levels each; all by default."),
     ] = None,
     output: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("cost-table.json"),
-    backend: Annotated[str, typer.Option(help="The back end to measure.")] = "tenseal",
+    backend: Backend = None,
     seconds: Annotated[float, typer.Option(help="Time to spend, in seconds.")] = 10.0,
     as_json: Json = False,
 ) -> None:
     """Measure the cost of operations here, for `secateur estimate --table`."""
+    from he_runtime.backends import default_backend
     from he_runtime.errors import InputError
 
     from .artifacts import load_or_compile
 
+    backend = backend or default_backend()
     if model is None:
         measured = _surveyed(backend, degree, seconds)
     elif degree:

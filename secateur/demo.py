@@ -50,6 +50,8 @@ def demo(
     import numpy as np
 
     from he_runtime import compile, price, run_clear
+    from he_runtime.backends import default_backend
+    from he_runtime.plan.counts import leaf_totals
     from he_runtime.reference import normalize
 
     from .artifacts import dense_counts
@@ -62,7 +64,9 @@ def demo(
     sample = data.x_test[image].astype(np.float64)
     say("planning ...")
     planned, dense = compile(model), dense_counts(model)
-    table = measured_table("tenseal", planned.params, CALIBRATION_SECONDS, only=planned.counts)
+    backend = default_backend()
+    only = planned.counts_on(backend)
+    table = measured_table(backend, planned.params, CALIBRATION_SECONDS, only=only)
     with served(model, planned) as client:
         say("asking with an encrypted image ...")
         measured = _measure(client, model.name, sample)
@@ -71,10 +75,12 @@ def demo(
         "label": int(data.y_test[image]),
         "predicted_ms": price(planned, table).latency_ms,
         "dense_counts": dense,
+        "planned_counts": leaf_totals(planned.counts),
         "data": data.name,
         "accuracy": model.metadata.get("accuracy", {}).get("final"),
         "machine": table.machine,
         "threads": table.threads,
+        "backend": backend,
     }
     emit(record, as_json, lambda console: _render(console, record, sample))
 
@@ -129,7 +135,6 @@ def _record(planned: Plan, measured: _Measured, clear: npt.NDArray[np.float64]) 
         "error_bound": planned.error_bound,
         "N": planned.params.degree,
         "log2_qp": planned.params.log2_qp,
-        "backend": "tenseal",
     }
 
 
@@ -151,7 +156,7 @@ def _render(console: Console, record: dict[str, Any], sample: npt.NDArray[np.flo
     ]
     console.print(facts_table("", facts))
     console.print()
-    console.print(counts_table({"dense": record["dense_counts"], "compressed": record["counts"]}))
+    console.print(counts_table({"dense": record["dense_counts"], "compressed": record["planned_counts"]}))
 
 
 def _draw(sample: npt.NDArray[np.float64]) -> str:

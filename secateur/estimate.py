@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["cost_facts", "estimate", "prices_of"]
 
-BACKEND = "tenseal"  # whose shipped table prices where nothing else is said
 
 
 def estimate(
@@ -44,10 +43,11 @@ def prices_of(backend: str | None, path: Path | None) -> CostTable:
 
     PlanError for a table of another back end.
     """
+    from he_runtime.backends import default_backend
     from he_runtime.cost import CostTable, load_default
 
     if path is None:
-        return load_default(backend or BACKEND)
+        return load_default(backend or default_backend())
     found = CostTable.load(path)
     for warning in found.warnings():
         say(f"warning: {warning}")
@@ -80,7 +80,7 @@ def _render(console: Console, model: str, report: CostReport) -> None:
     console.print()
     layers = table(("layer", "ms", "at least", "at most", "products", "rotations"))
     for layer in report.layers:
-        counts = (layer.counts.get("mul_plain", 0), layer.counts.get("rotate", 0))
+        counts = (layer.products, layer.rotations)
         layers.add_row(
             layer.name, f"{layer.ms:.1f}", f"{layer.low_ms:.1f}", f"{layer.high_ms:.1f}", *(f"{n:,}" for n in counts)
         )

@@ -24,7 +24,7 @@ class Local:
     `encode_s` is how long the weights took to encode, in seconds; `executor` has the counters of the last run.
     """
 
-    def __init__(self, planned: Plan, backend: str = "tenseal") -> None:
+    def __init__(self, planned: Plan, backend: str | None = None) -> None:
         from he_runtime import Executor
 
         self._spec = planned.client_spec()

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Cache", "Data", "Images", "Json", "Recipe"]
+__all__ = ["Backend", "Cache", "Data", "Images", "Json", "Recipe"]
 
+Backend = Annotated[str | None, typer.Option(help="Back end; native where the kernel is built, else tenseal.")]
 Cache = Annotated[Path | None, typer.Option(help="Where the trained network is kept between runs.")]
 Data = Annotated[
     Path | None,

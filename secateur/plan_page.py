@@ -58,6 +58,7 @@ def plan_page(plan: Plan, report: CostReport) -> str:
 
 def _layers(plan: Plan, report: CostReport) -> list[_Layer]:
     from he_runtime.plan import Kind
+    from he_runtime.plan.counts import products
 
     info = {layer.name: layer for layer in plan.layers}
     found = []
@@ -74,7 +75,7 @@ def _layers(plan: Plan, report: CostReport) -> list[_Layer]:
                 babies=sum(len(op.babies) for op in ops if op.cells is not None),
                 giants=sum(sum(1 for _, step in op.groups if step) for op in ops if op.cells is not None),
                 folds=sum(op.kind is Kind.ROTATE for op in ops),
-                products=cost.counts.get("mul_plain", 0),
+                products=products(cost.counts),
                 ms=cost.ms,
                 share=cost.ms / report.latency_ms if report.latency_ms else 0.0,
             )
@@ -92,8 +93,8 @@ def _facts(plan: Plan, report: CostReport) -> list[tuple[str, str]]:
         ("cost table", report.table),
         *(("beware", warning) for warning in report.warnings),
         ("parameters", f"N={params.degree}, log2(QP)={params.log2_qp:.1f}: primes {bits} bits, special {special} bits"),
-        ("rotations", f"{report.counts.get('rotate', 0):,}"),
-        ("plaintext products", f"{report.counts.get('mul_plain', 0):,}"),
+        ("rotations", f"{report.rotations:,}"),
+        ("plaintext products", f"{report.products:,}"),
         ("ciphertext products", f"{report.counts.get('mul', 0) + report.counts.get('square', 0):,}"),
         ("levels", f"{report.levels} used, {report.levels_left} left"),
         ("keys, uploaded once", f"{len(report.keys)}, {_megabytes(report.key_bytes)}"),

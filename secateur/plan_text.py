@@ -37,8 +37,8 @@ def _render_layers(console: Console, report: CostReport) -> None:
         drawn.add_row(
             layer.name,
             "■" * layer.levels_left + "□" * (layer.level - layer.levels_left) + f" {layer.levels_left}",
-            f"{layer.counts.get('rotate', 0):,}",
-            f"{layer.counts.get('mul_plain', 0):,}",
+            f"{layer.rotations:,}",
+            f"{layer.products:,}",
             f"{layer.plaintext_bytes / 1e6:,.1f} MB",
             f"{layer.ms:,.1f}",
             _share(layer.ms, report),

@@ -34,10 +34,11 @@ backend = "{backend}"
 
 
 @contextmanager
-def served(model: CompressedModel, planned: Plan, backend: str = "tenseal") -> Iterator[Client]:
+def served(model: CompressedModel, planned: Plan, backend: str | None = None) -> Iterator[Client]:
     """A connected client whose keys for `model` are uploaded; server, keys and certificate are gone afterwards."""
     import server
     from client import Client
+    from he_runtime.backends import default_backend
 
     from .artifacts import PLAN
 
@@ -46,7 +47,7 @@ def served(model: CompressedModel, planned: Plan, backend: str = "tenseal") -> I
         planned.save(model.save(root / "models" / model.name / "1") / PLAN)
         certificate, private_key = server.make_self_signed(root / "tls")
         config = root / "server.toml"
-        config.write_text(_CONFIG.format(certificate=certificate.name, private_key=private_key.name, backend=backend))
+        config.write_text(_CONFIG.format(certificate=certificate.name, private_key=private_key.name, backend=backend or default_backend()))
         say("serving with TLS on loopback ...")
         with (
             server.start_subprocess(config) as running,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .estimate import prices_of
-from .options import Json
+from .options import Backend, Json
 from .output import emit, say, table
 from .sweep_chart import NAMES
 from .sweep_log import PointLog
@@ -35,7 +35,7 @@ _FILES = {"log": "points.jsonl", "json": "sweep.json", "csv": "sweep.csv", "html
 def sweep(
     network: Annotated[str, typer.Argument(help="A reference network such as digits-mlp, or a model directory.")],
     output: Annotated[Path | None, typer.Option(help="Directory for the results; sweep-NETWORK otherwise.")] = None,
-    backend: Annotated[str, typer.Option(help="The back end to measure.")] = "tenseal",
+    backend: Backend = None,
     packing: Annotated[list[str] | None, typer.Option(help="diagonal or column; repeatable, both otherwise.")] = None,
     pattern: Annotated[list[str] | None, typer.Option(help="Only these patterns of zeros; repeatable.")] = None,
     sparsity: Annotated[
@@ -56,8 +56,10 @@ def sweep(
 
     Interrupted, it goes on where it stopped when called again. Writes JSON, CSV, one HTML page and a PNG.
     """
+    from he_runtime.backends import default_backend
     from he_runtime.cost.calibrate import machine_name
 
+    backend = backend or default_backend()
     points = _points(packing, pattern, sparsity)
     model, name = _model(network, seed)
     directory = output or Path(f"sweep-{name}")
@@ -120,7 +122,7 @@ def _fill(log: PointLog, model: CompressedModel, seed: int, points: list[Point],
         say(f"{len(points) - len(missing)} of {len(points)} points are there already")
     if not missing:
         return
-    study = Study.of(model, seed)
+    study = Study.of(model, seed, timer.backend)
     with _progress(len(missing), timer) as done, _resumable(log):
         for point in missing:
             done(f"{point.packing} packing, {NAMES.get(point.pattern, point.pattern)}, {point.sparsity:.0%} zeros", 0)

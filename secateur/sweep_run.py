@@ -78,16 +78,19 @@ class Study:
     seed: int
     max_error: float
     degree: int
+    backend: str = "tenseal"
     _sparse: dict[tuple[str, float], CompressedModel] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: CompressedModel, seed: int = 0) -> Study:
-        """Plans the dense network once. Raises DoesNotFit where no ring holds it."""
+    def of(cls, model: CompressedModel, seed: int = 0, backend: str = "tenseal") -> Study:
+        """Plans the dense network once, for a back end. Raises DoesNotFit where no ring holds it."""
         from he_runtime import compile
         from he_runtime.compile import error_budget
+        from he_runtime.cost import load_default
 
         budget = error_budget(model)
-        return cls(model, seed, budget, compile(model, max_error=budget).params.degree)
+        planned = compile(model, max_error=budget, table=load_default(backend))
+        return cls(model, seed, budget, planned.params.degree, backend)
 
     def sparse(self, point: Point) -> CompressedModel:
         """The network of a point; the last one is kept."""
@@ -105,13 +108,15 @@ class Study:
         """The plan of a point on the smallest ring from `degree` on. Raises DoesNotFit where there is none."""
         from he_runtime import compile
         from he_runtime.compile import DEGREES
+        from he_runtime.cost import load_default
         from he_runtime.errors import DoesNotFit
 
         model, why = self.sparse(point), ""
         for degree in (d for d in DEGREES if d >= self.degree):
             try:
                 batch = _batch(point.packing, degree // 2)
-                return compile(model, degrees=(degree,), max_error=self.max_error, batch=batch)
+                table = load_default(self.backend)
+                return compile(model, degrees=(degree,), max_error=self.max_error, batch=batch, table=table)
             except DoesNotFit as error:
                 why = why or error.message
         raise DoesNotFit(why)
@@ -208,7 +213,7 @@ class Timer:
             "ratio": priced.latency_ms / found.median_ms,
             "runs": found.rounds,
             "disturbed_runs": found.disturbed,
-            "counters_equal": local.executor.counters == plan.counts,
+            "counters_equal": local.executor.counters == plan.counts_on(self.backend),
         }
 
 
@@ -236,8 +241,8 @@ def plan_facts(plan: Plan, priced: CostReport) -> dict[str, Any]:
         "primes": len(plan.params.primes),
         "batch": plan.batch,
         "ciphertexts_in": sum(len(port.values) for port in plan.inputs),
-        "rotations": priced.counts.get("rotate", 0),
-        "products": priced.counts.get("mul_plain", 0),
+        "rotations": priced.rotations,
+        "products": priced.products,
         "keys": len(plan.keys.requests),
         "key_bytes": priced.key_bytes,
         "error_bound": plan.error_bound,
@@ -282,7 +287,6 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 def libraries(backend: str) -> dict[str, str]:
     """Versions of what a measurement depends on."""
-    import platform
-    from importlib import metadata
+    from he_runtime.cost.environment import here
 
-    return {name: metadata.version(name) for name in (backend, "numpy")} | {"python": platform.python_version()}
+    return dict(here((backend, "numpy", "python")).libraries)

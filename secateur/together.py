@@ -62,7 +62,7 @@ class GroupTimer:
                 "runs": measured.rounds,
                 "discarded_runs": measured.discarded,
                 "disturbed_runs": measured.disturbed,
-                "counters_equal": locals_[key].executor.counters == plan.counts,
+                "counters_equal": locals_[key].executor.counters == plan.counts_on(self.backend),
             }
         return records
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from he_runtime.backends import default_backend
+
 from .errors import ConfigError
 
 __all__ = [
@@ -74,7 +76,7 @@ class EngineConfig:
 
     workers: int = 1
     threads: int = 1  # per worker, for libraries with a thread pool of their own
-    backend: str = "tenseal"
+    backend: str = field(default_factory=default_backend)
     runtime: str = "server.he_model"  # module with describe, estimate and build: see server.runtime
     cost_table: Path | None = None  # measured table; none: the one that ships
     key_cache_bytes: int = 2 * _GIB  # loaded keys per worker

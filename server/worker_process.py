@@ -134,5 +134,6 @@ def _environment(settings: WorkerSettings) -> dict[str, str]:
     """The worker finds the modules that the front door found, and its libraries keep to the configured threads."""
     threads = str(settings.engine.threads)
     path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "SECATEUR_THREADS")
+    limits = dict.fromkeys(names, threads)
     return {**os.environ, **limits, "PYTHONPATH": path}

@@ -6,9 +6,10 @@ import importlib
 from typing import Any
 
 from ..errors import BackendUnavailable
+from ..kernel import status
 from ..plan import Plan
 
-__all__ = ["BACKENDS", "LIBRARIES", "open_backend"]
+__all__ = ["BACKENDS", "LIBRARIES", "default_backend", "open_backend"]
 
 # name -> (module, class). A backend class takes a Plan, encodes its plaintexts, loads keys and makes evaluators.
 BACKENDS: dict[str, tuple[str, str]] = {
@@ -19,6 +20,11 @@ BACKENDS: dict[str, tuple[str, str]] = {
 
 # name -> the module that it needs
 LIBRARIES = {"tenseal": "tenseal", "pyfhel": "Pyfhel", "native": "he_runtime.kernel._kernel"}
+
+
+def default_backend() -> str:
+    """`native` where the kernel is built, else `tenseal`."""
+    return "native" if status().available else "tenseal"
 
 
 def open_backend(name: str, plan: Plan) -> Any:

@@ -54,6 +54,8 @@ def _utc(date: str) -> datetime.datetime:
 def _version(package: str) -> str | None:
     if package == "python":
         return platform.python_version()
+    if package == "native":  # the kernel comes with the project
+        package = "secateur"
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..gadget import Gadget
 from ..plan import Plan
-from ..plan.counts import layer_counts, leaf_totals
+from ..plan.counts import layer_counts, leaf_totals, products, rotations
 from ..wire import ciphertexts_byte_size, key_set_byte_size
 from .environment import Environment
 from .keys import KeyCost, key_costs
@@ -33,6 +33,15 @@ class LayerCost:
     level: int
     levels_left: int
     plaintext_bytes: int
+
+    @property
+    def rotations(self) -> int:
+        return rotations(self.counts)
+
+    @property
+    def products(self) -> int:
+        """With plaintexts."""
+        return products(self.counts)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,15 @@ class CostReport:
     table_kind: str
     confidence: str
     warnings: tuple[str, ...]
+
+    @property
+    def rotations(self) -> int:
+        return rotations(self.counts)
+
+    @property
+    def products(self) -> int:
+        """With plaintexts."""
+        return products(self.counts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for json.dumps."""

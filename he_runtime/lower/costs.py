@@ -53,7 +53,7 @@ class Costs:
     def guessed(self, diagonals: int, folds: int, outputs: int, level: int) -> float:
         """Of that many diagonals to each of `outputs` ciphertexts, evenly split."""
         if self.fused:
-            babies = math.sqrt(self.giant_weight(level) * diagonals)
+            babies = max(1.0, math.sqrt(self.giant_weight(level) * diagonals))
             giants = round(diagonals / babies - 1)
             counts = {
                 "hoisted": round(babies - 1),

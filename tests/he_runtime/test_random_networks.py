@@ -64,18 +64,19 @@ def test_the_plan_computes_the_graph() -> None:
     assert seen["planned"] >= 100 and min(seen["in"], seen["out"]) >= 10
 
 
-def any_split(random: Random) -> Callable[[DiagonalSet, frozenset[int]], Split]:
+def any_split(random: Random) -> Callable[[DiagonalSet, frozenset[int], float], Split]:
     """Stands in for the search: some modulus, some offset, and babies and giants moved against each other."""
 
-    def split(found: DiagonalSet, _: frozenset[int]) -> Split:
+    def split(found: DiagonalSet, _: frozenset[int], weight: float = 1.0) -> Split:
         outputs, inputs, diagonals = found.cells.T
         modulus, offset, moved = random.randint(1, 2 * found.modulus), *(random.randrange(2048) for _ in range(2))
         low = (diagonals + offset) % found.modulus % modulus
         baby = (low - moved) % found.modulus
         giant = (diagonals - baby) % found.modulus
         sides = (zip(inputs, baby, strict=True), zip(outputs, giant, strict=True))
-        steps = [int(step) for side in sides for _, step in set(side) if step]
-        return Split(baby, giant, len(steps), frozenset(steps))
+        babies, giants = ({(int(ct), int(step)) for ct, step in side if step} for side in sides)
+        steps = frozenset(step for _, step in babies | giants)
+        return Split(baby, giant, len(babies), len(giants), len({ct for ct, _ in babies}), steps)
 
     return split
 
@@ -119,7 +120,7 @@ def test_encrypted_equals_clear_within_the_predicted_error(seed: int, batch: int
     errors = []
     for chunk in np.split(samples, max(1, len(samples) // batch)):
         found = local.decrypt_batch(local.evaluate(local.encrypt_batch(chunk)), len(chunk))
-        assert local.executor.counters == plan.counts
+        assert local.executor.counters == plan.counts_on(local.executor.backend.name)
         errors.append(found - run_clear(plan, chunk))
     assert float(np.abs(errors).max()) <= plan.error_bound
     assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 2 * plan.sigma

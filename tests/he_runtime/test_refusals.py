@@ -10,6 +10,7 @@ import pytest
 
 from he_runtime import CompressedModel, compile
 from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime.cost import load_default
 from he_runtime.cost.memory import memory
 from he_runtime.errors import DoesNotFit, Reason
 from he_runtime.model import InputSpec, OutputSpec
@@ -136,8 +137,9 @@ def test_the_missing_bits_are_a_number_too() -> None:
 
 def test_an_error_out_of_budget_says_by_how_many_bits() -> None:
     model = mlp().calibrated()
-    bound = compile(model, degrees=(8192,), max_error=1.0).error_bound
-    message = refusal(model, degrees=(8192,), max_error=bound / 4)
+    table = load_default("tenseal")
+    bound = compile(model, degrees=(8192,), max_error=1.0, table=table).error_bound
+    message = refusal(model, degrees=(8192,), max_error=bound / 4, table=table)
     stated, missing, layer = found(
         r"bound is ([\d.e-]+), .* ([\d.]+) bits missing; the widest .* layer '(\w+)'", message
     )
@@ -183,9 +185,10 @@ def test_too_large_a_batch_names_one_that_fits() -> None:
 
 def test_too_much_memory_names_what_takes_most_and_a_limit() -> None:
     model = mlp().calibrated()
-    plan = compile(model, max_error=1.0)
+    table = load_default("tenseal")
+    plan = compile(model, max_error=1.0, table=table)
     need = memory(plan).total
-    message = refusal(model, max_error=1.0, max_bytes=need // 2)
+    message = refusal(model, max_error=1.0, max_bytes=need // 2, table=table)
     assert f"need {need / 1e6:,.0f} MB at N={plan.params.degree}" in message
     part, size, layer, limit = found(
         r"missing; ([\w ]+) take (\d+) MB, most of them for layer '(\w+)'; try a limit of (\d+) MB", message

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_runtime import compile
+from he_runtime.cost import load_default
 from he_runtime.layout import contiguous
 from he_runtime.lower.diagonals import pack
 from he_runtime.lower.maps import LinearMap
@@ -50,7 +51,7 @@ def test_copies_compute_the_matrix_product(
 
 def test_a_dense_first_layer_takes_one_product_when_the_slots_hold_all_copies() -> None:
     model = NETWORKS["mlp"]().calibrated()
-    plan = compile(model, max_error=1.0, degrees=(8192,))
+    plan = compile(model, max_error=1.0, degrees=(8192,), table=load_default("tenseal"))
     first = leaf_totals(next(iter(layer_counts(plan).values())))
     assert first["mul_plain"] == 1 and first["rotate"] == 6, "64 rotated copies of 64 values fill 4096 slots"
 

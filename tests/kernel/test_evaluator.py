@@ -145,6 +145,31 @@ def test_a_key_cut_to_a_level_has_seals_bits_there_and_below(kernel: Any, paths:
             np.testing.assert_array_equal(machine.call("relinearize", given["product"], keys[0]), linear, err_msg=path)
 
 
+@pytest.mark.parametrize("name", ["1024-narrow", "1024-mixed", "1024-small-special", "2048-unequal"])
+def test_coefficients_where_rounding_turns_have_seals_bits(kernel: Any, paths: list[str], name: str) -> None:
+    """Residues next to 0 and to half their prime, in coefficient form: rows of a division, and digits of a switch."""
+    params = chain(*CHAINS[name])
+    top, rng = params.max_level, np.random.default_rng(3)
+    judge = Judge(params, [record(params, element, top, SEAL) for element in (0, 3)])
+    polys = np.empty((3, top + 1, params.degree), dtype=np.uint64)
+    for j, q in enumerate(params.primes):
+        ends = np.array([0, 1, q // 2 - 1, q // 2, q // 2 + 1, q // 2 + 2, q - 1], dtype=np.uint64)
+        for row in polys[:, j]:
+            kernel.Ntt(params.degree, q, "portable").forward(row, rng.choice(ends, params.degree))
+    for path in paths:
+        machine = Machine.make(kernel, params, path)
+        for level in range(1, top + 1):
+            x = np.ascontiguousarray(polys[:, : level + 1])
+            wanted = judge.call("rescale_to_next", x)
+            np.testing.assert_array_equal(machine.call("rescale", x), wanted, err_msg=f"{path}, level {level}")
+            wanted = judge.call("relinearize", x)
+            np.testing.assert_array_equal(machine.call("relinearize", x, machine.key(0, top)), wanted, err_msg=path)
+            wanted = judge.call("apply_galois", x[:2], 3)
+            np.testing.assert_array_equal(
+                machine.call("apply_galois", x[:2], 3, machine.key(3, top)), wanted, err_msg=path
+            )
+
+
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from(["1024-narrow", "1024-mixed", "1024-small-special", "1024-50-bits"]),

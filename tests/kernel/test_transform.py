@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from he_runtime.gadget import SEAL
 from he_runtime.ring import CiphertextData
-from tests.kernel.evaluation import Machine, chain, secret
+from tests.he_runtime import hybrid_reference as reference
+from tests.kernel.evaluation import Machine, chain, record, residues, secret
 from tests.kernel.linear import Linear, Slots, clear, deviation, encrypt, expanded, fused, random_linear, run
 
 N = 1024
@@ -69,19 +70,19 @@ def check(kernel: Any, paths: list[str], name: str, linear: Linear, level: int, 
     xs = [rng.uniform(-1, 1, params.slots) for _ in range(linear.inputs)]
     scale, plain_scale = scales(level)
     inputs = encrypt(params, xs, level, scale)
-    reference: list[Any] | None = None
+    first: list[Any] | None = None
     for machine in machines(kernel, paths, name):
         keys = machine.keys(elements, key_level)
         for threads, compact in ((1, False), (3, True)):
             kernel.set_threads(threads)
             got = run(machine, fused(machine, linear, level, plain_scale, compact), inputs, keys)
-            reference = reference or got
+            first = first or got
             np.testing.assert_array_equal(
-                got, reference, err_msg=f"{machine.ring.path}, {threads} threads, compact {compact}"
+                got, first, err_msg=f"{machine.ring.path}, {threads} threads, compact {compact}"
             )
-    assert reference is not None
+    assert first is not None
     bound = 5 * deviation(linear, params, gadget, level, scale, plain_scale)
-    for slots, wanted in zip(decrypted(machine, reference, scale * plain_scale), clear(linear, xs), strict=True):
+    for slots, wanted in zip(decrypted(machine, first, scale * plain_scale), clear(linear, xs), strict=True):
         assert np.abs(slots - wanted).max() < bound
     assert bound < 2.0**-4 if level == 0 else bound < 2.0**-14, "the bound would catch a wrong result"
 
@@ -160,6 +161,25 @@ def test_without_any_rotation_it_has_the_leaves_bits(kernel: Any, paths: list[st
                 np.testing.assert_array_equal(at_once, by_leaf, err_msg=machine.ring.path)
 
 
+@pytest.mark.parametrize("name", GADGETS)
+def test_a_single_step_is_the_exact_rotation(kernel: Any, paths: list[str], name: str) -> None:
+    """As a baby or as a giant step, at every level: bit for bit what Python's integers give."""
+    gadget, params = GADGETS[name]
+    top, element = params.max_level, params.galois_element(3)
+    key = record(params, element, top, gadget)
+    one = (np.array([1.0]),)
+    baby = Linear(1, ((0, 3),), ((0, 0),), ((0, 0, 0),), one)
+    giant = Linear(1, ((0, 0),), ((0, 3),), ((0, 0, 0),), one)
+    for level in range(top + 1):
+        x = residues(np.random.default_rng(level), params, level, 2)
+        exact = reference.rotated(CiphertextData(level, 1.0, tuple(x)), key, params)
+        for machine in machines(kernel, paths, name):
+            keys = {element: machine.key(element, top)}
+            for linear in (baby, giant):
+                (got,) = run(machine, fused(machine, linear, level, 1.0, False), [x], keys)
+                np.testing.assert_array_equal(got, np.stack(exact.polys), err_msg=f"{machine.ring.path}, level {level}")
+
+
 @pytest.mark.parametrize("name", ["seal", "hybrid-2-wide"])
 def test_any_number_of_threads_and_any_run_has_the_same_bits(kernel: Any, paths: list[str], name: str) -> None:
     _, params = GADGETS[name]
@@ -169,13 +189,13 @@ def test_any_number_of_threads_and_any_run_has_the_same_bits(kernel: Any, paths:
     machine = machines(kernel, paths[-1:], name)[0]
     keys = machine.keys(sorted(params.galois_element(step) for step in linear.steps), params.max_level)
     transform = fused(machine, linear, params.max_level, 2.0**34, False)
-    reference = None
+    first = None
     for threads in (1, 2, 3, 5, 2):
         kernel.set_threads(threads)
         for _ in range(4):
             got = run(machine, transform, inputs, keys)
-            reference = reference or got
-            np.testing.assert_array_equal(got, reference, err_msg=f"{threads} threads")
+            first = first or got
+            np.testing.assert_array_equal(got, first, err_msg=f"{threads} threads")
 
 
 def test_more_products_than_a_sum_takes(kernel: Any, paths: list[str]) -> None:

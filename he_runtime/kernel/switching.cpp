@@ -31,8 +31,8 @@ void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulat
         if (galois_ == nullptr) {
             left[d] = digits_[d] + piece * kPiece;
         } else {
-            kernel.permute(scratch + d * kPiece, digits_[d], *galois_, piece * kPiece, kPiece);
-            left[d] = scratch + d * kPiece;
+            kernel.permute(scratch + d * kPieceStride, digits_[d], *galois_, piece * kPiece, kPiece);
+            left[d] = scratch + d * kPieceStride;
         }
         for (int poly = 0; poly < 2; ++poly) right[poly][d] = key_.piece(key_row_, piece, d, poly);
     }
@@ -51,9 +51,10 @@ void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const
     Lifted remainder[2] = {{division.base(), n, true}, {division.base(), n, true}};
     parallel_for(rows, task, [&](std::size_t row) {
         const std::size_t count = digits.digits();
-        Buffer scratch(count * n);
+        const std::size_t stride = n + kPieceStride - kPiece;
+        Buffer scratch(count * stride);
         std::vector<const u64*> operands(count);
-        for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * n);
+        for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * stride);
         const InnerProduct product(ring, key, level, row, operands.data(), count, nullptr);
         u64* out[2] = {sums.data() + row * n, sums.data() + (rows + row) * n};
         for (std::size_t p = 0; p < n / kPiece; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false, nullptr);

@@ -33,7 +33,7 @@ class InnerProduct {
                  std::size_t count, const GaloisTable* galois);
     void piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, u64* scratch) const;
     // Words of scratch that a piece takes.
-    std::size_t scratch_words() const { return galois_ == nullptr ? 0 : count_ * kPiece; }
+    std::size_t scratch_words() const { return galois_ == nullptr ? 0 : count_ * kPieceStride; }
 
   private:
     const Ntt& prime_;

@@ -104,13 +104,13 @@ void Run::turn_giant(std::size_t group, const Decomposition& digits, std::size_t
     const Modulus& m = prime.modulus();
     const GaloisTable& galois = ring_.galois(giant.element);
     const std::size_t count = digits.digits();
-    Buffer scratch(count * n_), pieces((count + 3) * kPiece);
+    Buffer scratch(count * n_), pieces((count + 3) * kPieceStride);
     std::vector<const u64*> operands(count);
     for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * n_);
     const InnerProduct product(ring_, key(giant.element), level_, row, operands.data(), count, &galois);
     u64* const total[2] = {totals_[giant.output].data() + row * n_, totals_[giant.output].data() + (extended_rows_ + row) * n_};
-    u64* const switched[2] = {pieces.data() + count * kPiece, pieces.data() + (count + 1) * kPiece};
-    u64* const turned = pieces.data() + (count + 2) * kPiece;
+    u64* const switched[2] = {pieces.data() + count * kPieceStride, pieces.data() + (count + 1) * kPieceStride};
+    u64* const turned = pieces.data() + (count + 2) * kPieceStride;
     const std::lock_guard<std::mutex> lock(adding_[giant.output * extended_rows_ + row]);
     for (std::size_t p = 0; p < n_ / kPiece; ++p) {
         product.piece(switched[0], switched[1], p, false, pieces.data());

@@ -117,7 +117,7 @@ void Run::accumulate_constants() {
 void Run::accumulate_span(std::size_t row, std::size_t begin, std::size_t end) {
     const std::size_t length = end - begin;
     Buffer babies(t_.extended_ ? 2 * t_.babies_.size() * length : 0);
-    Buffer scratch((ring_.digits(level_) + 1) * kPiece + (t_.compact_ ? kExpanded * n_ : kExpanded * length));
+    Buffer scratch((ring_.digits(level_) + 1) * kPieceStride + (t_.compact_ ? kExpanded * n_ : kExpanded * length));
     if (t_.extended_) {
         const StageTimer timer(counts_.hoisted_ns);
         rotate_babies(row, begin, end, babies.data(), scratch.data());
@@ -148,7 +148,7 @@ void Run::rotate_babies(std::size_t row, std::size_t begin, std::size_t end, u64
         for (std::size_t at = 0; at < length; at += kPiece) {
             product.piece(out + at, out + length + at, (begin + at) / kPiece, false, scratch);
             if (is_special(row)) continue;
-            u64* turned = scratch + count * kPiece;
+            u64* turned = scratch + count * kPieceStride;
             kernel.permute(turned, x.row(0, row), galois, begin + at, kPiece);
             kernel.multiply_constant(turned, turned, ring_.by_special().product(row), kPiece, m);
             kernel.add(out + at, out + at, turned, kPiece, m);

@@ -141,8 +141,8 @@ def _render(console: Console, record: dict[str, Any]) -> None:
         console.print(drawn)
     console.print()
     times = f"{record['ntt_us']:.1f} us, SEAL {record['ntt_seal_us']:.1f} us, ratio {record['ntt_ratio']:.1f}"
-    console.print(f"forward and inverse transform at N={TRANSFORM[0]}, {TRANSFORM[1]} bits: {times}")
-    console.print(f"target: {_verdict(record['ntt_ratio'], TRANSFORM_TARGETS.get(path))}")
+    console.print(f"forward and inverse transform, N={TRANSFORM[0]}, a prime of {TRANSFORM[1]} bits:")
+    console.print(f"{times}, target {_verdict(record['ntt_ratio'], TRANSFORM_TARGETS.get(path))}")
 
 
 def _rotation_verdict(row: dict[str, Any], path: str) -> str:

@@ -17,7 +17,9 @@ pytest.importorskip("tenseal")
 from tests.kernel.evaluation import U64
 from tests.kernel.long_call import long_call
 
-ATTEMPTS = 4  # the processors are shared with others: the best of several counts
+# The processors may be shared with others, so times are those that the calling thread computes, and the best of several
+# attempts counts.
+ATTEMPTS = 4
 
 
 @pytest.fixture(autouse=True)
@@ -50,16 +52,16 @@ def test_a_poll_that_raises_stops_the_call(kernel: Any, count: int, compact: boo
     raised: list[float] = []
 
     def poll() -> None:
-        if time.monotonic() > begin + 0.03:
-            raised.append(time.monotonic())
+        if time.thread_time() > begin + 0.03:
+            raised.append(time.thread_time())
             raise Enough("by poll")
 
     delays = []
     for _ in range(ATTEMPTS):
-        begin = time.monotonic()
+        begin = time.thread_time()
         with pytest.raises(Enough, match="by poll"):
             call.run(kernel.Task(poll))
-        delays.append(time.monotonic() - raised[-1])
+        delays.append(time.thread_time() - raised[-1])
         np.testing.assert_array_equal(call.run_short(), wanted, err_msg="after a stopped call")
     assert len(raised) == ATTEMPTS, "it is not called again"
     assert min(delays) < 0.05
@@ -72,10 +74,10 @@ def test_polls_are_never_far_apart(kernel: Any, count: int, compact: bool) -> No
     call = long_call(kernel, compact)
 
     def longest_gap() -> float:
-        times = [time.monotonic()]
-        call.run(kernel.Task(lambda: times.append(time.monotonic())))
+        times = [time.thread_time()]
+        call.transform.run(call.inputs, call.keys, kernel.Task(lambda: times.append(time.thread_time())))
         assert len(times) > 3, "the call is long enough to tell"
-        return float(max(np.diff([*times, time.monotonic()])))
+        return float(max(np.diff([*times, time.thread_time()])))
 
     assert best(longest_gap, 0.05) < 0.05
 
@@ -90,16 +92,17 @@ def test_another_thread_can_cancel(kernel: Any, count: int, compact: bool) -> No
     def delay() -> float:
         task = kernel.Task()
         told: list[float] = []
+        clock = time.pthread_getcpuclockid(threading.get_ident())
 
         def cancel() -> None:
-            told.append(time.monotonic())
+            told.append(time.clock_gettime(clock))
             task.cancel()
 
         timer = threading.Timer(0.04, cancel)
         timer.start()
         with pytest.raises(RuntimeError, match="cancelled"):
             call.run(task)
-        after = time.monotonic() - told[0]
+        after = time.clock_gettime(clock) - told[0]
         with pytest.raises(RuntimeError, match="cancelled"):  # a task that was cancelled stays so
             call.short.run(call.inputs, call.keys, task)
         return after

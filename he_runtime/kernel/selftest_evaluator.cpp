@@ -7,6 +7,7 @@
 #include <string>
 #include <thread>
 
+#include "hoisting.hpp"
 #include "transform.hpp"
 
 using namespace secateur;
@@ -164,6 +165,7 @@ std::vector<u64> everything(const Operands& x) {
     append(all, square(ring, a, task));
     append(all, relinearize(ring, *x.product, *x.keys.at(0), task));
     for (const u64 element : {u64{3}, u64{2 * kDegree - 1}}) append(all, apply_galois(ring, a, element, *x.keys.at(element), task));
+    for (const Cipher& y : rotate_hoisted(ring, a, {3, 9, 3}, x.keys, task)) append(all, y);
     Cipher low = x.product;
     for (std::size_t level = ring.max_level(); level > 0; --level) {
         append(all, mod_switch(ring, *low, task));

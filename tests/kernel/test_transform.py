@@ -177,7 +177,7 @@ def test_a_single_step_is_the_exact_rotation(kernel: Any, paths: list[str], name
             keys = {element: machine.key(element, top)}
             for linear in (baby, giant):
                 (got,) = run(machine, fused(machine, linear, level, 1.0, False), [x], keys)
-                np.testing.assert_array_equal(got, np.stack(exact.polys), err_msg=f"{machine.ring.path}, level {level}")
+                np.testing.assert_array_equal(got, np.array(exact.polys), err_msg=f"{machine.ring.path}, level {level}")
 
 
 @pytest.mark.parametrize("name", ["seal", "hybrid-2-wide"])

@@ -62,7 +62,7 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
 
     from he_runtime import compile, price
     from he_runtime.cost import load_default
-    from he_runtime.cost.calibrate import threads_of
+    from he_runtime.cost.calibrate import clock_of
     from he_runtime.cost.measure import measure_latency
     from he_runtime.gadget import SEAL
     from he_runtime.plan.counts import FUSED
@@ -82,8 +82,7 @@ def _measure(name: str, backend: str, runs: int, seconds: float) -> dict[str, An
         local.evaluate(encrypted)
         wall.append(time.perf_counter() - start)
 
-    clock = time.thread_time if threads_of(backend) == 1 else time.perf_counter
-    measured = measure_latency(run, fourier_probe(), runs, clock=clock)
+    measured = measure_latency(run, fourier_probe(), runs, clock=clock_of(backend))
     return {
         "predicted_ms": report.latency_ms,
         "measured_ms": measured.median_ms,

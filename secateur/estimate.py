@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["cost_facts", "estimate", "prices_of"]
 
 
-
 def estimate(
     model: Annotated[Path, typer.Argument(help="A model directory, whose plan is priced; or a plan directory.")],
     cost_table: Annotated[

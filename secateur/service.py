@@ -47,7 +47,11 @@ def served(model: CompressedModel, planned: Plan, backend: str | None = None) ->
         planned.save(model.save(root / "models" / model.name / "1") / PLAN)
         certificate, private_key = server.make_self_signed(root / "tls")
         config = root / "server.toml"
-        config.write_text(_CONFIG.format(certificate=certificate.name, private_key=private_key.name, backend=backend or default_backend()))
+        config.write_text(
+            _CONFIG.format(
+                certificate=certificate.name, private_key=private_key.name, backend=backend or default_backend()
+            )
+        )
         say("serving with TLS on loopback ...")
         with (
             server.start_subprocess(config) as running,

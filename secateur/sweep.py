@@ -56,10 +56,9 @@ def sweep(
 
     Interrupted, it goes on where it stopped when called again. Writes JSON, CSV, one HTML page and a PNG.
     """
-    from he_runtime.backends import default_backend
     from he_runtime.cost.calibrate import machine_name
 
-    backend = backend or default_backend()
+    backend = backend or _backend_of(cost_table)
     points = _points(packing, pattern, sparsity)
     model, name = _model(network, seed)
     directory = output or Path(f"sweep-{name}")
@@ -113,6 +112,14 @@ def _model(network: str, seed: int) -> tuple[CompressedModel, str]:
     if network not in NETWORKS:
         raise InputError(f"cannot sweep {network!r}: need a model directory or one of {', '.join(NETWORKS)}")
     return random_reference(network, seed), network
+
+
+def _backend_of(cost_table: Path | None) -> str:
+    """That of the table, else the default one."""
+    from he_runtime.backends import default_backend
+    from he_runtime.cost import CostTable
+
+    return default_backend() if cost_table is None else CostTable.load(cost_table).backend
 
 
 def _fill(log: PointLog, model: CompressedModel, seed: int, points: list[Point], timer: Timer) -> None:

@@ -192,6 +192,7 @@ class Timer:
         """Median over `runs` of this thread's processor time, as in calibration, and of the wall clock."""
         import numpy as np
 
+        from he_runtime.cost.calibrate import clock_of
         from he_runtime.cost.measure import measure_latency
 
         from .local import Local
@@ -206,7 +207,7 @@ class Timer:
             local.evaluate(encrypted)
             wall.append(time.perf_counter() - start)
 
-        found = measure_latency(run, fourier_probe(), self.runs, clock=time.thread_time)
+        found = measure_latency(run, fourier_probe(), self.runs, clock=clock_of(self.backend))
         return {
             "measured_ms": found.median_ms,
             "wall_ms": statistics.median(wall) * 1e3,

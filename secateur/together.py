@@ -77,11 +77,12 @@ class GroupTimer:
         }
 
     def _timed(self, routines: Mapping[Any, Callable[[], Any]]) -> Rounds[Any]:
+        from he_runtime.cost.calibrate import clock_of
         from he_runtime.cost.measure import Rounds
 
         from .probe import fourier_probe
 
-        rounds: Rounds[Any] = Rounds(routines, fourier_probe(), time.thread_time)
+        rounds: Rounds[Any] = Rounds(routines, fourier_probe(), clock_of(self.backend))
         done = 0
         while done < self.runs or (rounds.steady < self.runs and done < _MOST_ROUNDS * self.runs):
             self.report(f"round {done + 1}")

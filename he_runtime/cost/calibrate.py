@@ -11,6 +11,7 @@ import importlib
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,7 +30,7 @@ from .fused_bench import FusedBench
 from .measure import Clock, ProbeGate, timed
 from .table import CostTable, Key
 
-__all__ = ["calibrate", "machine_name", "measured_table", "single_operations"]
+__all__ = ["calibrate", "clock_of", "machine_name", "measured_table", "single_operations", "threads_of"]
 
 Progress = Callable[[str, float], None]
 _SCALE = 2.0**7  # products stay below the smallest admissible prime
@@ -72,9 +73,10 @@ def calibrate(
         )
     report = progress or (lambda phase, share: None)
     report("keys", 0.0)
+    params = _seal_shaped(params)
     bench = _Bench(backend, params, wanted, seconds)
     tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in _ALWAYS or (key[0], key[2]) in only}
-    clock = clock or (time.thread_time if threads_of(backend) == 1 else time.perf_counter)
+    clock = clock or clock_of(backend)
     samples = _rounds(tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds)))
     return measured_table(backend, samples)
 
@@ -88,8 +90,14 @@ def single_operations(
 
     Key generation takes at most a quarter of `seconds`.
     """
+    params = _seal_shaped(params)
     bench = _Bench(backend, params, list(range(params.max_level + 1)), seconds)
     return {key: (task, _CALLS.get(key[0], _FEW_CALLS)) for key, task in bench.tasks()}
+
+
+def _seal_shaped(params: CkksParams) -> CkksParams:
+    """The same chain with one special prime: operations are measured on SEAL's gadget, other gadgets follow by formula."""
+    return replace(params, special=params.special[:1])
 
 
 def measured_table(backend: str, samples: Mapping[Key, Sequence[float]]) -> CostTable:
@@ -108,6 +116,11 @@ def measured_table(backend: str, samples: Mapping[Key, Sequence[float]]) -> Cost
 def threads_of(backend: str) -> int:
     """Threads that one run of a backend computes on."""
     return int(importlib.import_module("he_runtime.kernel._kernel").threads()) if backend in FUSED else 1
+
+
+def clock_of(backend: str) -> Clock:
+    """Processor time of this thread, which is the wall clock on a free core; that itself for several threads."""
+    return time.thread_time if threads_of(backend) == 1 else time.perf_counter
 
 
 def _rounds(

@@ -62,8 +62,8 @@ def test_it_measures_under_fresh_keys_and_goes_on(
 def test_a_wrong_sigma_is_seen(
     bench: Any, said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    def mistaken(model: Any) -> Plan:
-        plan = compile(model)
+    def mistaken(model: Any, **options: Any) -> Plan:
+        plan = compile(model, **options)
         return replace(plan, sigma=plan.sigma * factor, worst_sigma=plan.worst_sigma * factor)
 
     monkeypatch.setattr(bench, "compile", mistaken)
@@ -119,7 +119,7 @@ def test_images_of_another_plan_are_not_added(
     said(bench, *arguments)
     lines = (tmp_path / "log.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "log.jsonl").write_text("".join(lines[:-1]))
-    monkeypatch.setattr(bench, "compile", lambda model: compile(model, degrees=(16384,)))
+    monkeypatch.setattr(bench, "compile", lambda model, **options: compile(model, degrees=(16384,), **options))
     with pytest.raises(InputError, match="another plan"):
         said(bench, *arguments)
 

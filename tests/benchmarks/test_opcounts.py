@@ -37,7 +37,7 @@ def test_whole_plans_are_counted(
     module = script("opcounts")
     monkeypatch.setattr(module, "random_reference", lambda name: small)
     record = said(module, "--network", "mlp")
-    planned = leaf_totals(compile(small, degrees=(16384,)).counts)
+    planned = leaf_totals(compile(small, degrees=(16384,), table=load_default("tenseal")).counts)
     (row,) = record.values()
     assert (row["rotations"], row["products"]) == (planned["rotate"], planned["mul_plain"])
     assert (row["reference_rotations"], row["reference_products"]) == (80, 393)

@@ -19,6 +19,7 @@ import numpy as np
 import server
 from client import Client, Limits
 from he_runtime import Plan, compile, run_clear
+from he_runtime.backends import default_backend
 from he_runtime.backends.tenseal_secret import SecretKey
 from he_runtime.client_spec import ClientSpec
 from he_runtime.plan.counts import leaf_totals
@@ -155,8 +156,8 @@ class Stack:
     def channel(self) -> grpc.Channel:
         return grpc.secure_channel(self.address, grpc.ssl_channel_credentials(self.certificate.read_bytes()))
 
-    def counts(self, model: str) -> dict[str, int]:
-        return leaf_totals(self.plans[model].counts)
+    def counts(self, model: str, backend: str | None = None) -> dict[str, int]:
+        return leaf_totals(self.plans[model].counts_on(backend or default_backend()))
 
     def expected(self, model: str, x: Any) -> Any:
         """What the polynomials give on plain numbers: (*output shape)."""

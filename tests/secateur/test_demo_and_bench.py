@@ -6,7 +6,6 @@ import re
 import sys
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,14 @@ import pytest
 from rich.console import Console
 
 from he_runtime import compile
+from he_runtime.kernel import KernelStatus
 from he_runtime.plan.counts import leaf_totals
 from secateur import demo
 from secateur.trained import trained
 
 DEMO_KEYS = {
     "answer", "clear_answer", "label", "predicted_ms", "measured_ms", "up_bytes", "down_bytes", "key_bytes",
-    "dense_counts", "counts",
+    "dense_counts", "planned_counts", "counts",
 }  # fmt: skip
 TENSEAL_KEYS = {"tenseal_s", "ours_s", "ratio", "argmax_matches", "images", "relative_error", "N", "log2_qp"}
 ACCURACY_KEYS = {
@@ -62,8 +62,9 @@ def test_demo(ask: Any, recipe: Path, cache: Path, images: Any, monkeypatch: pyt
     plan = compile(model)
     assert record["answer"] == record["clear_answer"]
     assert record["label"] in range(10)
-    assert record["counts"] == leaf_totals(plan.counts), "executed is planned"
-    assert record["dense_counts"]["mul_plain"] > record["counts"]["mul_plain"]
+    assert record["counts"] == leaf_totals(plan.counts_on(record["backend"])), "executed is planned"
+    assert record["planned_counts"] == leaf_totals(plan.counts)
+    assert record["dense_counts"]["mul_plain"] > record["planned_counts"]["mul_plain"]
     assert 0 < record["max_error"] <= record["error_bound"]
     assert record["predicted_ms"] > 0 and record["measured_ms"] > 0
 
@@ -161,8 +162,8 @@ def test_doctor_tells_absent_from_broken(cli: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_doctor_names_the_path_of_the_kernel(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = SimpleNamespace(default_path=lambda: "avx2", paths=lambda: ["portable", "avx2"])
-    monkeypatch.setitem(sys.modules, "he_runtime.kernel._kernel", fake)
+    fake = KernelStatus(True, "avx2", None, ("portable", "avx2"))
+    monkeypatch.setattr("he_runtime.kernel.status", lambda: fake)
     (found,) = [check for check in ask("doctor")["checks"] if check["name"] == "native kernel"]
     assert found == {"name": "native kernel", "status": "ok", "detail": "path avx2 (of portable, avx2)"}
 

@@ -24,7 +24,7 @@ QUICK, SLOW = MODELS
 
 @pytest.fixture(scope="module")
 def slow(stack: Stack) -> Any:
-    """A raw client of the model that takes some 150 ms."""
+    """A raw client of the model that takes longer: some 150 ms on SEAL, a tenth of that on the native back end."""
     with stack.channel() as channel:
         yield RawClient.make(channel, SLOW)
 
@@ -75,8 +75,9 @@ def test_a_killed_worker_is_said_to_be_lost(stack: Stack, slow: RawClient) -> No
 
 def test_deadlines_free_the_worker(stack: Stack, slow: RawClient) -> None:
     workers = stack.workers()
-    for seconds in (0.001, 0.005, 0.01, 0.02):
-        assert failure(lambda s=seconds: slow.infer(timeout=s)).reason == "DEADLINE_EXCEEDED"
+    errors = [_start(slow, seconds).exception() for seconds in (0.001, 0.002, 0.003, 0.005, 0.01, 0.02)]
+    late = [error for error in errors if error is not None]  # a fast machine may keep the later ones
+    assert late and {error.code() for error in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
     started = time.monotonic()
     assert slow.infer().ciphertexts
     assert time.monotonic() - started < 5.0 and stack.workers() == workers

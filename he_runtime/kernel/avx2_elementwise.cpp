@@ -199,7 +199,7 @@ const Kernel avx2_kernel = {
     "avx2",            avx2_forward,  avx2_inverse,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
-    Sums<Splits>::dot, Sums<Splits>::dot_pair, Sums<Splits>::dot_constants,
+    Sums<Splits>::dot, Sums<Splits>::dot_pair, Sums<Splits>::gadget_pair, Sums<Splits>::dot_constants,
     convert,           all_below,     lift,
     round_quotient,    permute,
 };

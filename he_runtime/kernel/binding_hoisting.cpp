@@ -30,7 +30,7 @@ u64 read_keys(const Ring& ring, const std::vector<std::shared_ptr<SwitchKey>>& k
     const nb::gil_scoped_release release;
     const Turn turn;
     u64 total = 0;
-    for (const auto& key : keys) total += sum_words(key->piece(0, 0, 0, 0), key->bytes() / sizeof(u64), ring.path());
+    for (const auto& key : keys) total += sum_words(key->words(0, 0), key->bytes() / sizeof(u64), ring.path());
     return total;
 }
 

@@ -41,11 +41,8 @@ void transform_row(u64* dst, const Integer* coefficients, std::size_t count, con
 }  // namespace
 
 void SwitchKey::set(std::size_t digit, int poly, std::size_t key_row, const u64* values) {
-    for (std::size_t p = 0; p < n_ / kPiece; ++p) {
-        u64* const dst = const_cast<u64*>(piece(key_row, p, digit, poly));
-        std::memcpy(dst, values + p * kPiece, kPiece * sizeof(u64));
-        std::fill(dst + kPiece, dst + kPieceStride, u64{0});
-    }
+    u64* dst = words_.data() + key_row * n_ * 2 * digits_ + (2 * digit + poly) * 8;
+    for (std::size_t i = 0; i < n_; i += 8, dst += stride()) std::memcpy(dst, values + i, 8 * sizeof(u64));
 }
 
 Plaintext Plaintext::rows(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count) {

@@ -29,12 +29,12 @@ constexpr std::size_t kPiece = 512;
 constexpr std::size_t kPieceStride = kPiece + 8;
 
 // A key-switching key for ciphertexts of one level and below. Memory order is that of use, so that the processor reads one
-// stream: row, piece, digit, then the two polynomials.
+// stream: row, eight residues, digit, then the two polynomials.
 class SwitchKey {
   public:
     SwitchKey(const Ring& ring, std::size_t level)
         : chain_(ring.chain()), n_(ring.degree()), level_(level), digits_(ring.digits(level)),
-          words_(ring.extended_rows(level) * 2 * ring.digits(level) * (ring.degree() / kPiece) * kPieceStride) {}
+          words_(ring.extended_rows(level) * 2 * ring.digits(level) * ring.degree()) {}
 
     const Origin& chain() const { return chain_; }
     std::size_t level() const { return level_; }
@@ -44,9 +44,10 @@ class SwitchKey {
     // Row of an extended polynomial at `level` -> row of the key: its special rows follow more live ones.
     std::size_t row_of(std::size_t level, std::size_t row) const { return row <= level ? row : row + level_ - level; }
 
-    const u64* piece(std::size_t key_row, std::size_t piece, std::size_t digit, int poly) const {
-        return words_.data() + (((key_row * (n_ / kPiece) + piece) * digits_ + digit) * 2 + poly) * kPieceStride;
-    }
+    // From eight residues to the next.
+    std::size_t stride() const { return 2 * digits_ * 8; }
+    // Where residue `at`, a multiple of eight, of a row begins.
+    const u64* words(std::size_t key_row, std::size_t at) const { return words_.data() + (key_row * n_ + at) * 2 * digits_; }
 
     // One polynomial of a digit under one row, from n words.
     void set(std::size_t digit, int poly, std::size_t key_row, const u64* values);

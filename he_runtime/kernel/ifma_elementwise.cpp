@@ -148,7 +148,7 @@ const Kernel ifma_kernel = {
     "ifma",            ifma_forward,  ifma_inverse,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
-    Sums<Halves>::dot, Sums<Halves>::dot_pair, Sums<Halves>::dot_constants,
+    Sums<Halves>::dot, Sums<Halves>::dot_pair, Sums<Halves>::gadget_pair, Sums<Halves>::dot_constants,
     convert,           all_below,     lift,
     round_quotient,    permute,
 };

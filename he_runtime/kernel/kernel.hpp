@@ -56,6 +56,11 @@ struct Kernel {
     // Two such sums with the same left operands, which are read once: a gadget product.
     void (*dot_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, const u64* const* b1,
                      std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
+    // Two sums of a[k] times a key, whose words come in the order of use, one stream: for every eight residues, for every
+    // k, eight words of the first polynomial and eight of the second; from one eight to the next are `stride` words. At
+    // most 64 operands.
+    void (*gadget_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* key, std::size_t stride, std::size_t count,
+                        bool accumulate, std::size_t n, const Modulus& m);
     // dst = (accumulate ? dst : 0) + sum of a[k] * w[k], w[k] in [0, q). The a[k] may be residues of other primes, taken
     // as integers: below 2^50 on the vector paths, 2^60 on the portable one. Extends residues to another base.
     void (*dot_constants)(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,

@@ -127,6 +127,20 @@ void dot_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, c
     dot(dst1, a, b1, count, accumulate, n, m);
 }
 
+void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, std::size_t stride, std::size_t count,
+                 bool accumulate, std::size_t n, const Modulus& m) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const u64* words = key + i / 8 * stride + i % 8;
+        u128 sums[2] = {accumulate ? dst0[i] : 0, accumulate ? dst1[i] : 0};
+        for (std::size_t k = 0; k < count; ++k, words += 16) {
+            sums[0] += static_cast<u128>(a[k][i]) * words[0];
+            sums[1] += static_cast<u128>(a[k][i]) * words[8];
+        }
+        dst0[i] = reduce(sums[0], m);
+        dst1[i] = reduce(sums[1], m);
+    }
+}
+
 void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
                    const Modulus& m) {
     sum_products(dst, a, Constants{w}, count, accumulate, n, m);
@@ -169,7 +183,8 @@ const Kernel portable_kernel = {
     "portable",        forward,       inverse,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
-    dot,               dot_pair,      dot_constants,
+    dot,               dot_pair,      gadget_pair,
+    dot_constants,
     convert,           all_below,     lift,
     round_quotient,    permute,
 };

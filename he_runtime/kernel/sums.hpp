@@ -145,6 +145,30 @@ struct Sums {
         sum_products<Arithmetic, 2>(dst, a, Vectors<Arithmetic>{{b0, b1}}, count, accumulate, n, arithmetic);
     }
 
+    static void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, std::size_t stride, std::size_t count,
+                            bool accumulate, std::size_t n, const Modulus& modulus) {
+        using Sum = typename Arithmetic::Sum;
+        const Arithmetic arithmetic(modulus);
+        const u64* left[64];
+        for (std::size_t k = 0; k < count; ++k) left[k] = a[k];
+        for (std::size_t j = 0; j < n; j += 8, key += stride) {
+            for (std::size_t lane = 0; lane < 8; lane += Arithmetic::kWidth) {
+                const std::size_t at = j + lane;
+                Sum high[2] = {Arithmetic::zero(), Arithmetic::zero()};
+                Sum low[2] = {accumulate ? Arithmetic::load(dst0 + at) : Arithmetic::zero(),
+                              accumulate ? Arithmetic::load(dst1 + at) : Arithmetic::zero()};
+                const u64* words = key + lane;
+                for (std::size_t k = 0; k < count; ++k, words += 16) {
+                    const auto x = Arithmetic::value(left[k] + at);
+                    Arithmetic::multiply_add(high[0], low[0], x, Arithmetic::value(words));
+                    Arithmetic::multiply_add(high[1], low[1], x, Arithmetic::value(words + 8));
+                }
+                arithmetic.finish(dst0 + at, high[0], low[0], count);
+                arithmetic.finish(dst1 + at, high[1], low[1], count);
+            }
+        }
+    }
+
     static void dot_constants(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate,
                               std::size_t n, const Modulus& modulus) {
         const Arithmetic arithmetic(modulus);

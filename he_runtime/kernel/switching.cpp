@@ -26,7 +26,6 @@ InnerProduct::InnerProduct(const Ring& ring, const SwitchKey& key, std::size_t l
 void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, u64* scratch) const {
     const Kernel& kernel = prime_.kernel();
     const u64* left[kMostPrimes];
-    const u64* right[2][kMostPrimes];
     for (std::size_t d = 0; d < count_; ++d) {
         if (galois_ == nullptr) {
             left[d] = digits_[d] + piece * kPiece;
@@ -34,9 +33,9 @@ void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulat
             kernel.permute(scratch + d * kPieceStride, digits_[d], *galois_, piece * kPiece, kPiece);
             left[d] = scratch + d * kPieceStride;
         }
-        for (int poly = 0; poly < 2; ++poly) right[poly][d] = key_.piece(key_row_, piece, d, poly);
     }
-    kernel.dot_pair(out0, out1, left, right[0], right[1], count_, accumulate, kPiece, prime_.modulus());
+    kernel.gadget_pair(out0, out1, left, key_.words(key_row_, piece * kPiece), key_.stride(), count_, accumulate, kPiece,
+                       prime_.modulus());
 }
 
 void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, u64* dst0, u64* dst1,

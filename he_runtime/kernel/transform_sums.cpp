@@ -81,7 +81,7 @@ void Run::accumulate() {
     const std::size_t spans = t_.compact_ ? 1 : std::min(kSpans, n_ / kPiece), length = n_ / spans;
     parallel_for(rows_ * spans, task_, [&](std::size_t i) {
         const std::size_t begin = i % spans * length;
-        const std::size_t step = t_.compact_ ? length : kPiece;
+        const std::size_t step = t_.compact_ ? length : std::min(length, 2 * kPiece);
         for (std::size_t at = begin; at < begin + length; at += step) accumulate_span(i / spans, at, at + step);
     });
 }

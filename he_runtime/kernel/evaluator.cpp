@@ -134,8 +134,7 @@ Cipher relinearize(const Ring& ring, const Ciphertext& x, const SwitchKey& key, 
     check_key(ring, x, key);
     need(x.size == 3, "a product of three polynomials");
     const Cipher out = make(ring, x.level, 2);
-    std::memcpy(out->row(0, 0), x.row(0, 0), out->words.size() * sizeof(u64));
-    switch_key(ring, key, x.level, x.row(2, 0), out->row(0, 0), out->row(1, 0), task);
+    switch_key(ring, key, x.level, x.row(2, 0), {x.row(0, 0), x.row(1, 0)}, {out->row(0, 0), out->row(1, 0)}, task);
     return out;
 }
 
@@ -178,8 +177,7 @@ Cipher apply_galois(const Ring& ring, const Ciphertext& x, u64 element, const Sw
         u64* dst = poly == 0 ? out->row(0, j) : turned.data() + j * n;
         ring.prime(j).kernel().permute(dst, x.row(poly, j), galois, 0, n);
     });
-    std::memset(out->row(1, 0), 0, live * n * sizeof(u64));
-    switch_key(ring, key, x.level, turned.data(), out->row(0, 0), out->row(1, 0), task);
+    switch_key(ring, key, x.level, turned.data(), {out->row(0, 0), nullptr}, {out->row(0, 0), out->row(1, 0)}, task);
     return out;
 }
 

@@ -38,8 +38,8 @@ void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulat
                        prime_.modulus());
 }
 
-void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, u64* dst0, u64* dst1,
-                Task& task) {
+void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, const u64* const (&addend)[2],
+                u64* const (&dst)[2], Task& task) {
     const std::size_t n = ring.degree(), live = level + 1, rows = ring.extended_rows(level);
     Decomposition digits(ring, level, false);
     parallel_for(live, task, [&](std::size_t j) { digits.take(j, values + j * n); });
@@ -63,14 +63,15 @@ void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const
     });
     for (Lifted& one : remainder) one.finish();
 
-    u64* const dst[2] = {dst0, dst1};
     parallel_for(2 * live, task, [&](std::size_t index) {
         const std::size_t poly = index / live, j = index % live;
         const Ntt& prime = ring.prime(j);
+        u64* const sum = sums.data() + (poly * rows + j) * n;
+        u64* const out = dst[poly] + j * n;
         Buffer scratch(n);
         remainder[poly].to(scratch.data(), prime);
-        division.row(scratch.data(), sums.data() + (poly * rows + j) * n, scratch.data(), j);
-        prime.kernel().add(dst[poly] + j * n, dst[poly] + j * n, scratch.data(), n, prime.modulus());
+        division.row(addend[poly] == nullptr ? out : sum, sum, scratch.data(), j);
+        if (addend[poly] != nullptr) prime.kernel().add(out, addend[poly] + j * n, sum, n, prime.modulus());
     });
 }
 

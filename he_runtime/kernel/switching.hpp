@@ -43,8 +43,9 @@ class InnerProduct {
     const GaloisTable* galois_;
 };
 
-// dst0, dst1 += what the key switches polynomial `values` (level + 1 rows) to, as SEAL rounds it. Rows of dst are n apart.
-void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, u64* dst0, u64* dst1,
-                Task& task);
+// dst[i] = addend[i] + what the key switches polynomial `values` (level + 1 rows) to, as SEAL rounds it. Rows are n apart; an
+// addend may be its dst, or null.
+void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, const u64* const (&addend)[2],
+                u64* const (&dst)[2], Task& task);
 
 }  // namespace secateur

@@ -77,7 +77,7 @@ def compile(
             if found and next(choices(problem, table, gadget))[0] >= found[1]:
                 break
             plan, seconds = cheapest_plan(problem, table, gadget)
-            require_memory(plan, max_bytes)
+            require_memory(plan, max_bytes, table.backend)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(error)
             continue

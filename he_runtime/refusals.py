@@ -154,11 +154,11 @@ def require_width(
     )
 
 
-def require_memory(plan: Plan, max_bytes: int | None) -> None:
+def require_memory(plan: Plan, max_bytes: int | None, backend: str = "") -> None:
     """OverMemory, naming what takes most and for which layer, when the plan's peak estimate is above `max_bytes`."""
     if max_bytes is None:
         return
-    held = memory(plan)
+    held = memory(plan, backend)
     if held.total <= max_bytes:
         return
     parts = {"encoded weights": held.plaintexts, "keys": held.keys, "ciphertexts": held.ciphertexts}

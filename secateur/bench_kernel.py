@@ -113,18 +113,19 @@ def _measure(point: Any, path: str, rounds: int) -> tuple[dict[str, Any], dict[s
     say(f"N={point.degree}: {rounds} rounds ...")
     took = contest.medians(rounds)
 
-    def row(name: str, share: int) -> dict[str, Any]:
+    def row(seal: str, native: str, read: str) -> dict[str, Any]:
         return {
             "N": point.degree,
             "limbs": point.limbs,
-            "seal_ms": took["seal"] / share,
-            "native_ms": took[name] / share,
-            "ratio": took["seal"] / took[name],
-            "bandwidth_fraction": took["read"] / took[name],
+            "seal_ms": took[seal],
+            "native_ms": took[native],
+            "ratio": took[seal] / took[native],
+            "bandwidth_fraction": took[read] / took[native],
             "path": contest.ring.path,
         }
 
-    return row("native", ROTATIONS), row("hoisted", 1)
+    fused = {"fused_ms": took["fused"], "fused_ratio": took["seal"] / took["fused"]}
+    return row("seal_once", "native_once", "read_once"), row("seal", "hoisted", "read") | fused
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:

@@ -230,7 +230,7 @@ def _memory(group: Contenders) -> dict[str, Any]:
         return nothing
     backend, local = next(iter(group.ours.items()))
     planned = local.executor.plan
-    predicted = {"predicted_peak_bytes": memory(planned).total, "peak_backend": backend}
+    predicted = {"predicted_peak_bytes": memory(planned, backend).total, "peak_backend": backend}
     try:
         peak, before = measure_peak(planned, local, backend)
     except SecateurError as error:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "NAMES", "Contenders", "cores", "plan_for", "use_threads", "why_unavailable"]
 
 BACKENDS = ("native", "tenseal")
+_ERROR = 0.04  # of the largest output, for six sigmas
 NAMES = ("native", "native_1thread", "tenseal_backend", "tenseal_api", "orion")
 _Run = Callable[[int], "tuple[float, Floats]"]  # image -> seconds from encrypted input to encrypted output, logits
 
@@ -58,15 +59,21 @@ def why_unavailable(backend: str) -> str | None:
 
 
 def plan_for(model: CompressedModel, backend: str) -> Plan:
-    """The plan that `backend` runs fastest, by the cost table shipped for it where there is one."""
+    """The plan that `backend` runs fastest, by the cost table shipped for it where there is one.
+
+    Six sigmas of its error are at most a twenty-fifth of the largest output that calibration saw.
+    """
     from he_runtime import compile
     from he_runtime.cost import load_default
     from he_runtime.errors import PlanError
+    from he_runtime.gadget import SEAL
+    from he_runtime.plan.counts import FUSED
 
+    error = _ERROR * max(map(abs, model.ranges[model.output.node]))
     try:
-        return compile(model, table=load_default(backend))
+        return compile(model, table=load_default(backend), gadget=None if backend in FUSED else SEAL, max_error=error)
     except PlanError:
-        return compile(model)
+        return compile(model, max_error=error)
 
 
 @dataclass

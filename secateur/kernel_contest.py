@@ -21,6 +21,7 @@ __all__ = ["ROTATIONS", "KernelContest", "Point", "kernel_module", "seconds"]
 
 ROTATIONS = 16
 _SCALE = 2.0**40
+_SINGLE = 5  # calls in a round of what is measured one by one
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class KernelContest:
         self._seal_keys, _ = upload_keys(self._context, params, records)
         self._seal_x = upload_ciphertext(self._context, params, data)
         self._x = self._upload(data)
+        self._transform = self._sum_of_all()
 
     def _load(self, record: KeyRecord) -> Any:
         chain = (*self._params.primes, *self._params.special)
@@ -96,33 +98,62 @@ class KernelContest:
         self._kernel.download(native, ours)
         return np.array_equal(ours, np.stack([_residues(p, self._params.primes, self.point.degree) for p in theirs]))
 
+    def seal_once(self) -> None:
+        """One rotation by SEAL."""
+        self._evaluator.apply_galois(self._seal_x, self.elements[0], self._seal_keys, self._seal.Ciphertext())
+
+    def native_once(self) -> None:
+        """The same one by the kernel, bit for bit."""
+        element = self.elements[0]
+        self._kernel.apply_galois(self.ring, self._x, element, self.keys[element], self._task)
+
+    def read_once(self) -> None:
+        """All words of its key, read once."""
+        self._kernel.read_bandwidth(self.ring, [self.keys[self.elements[0]]])
+
     def seal(self) -> None:
         """Sixteen rotations by SEAL, with a key each."""
         for element in self.elements:
             self._evaluator.apply_galois(self._seal_x, element, self._seal_keys, self._seal.Ciphertext())
 
-    def native(self) -> None:
-        """The same sixteen by the kernel, bit for bit, one after the other."""
-        for element in self.elements:
-            self._kernel.apply_galois(self.ring, self._x, element, self.keys[element], self._task)
-
     def hoisted(self) -> None:
-        """The same sixteen by the kernel, with one decomposition."""
+        """The same sixteen by the kernel, with one decomposition, each a ciphertext of its own."""
         self._kernel.rotate_hoisted(self.ring, self._x, self.elements, self.keys, self._task)
+
+    def fused(self) -> None:
+        """The same sixteen as a linear transform makes them: summed before the one division by the special prime."""
+        self._transform.run([self._x], self.keys, self._task)
+
+    def _sum_of_all(self) -> Any:
+        level, rows = self.point.limbs - 1, self.point.limbs + 1
+        one = self._kernel.constant(self.ring, level, True, [1] * rows)
+        babies, cells = [(0, e) for e in self.elements], [(0, k, 0) for k in range(ROTATIONS)]
+        return self._kernel.Transform.make(
+            self.ring, level, 1, 1, babies, [(0, 1)], np.array(cells, dtype=np.int64), [one]
+        )
 
     def read(self) -> None:
         """All words of the sixteen keys, read once."""
         self._kernel.read_bandwidth(self.ring, list(self.keys.values()))
 
     def medians(self, rounds: int) -> dict[str, float]:
-        """Milliseconds of each of the four, interleaved round by round after a round that does not count."""
-        calls = {"seal": self.seal, "native": self.native, "hoisted": self.hoisted, "read": self.read}
+        """Milliseconds of each, interleaved round by round after a round that does not count."""
+        calls = {
+            "seal_once": self.seal_once,
+            "native_once": self.native_once,
+            "read_once": self.read_once,
+            "seal": self.seal,
+            "hoisted": self.hoisted,
+            "fused": self.fused,
+            "read": self.read,
+        }
         times: dict[str, list[float]] = {name: [] for name in calls}
         for k in range(rounds + 1):
             for name, call in calls.items():
-                taken = seconds(call)
-                if k:
-                    times[name].append(taken * 1e3)
+                for _ in range(_SINGLE if name.endswith("once") else 1):
+                    taken = seconds(call)
+                    if k:
+                        times[name].append(taken * 1e3)
         return {name: statistics.median(taken) for name, taken in times.items()}
 
 

@@ -66,7 +66,7 @@ class NativeBackend:
             )
         except ValueError as error:
             raise ParameterError(f"cannot use {params.name} with the native backend: {error}") from error
-        self._extended = _extended_plaintexts(plan)
+        self._extended = plan.extended_plaintexts
         self._compact = _bytes(plan, self._extended) > plaintext_bytes
         self._plaintexts: dict[int, Any] = {}
         self.transforms = {id(op): self._transform(op) for op in plan.ops if plan.is_direct(op)}
@@ -245,16 +245,6 @@ class NativeEvaluator(Evaluator[NativeValue]):
             if whole:
                 self.counters[leaf, level] += whole
                 self.stage_seconds[leaf, level] += work[stage] / 1e9
-
-
-def _extended_plaintexts(plan: Plan) -> frozenset[int]:
-    """Operands of fused transforms with baby steps: they need the special rows too."""
-    found: set[int] = set()
-    for op in plan.ops:
-        if plan.is_direct(op) and op.babies:
-            assert op.cells is not None
-            found.update(op.cells[:, 4].tolist())
-    return frozenset(found)
 
 
 def _bytes(plan: Plan, extended: frozenset[int]) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from ..backends.plaintexts import kept_encoded
 from ..plan import Kind, Plan
+from ..plan.counts import FUSED
+from . import native_memory
 
 __all__ = ["MemoryCost", "layer_plaintext_bytes", "memory"]
 
@@ -31,8 +33,16 @@ class MemoryCost:
         return max(vars(self), key=lambda name: getattr(self, name))
 
 
-def memory(plan: Plan) -> MemoryCost:
-    """What loading the plan and one client's keys, and then one run, allocate on a SEAL back end."""
+def memory(plan: Plan, backend: str = "") -> MemoryCost:
+    """What loading the plan and one client's keys, and then one run, allocate; by default on a back end that uses SEAL."""
+    if backend in FUSED:
+        return MemoryCost(
+            plaintexts=sum(native_memory.plaintext_bytes(plan, index) for index in range(len(plan.plaintexts))),
+            vectors=sum(vector.nbytes for vector in plan.vectors),
+            keys=native_memory.key_bytes(plan),
+            ciphertexts=native_memory.buffer_bytes(plan),
+            tables=native_memory.table_bytes(plan),
+        )
     return MemoryCost(
         plaintexts=sum(_encoded_bytes(plan, index) for index in kept_encoded(plan)),
         vectors=sum(vector.nbytes for vector in plan.vectors),
@@ -42,14 +52,16 @@ def memory(plan: Plan) -> MemoryCost:
     )
 
 
-def layer_plaintext_bytes(plan: Plan) -> dict[str, int]:
+def layer_plaintext_bytes(plan: Plan, backend: str = "") -> dict[str, int]:
     """Layer -> bytes of the encoded operands that are kept; one shared by two layers counts in both."""
-    kept = set(kept_encoded(plan))
+    fused = backend in FUSED
+    kept = set(range(len(plan.plaintexts)) if fused else kept_encoded(plan))
+    size = native_memory.plaintext_bytes if fused else _encoded_bytes
     used: dict[str, set[int]] = {}
     for op in plan.ops:
         operands = {op.plaintext} if op.cells is None else set(op.cells[:, 4].tolist())
         used.setdefault(op.layer, set()).update(operands & kept)
-    return {layer: sum(_encoded_bytes(plan, index) for index in operands) for layer, operands in used.items()}
+    return {layer: sum(size(plan, index) for index in operands) for layer, operands in used.items()}
 
 
 def _encoded_bytes(plan: Plan, index: int) -> int:

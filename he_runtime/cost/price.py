@@ -107,7 +107,7 @@ def price(plan: Plan, table: CostTable, environment: Environment | None = None) 
     inputs, outputs = _levels(plan, plan.inputs), _levels(plan, plan.outputs)
     upload = sums.add((("upload", level), 1) for level in inputs)
     download = sums.add((("download", level), 1) for level in outputs)
-    held = memory(plan)
+    held = memory(plan, table.backend)
     return CostReport(
         latency_ms=sums.total.ms,
         low_ms=sums.total.low_ms,
@@ -185,7 +185,7 @@ class _Sum:
 
 
 def _layers(plan: Plan, sums: _Sum) -> tuple[LayerCost, ...]:
-    operands = layer_plaintext_bytes(plan)
+    operands = layer_plaintext_bytes(plan, sums.backend)
     found = []
     for name, counts in layer_counts(plan, sums.backend).items():
         ops = [op for op in plan.ops if op.layer == name]

@@ -116,6 +116,15 @@ class Plan:
         return KeySetSpec(tuple(KeyRequest(e, levels[e]) for e in sorted(levels)), self.gadget)
 
     @cached_property
+    def extended_plaintexts(self) -> frozenset[int]:
+        """Operands of fused transforms with baby steps: their products are summed under the special primes too."""
+        found: set[int] = set()
+        for op in self.ops:
+            if op.cells is not None and op.babies and self.is_direct(op):
+                found.update(op.cells[:, 4].tolist())
+        return frozenset(found)
+
+    @cached_property
     def counts(self) -> Counter[tuple[str, int]]:
         """Planned leaf operations by (leaf, level), in closed form; an executor's counters must equal this."""
         return self.counts_on("")

@@ -12,7 +12,7 @@ from .cost import CostTable, load_default
 from .errors import DoesNotFit, ParameterError
 from .floor import error_floor
 from .gadget import SEAL
-from .gadget_choice import cheapest_plan, choices
+from .gadget_choice import cheapest_plan, choices, require_gadget
 from .lower.constants import check_output, fold_constants
 from .lower.costs import Costs
 from .lower.emit import Program
@@ -67,6 +67,7 @@ def compile(
     """
     budget = error_budget(model, max_error, margin_share)
     table = table or load_default(default_backend())
+    require_gadget(gadget, table)
     reasons: list[DoesNotFit | ParameterError] = []
     found: tuple[Plan, float] | None = None
     for degree in degrees:

@@ -19,12 +19,21 @@ from .gadget import SEAL, Gadget
 from .integer_chain import integer_chain
 from .lower.costs import Costs
 from .plan import Plan
+from .plan.counts import FUSED
 from .refusals import nearest, require_exactness
 
-__all__ = ["cheapest_plan", "choices"]
+__all__ = ["cheapest_plan", "choices", "require_gadget"]
 
 _MAX_ALPHA = 4
 _WORTHWHILE = 0.97  # of the price: what a plan that runs on the native back end alone must save
+
+
+def require_gadget(gadget: str | None, table: CostTable) -> None:
+    """ParameterError for a gadget that there is not, or that the table's back end does not switch keys on."""
+    if gadget is not None and Gadget.parse(gadget).name != SEAL and table.backend not in FUSED:
+        raise ParameterError(
+            f"cannot plan for gadget {gadget!r} on back end {table.backend!r}: need native; try a cost table of it, or 'seal'"
+        )
 
 
 def cheapest_plan(problem: Problem, table: CostTable, gadget: str | None = None) -> tuple[Plan, float]:

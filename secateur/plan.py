@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .estimate import prices_of
-from .options import Json
+from .options import Backend, Json
 from .output import emit, say
 from .plan_batch import batch_record, render_batch
 from .plan_text import render_plan
@@ -39,6 +39,11 @@ def plan(
         Path | None,
         typer.Option("--table", help="Weigh and price by a table of `secateur calibrate`; else a shipped one."),
     ] = None,
+    backend: Backend = None,
+    gadget: Annotated[
+        str,
+        typer.Option(help="Of key switching: seal runs everywhere; hybrid-2 and the like, or auto, on native only."),
+    ] = "seal",
     as_json: Json = False,
 ) -> None:
     """Print the encrypted program of a model: cost by layer, keys, memory, then every op with its level and scale.
@@ -47,10 +52,11 @@ def plan(
     """
     from he_runtime import price
 
-    prices = prices_of(None, cost_table)
+    prices = prices_of(backend, cost_table)
     limits = _limits(degree, max_error, max_memory, max_keys)
     batched = None if batch is None else _plan_batch(model, batch, limits, prices)
-    planned = batched.plan if batched else _plan(model, limits, prices)
+    chosen = None if gadget == "auto" else gadget
+    planned = batched.plan if batched else _plan(model, limits, prices, chosen)
     report = price(planned, prices)
     if output is not None:
         planned.save(output)
@@ -74,7 +80,7 @@ def _write_page(planned: Plan, report: CostReport, path: Path) -> None:
     say(f"wrote {path}")
 
 
-def _plan(directory: Path, limits: dict[str, Any], prices: CostTable) -> Plan:
+def _plan(directory: Path, limits: dict[str, Any], prices: CostTable, gadget: str | None) -> Plan:
     from he_runtime import CompressedModel, Plan, compile
     from he_runtime.errors import InputError
 
@@ -82,7 +88,7 @@ def _plan(directory: Path, limits: dict[str, Any], prices: CostTable) -> Plan:
         if limits:
             raise InputError(f"cannot plan {directory} again: it is a plan; try the model directory it was made from")
         return Plan.load(directory)
-    return compile(CompressedModel.load(directory), **limits, table=prices)
+    return compile(CompressedModel.load(directory), **limits, table=prices, gadget=gadget)
 
 
 def _plan_batch(directory: Path, samples: int, limits: dict[str, Any], prices: CostTable) -> BatchPlan:

@@ -31,7 +31,7 @@ Ring::Ring(std::size_t n, const std::vector<u64>& primes, const std::vector<u64>
         throw std::invalid_argument("cannot use these primes: need distinct live and special ones, at least one each");
     }
     if (every.size() > kMostPrimes) throw std::invalid_argument("cannot use more than 64 primes");
-    if (alpha == 0 || alpha > 16) throw std::invalid_argument("cannot use digits of " + std::to_string(alpha) + " primes: need 1 to 16");
+    if (alpha == 0 || alpha > kMostPrimes - 1) throw std::invalid_argument("cannot use digits of " + std::to_string(alpha) + " primes: need 1 to 63");
     for (const u64 q : primes) primes_.push_back(std::make_unique<Ntt>(n, make_modulus(q), path));
     for (const u64 q : special) special_.push_back(std::make_unique<Ntt>(n, make_modulus(q), path));
     galois_ = std::vector<std::atomic<const Galois*>>(n);

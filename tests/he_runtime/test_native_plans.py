@@ -1,0 +1,126 @@
+"""Plans made for the native back end: gadgets by price, primes that its vector paths take, and what they promise."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from he_runtime import CompressedModel, Executor, Plan, compile, price, run_clear
+from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime.candidate import Problem
+from he_runtime.compile import lower
+from he_runtime.cost import CostTable, load_default
+from he_runtime.cost.formulas import NARROW_ROW, WIDE_ROW
+from he_runtime.errors import BackendUnavailable, ParameterError
+from he_runtime.gadget import SEAL, Gadget
+from he_runtime.gadget_choice import choices
+from he_runtime.kernel import status
+from he_runtime.plan.counts import plan_counts
+from he_runtime.ring import EvaluationKeys
+from tests.he_runtime.networks import NETWORKS
+
+built = pytest.mark.skipif(not status().available, reason="the kernel is not built")
+
+
+@pytest.fixture(scope="module")
+def model() -> CompressedModel:
+    return NETWORKS["mlp"]().calibrated("native")
+
+
+@pytest.fixture(scope="module")
+def table() -> CostTable:
+    return load_default("native")
+
+
+def planned(model: CompressedModel, table: CostTable, gadget: str | None) -> Plan:
+    return compile(model, degrees=(16384,), max_error=1.0, table=table, gadget=gadget)
+
+
+@pytest.mark.parametrize("gadget", ["hybrid-2", "hybrid-3"])
+def test_a_plan_on_a_hybrid_gadget_has_its_special_primes(
+    model: CompressedModel, table: CostTable, gadget: str
+) -> None:
+    plan = planned(model, table, gadget)
+    assert plan.gadget == plan.keys.gadget == gadget
+    assert len(plan.params.special) == Gadget.parse(gadget).alpha
+    Gadget.parse(gadget).check(plan.params)
+    assert all(q.bit_length() <= 50 for q in (*plan.params.primes, *plan.params.special))
+
+
+def test_larger_digits_make_smaller_keys(model: CompressedModel, table: CostTable) -> None:
+    seal, hybrid = planned(model, table, SEAL), planned(model, table, "hybrid-2")
+    level = max(request.level for request in seal.keys.requests)
+    each = [p.keys.requests[0].byte_size(p.params, gadget=p.gadget) for p in (seal, hybrid)]
+    assert level >= 2 and each[1] < each[0]
+
+
+@built
+@pytest.mark.parametrize("gadget", [SEAL, "hybrid-2", "hybrid-3"])
+def test_encrypted_equals_clear_within_the_predicted_error(
+    model: CompressedModel, table: CostTable, gadget: str
+) -> None:
+    plan = planned(model, table, gadget)
+    key, spec = SecretKey.generate(plan.params), plan.client_spec()
+    executor = Executor(plan, "native")
+    loaded = executor.load_keys(EvaluationKeys(plan.params.digest, {r.element: r for r in key.make_keys(plan.keys)}))
+    inputs = NETWORKS["mlp"]().inputs(8)
+    errors = []
+    for x, expected in zip(inputs, run_clear(plan, inputs), strict=True):
+        encrypted = [key.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(x[None])]
+        result = executor.run(encrypted, loaded)
+        assert executor.counters == plan.counts_on("native")
+        errors.append(spec.output.unpack(np.stack([key.decrypt(ct) for ct in result]))[0] - expected)
+    assert 0 < float(np.abs(errors).max()) <= plan.error_bound
+
+
+@pytest.mark.parametrize("backend", ["tenseal", pytest.param("pyfhel", marks=pytest.mark.pyfhel)])
+def test_a_seal_backend_refuses_a_hybrid_plan(model: CompressedModel, table: CostTable, backend: str) -> None:
+    with pytest.raises(BackendUnavailable, match="needs the native backend"):
+        Executor(planned(model, table, "hybrid-2"), backend)
+
+
+def test_an_unknown_gadget_is_refused(model: CompressedModel, table: CostTable) -> None:
+    with pytest.raises(ParameterError, match="cannot use gadget"):
+        planned(model, table, "hybrid-0")
+    with pytest.raises(ParameterError, match="cannot plan for gadget 'hybrid-2' on back end 'tenseal'"):
+        planned(model, load_default("tenseal"), "hybrid-2")
+
+
+def test_choices_come_cheapest_first_and_long_primes_last(model: CompressedModel, table: CostTable) -> None:
+    program, depth = lower(model, 16384, 1, table)
+    problem = Problem(model, program, 16384, depth, 1.0)
+    found = list(choices(problem, table))
+    assert {c.gadget.name for _, c in found} == {SEAL, "hybrid-2", "hybrid-3", "hybrid-4"}
+    narrow, (wide_seconds, wide) = found[:-1], found[-1]
+    assert all(c.prime_bits == 50 for _, c in narrow) and wide.prime_bits > 50 and wide.gadget.name == SEAL
+    rest = [seconds for seconds, c in narrow if c.gadget.name != SEAL]
+    assert rest == sorted(rest) and wide_seconds > max(seconds for seconds, _ in narrow)
+    (only,) = choices(problem, load_default("tenseal"))
+    assert only[1].gadget.name == SEAL and only[1].prime_bits > 50
+
+
+def test_long_primes_are_priced_by_how_long_their_rows_take(table: CostTable) -> None:
+    narrow, wide = (1 << 49) + 1, (1 << 58) + 1
+    ratio = table.lookup(WIDE_ROW, 8192, 0).seconds / table.lookup(NARROW_ROW, 8192, 0).seconds
+    assert table.widening(8192, (narrow,) * 4) == 1.0
+    assert table.widening(8192, (wide,) * 4) == pytest.approx(ratio)
+    shares = [table.widening(8192, (narrow,) * (4 - k) + (wide,) * k) for k in range(5)]
+    assert all(b > a for a, b in pairwise(shares))
+    assert load_default("tenseal").widening(8192, (wide,)) == 1.0
+
+
+def test_babies_are_many_where_they_are_cheap(model: CompressedModel, table: CostTable) -> None:
+    """Hoisted steps cost a third of a giant one, so the split moves towards them; the price follows the fused stages."""
+    plan = compile(model, degrees=(8192,), max_error=1.0, table=table)
+    plain = compile(model, degrees=(8192,), max_error=1.0, table=load_default("tenseal"))
+    fused, other = plan_counts(plan, "native"), plan_counts(plain, "native")
+
+    def total(counts: dict[tuple[str, int], int], leaf: str) -> int:
+        return sum(n for (name, _), n in counts.items() if name == leaf)
+
+    assert total(fused, "hoisted") >= 2 * total(fused, "giant")
+    assert total(fused, "giant") <= total(other, "giant")
+    assert price(plan, table).latency_ms <= price(plain, table).latency_ms
+    assert set(price(plan, table).counts) >= {"decompose", "hoisted", "product", "divide"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .backends import default_backend
 from .candidate import MAX_PRIME_BITS, Problem
@@ -65,41 +66,52 @@ def compile(
     Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
     unsupported op.
     """
-    budget = error_budget(model, max_error, margin_share)
     table = table or load_default(default_backend())
     require_gadget(gadget, table)
+    wish = _Wish(tuple(degrees), error_budget(model, max_error, margin_share), batch, max_bytes, max_key_bytes)
+    try:
+        return _cheapest(model, wish, table, gadget)
+    except DoesNotFit:
+        if table.backend not in FUSED or gadget not in (None, SEAL):
+            raise
+    # A baby step errs at the scale of what it rotates, a giant step at that of a product: with fewer babies it may fit.
+    return _cheapest(model, wish, load_default("tenseal"), SEAL)
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """What was asked of a plan."""
+
+    degrees: tuple[int, ...]
+    budget: float
+    batch: int
+    max_bytes: int | None
+    max_key_bytes: int | None
+
+
+def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str | None) -> Plan:
+    """The cheapest plan by the table, on the smallest ring that holds one, or on a larger one that prices lower."""
     reasons: list[DoesNotFit | ParameterError] = []
     found: tuple[Plan, float] | None = None
-    for degree in degrees:
+    for degree in wish.degrees:
         try:
             # A ring that is no last resort need not be packed to be refused.
-            program, depth = lower(model, degree, batch, table, math.inf if degree == degrees[-1] else budget)
-            problem = Problem(model, program, degree, depth, budget, max_key_bytes)
+            budget = math.inf if degree == wish.degrees[-1] else wish.budget
+            program, depth = lower(model, degree, wish.batch, table, budget)
+            problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
             if found and next(choices(problem, table, gadget))[0] >= found[1]:
                 break
             plan, seconds = cheapest_plan(problem, table, gadget)
-            require_memory(plan, max_bytes, table.backend)
+            require_memory(plan, wish.max_bytes, table.backend)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(error)
             continue
         found = plan, seconds
-        if program.packing.ciphertexts == 1 or batch > 1:
+        if program.packing.ciphertexts == 1 or wish.batch > 1:
             break
     if found is not None:
         return verify(found[0])
-    if table.backend in FUSED and gadget in (None, SEAL):
-        # A baby step errs at the scale of what it rotates, a giant step at that of a product: with fewer babies it may fit.
-        return compile(
-            model,
-            degrees=degrees,
-            max_error=max_error,
-            margin_share=margin_share,
-            batch=batch,
-            table=load_default("tenseal"),
-            max_bytes=max_bytes,
-            max_key_bytes=max_key_bytes,
-        )
-    tried = ", ".join(map(str, degrees))
+    tried = ", ".join(map(str, wish.degrees))
     raise DoesNotFit(
         f"cannot plan model {model.name!r}: no ring degree of {tried} holds it; nearest: {nearest(reasons).message}"
     )

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from he_runtime.cost import CostTable
 from he_runtime.lower.diagonals import DiagonalSet
+from he_runtime.lower.split import Split
 from he_runtime.model import CompressedModel
 
 from .diagonals import Ints, contiguous_classes
@@ -40,13 +42,13 @@ class Lines:
         return int(self.incidence[:, 1].max()) + 1 if len(self.incidence) else 0
 
 
-def packed_lines(model: CompressedModel, degree: int) -> dict[str, Lines]:
+def packed_lines(model: CompressedModel, degree: int, table: CostTable | None = None) -> dict[str, Lines]:
     """The lines of every weight array when nothing is pruned, at ring degree `degree` and one query per ciphertext.
 
     A layer that `packed_weights` leaves out gets contiguous slots and a square split. Raises DoesNotFit where no such
     ring holds the model.
     """
-    packed = packed_weights(model, degree)
+    packed = packed_weights(model, degree, table)
     return {
         key: _lines(packed[key]) if key in packed else _fallback(model, name)
         for key, name in weight_keys(model).items()
@@ -55,12 +57,12 @@ def packed_lines(model: CompressedModel, degree: int) -> dict[str, Lines]:
 
 def _lines(packed: PackedWeights) -> Lines:
     classes = packed.classes.ravel()[packed.pairs[0]]
-    return Lines(packed.classes, _incidence(classes, packed.pairs[1], _lines_of_cells(packed.diagonals)))
+    return Lines(packed.classes, _incidence(classes, packed.pairs[1], _lines_of_cells(packed.diagonals, packed.split)))
 
 
-def _lines_of_cells(diagonals: DiagonalSet) -> Ints:
+def _lines_of_cells(diagonals: DiagonalSet, split: Split) -> Ints:
     """(cells, 2): the line of each cell's baby step and of its giant step, -1 where the step is zero."""
-    split, modulus = diagonals.split, diagonals.modulus
+    modulus = diagonals.modulus
     baby = np.where(split.baby, diagonals.cells[:, 1] * modulus + split.baby, -1)
     giant = np.where(split.giant, diagonals.cells[:, 0] * modulus + split.giant, -1)
     first_giant = int(baby.max(initial=0)) + 1

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from he_runtime.backends import default_backend
 from he_runtime.compile import lower
-from he_runtime.cost import load_default
-from he_runtime.lower.diagonals import DiagonalSet
+from he_runtime.cost import CostTable, load_default
+from he_runtime.lower.diagonals import DiagonalSet, PackedLinear
 from he_runtime.lower.maps import LinearMap
+from he_runtime.lower.split import Split
 from he_runtime.lower.stages import LinearStage, build_stages
 from he_runtime.model import CompressedModel, InputSpec
 
@@ -39,6 +41,7 @@ class PackedWeights:
 
     pairs: Ints
     diagonals: DiagonalSet
+    split: Split
     classes: Ints
 
 
@@ -57,14 +60,16 @@ def packed_classes(graph: Graph, degree: int) -> dict[str, Ints]:
     }
 
 
-def packed_weights(model: CompressedModel, degree: int) -> dict[str, PackedWeights]:
+def packed_weights(model: CompressedModel, degree: int, table: CostTable | None = None) -> dict[str, PackedWeights]:
     """Array name -> where its weights lie when nothing is pruned, with one query per ciphertext.
+
+    Packings are weighed by `table`, by default the one that ships with the default back end, as in `compile`.
 
     A layer is left out where an entry of a packed matrix mixes several of its weights (a convolution merged with the
     pool after it). An array that several layers share lies where the first has it.
     """
     ones = _probed(model, {})
-    packing = lower(ones, degree, 1, load_default("tenseal"))[0].packing
+    packing = lower(ones, degree, 1, table or load_default(default_backend()))[0].packing
     base = _linear_stages(ones, degree)
     found: dict[str, PackedWeights] = {}
     for key_of in _rounds(model, base):
@@ -74,7 +79,7 @@ def packed_weights(model: CompressedModel, degree: int) -> dict[str, PackedWeigh
             one, number, mark = (packing.operand(stages[name])[0] for stages in (base, numbered, marked))
             weights = _weight_of_each_entry(one, number, mark, marks[key])
             if weights is not None and key not in found:
-                found[key] = _located(weights, packing.packed[name].diagonals, model.arrays[key].shape)
+                found[key] = _located(weights, packing.packed[name], model.arrays[key].shape)
     return found
 
 
@@ -118,11 +123,12 @@ def _weight_of_each_entry(base: LinearMap, numbered: LinearMap, marked: LinearMa
     return index if unmixed.all() else None
 
 
-def _located(weights: Ints, diagonals: DiagonalSet, shape: tuple[int, ...]) -> PackedWeights:
+def _located(weights: Ints, packed: PackedLinear, shape: tuple[int, ...]) -> PackedWeights:
+    diagonals = packed.diagonals
     pairs = np.unique(np.stack([weights, diagonals.entry_cell.ravel().astype(np.int64)]), axis=1)
     size = int(np.prod(shape))
     counts = np.bincount(pairs[0], minlength=size)
     place = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
     table: npt.NDArray[np.int64] = np.full((size, max(1, int(counts.max()))), -1, dtype=np.int64)
     table[pairs[0], place] = pairs[1]
-    return PackedWeights(pairs, diagonals, set_ids(table).reshape(shape))
+    return PackedWeights(pairs, diagonals, packed.split, set_ids(table).reshape(shape))

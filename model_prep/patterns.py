@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from he_runtime.cost import CostTable
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.reference import SAMPLES, calibrate
@@ -32,11 +33,17 @@ Floats = npt.NDArray[np.float64]
 
 
 def sparsify(
-    model: CompressedModel, pattern: str, density: float, *, seed: int = 0, degree: int = 8192
+    model: CompressedModel,
+    pattern: str,
+    density: float,
+    *,
+    seed: int = 0,
+    degree: int = 8192,
+    table: CostTable | None = None,
 ) -> CompressedModel:
     """`model` with the share `density` of each layer's weights kept in one of PATTERNS; the rest is exactly zero.
 
-    Patterns follow the packing of the dense model at ring degree `degree`. What stays is scaled up so that every
+    Patterns follow the packing of the dense model at ring degree `degree`, weighed by `table` as in `compile`. What stays is scaled up so that every
     layer's weights keep their energy, hence activations their size, and ranges are measured again on the model's own
     samples: so latency is compared between networks that need the same precision. Nothing is trained. The metadata say
     how much energy the mask itself kept. The same seed gives the same model. In a model that is sparse already, a weight
@@ -49,7 +56,7 @@ def sparsify(
     samples = model.mean_square("samples")
     if samples is None:
         raise ModelError(f"cannot sparsify {model.name!r}: it has no array {SAMPLES!r}; try calibrating it")
-    lines = packed_lines(model, degree)
+    lines = packed_lines(model, degree, table)
     if pattern == "permuted-grid" and density < 1:
         model = permuted(model, lambda energy: _grid_masks(lines, energy, kept_counts(model, density)))
     mask = pattern_mask(model, pattern, density, lines, seed)

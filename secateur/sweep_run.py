@@ -94,6 +94,7 @@ class Study:
 
     def sparse(self, point: Point) -> CompressedModel:
         """The network of a point; the last one is kept."""
+        from he_runtime.cost import load_default
         from model_prep.patterns import sparsify
 
         if point.pattern == DENSE:
@@ -101,7 +102,9 @@ class Study:
         key = (point.pattern, point.sparsity)
         if key not in self._sparse:
             density = 1 - point.sparsity
-            self._sparse = {key: sparsify(self.model, point.pattern, density, seed=self.seed, degree=self.degree)}
+            options = {"seed": self.seed, "degree": self.degree}
+            table = load_default(self.backend)
+            self._sparse = {key: sparsify(self.model, point.pattern, density, **options, table=table)}
         return self._sparse[key]
 
     def plan(self, point: Point) -> Plan:

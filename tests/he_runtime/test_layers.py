@@ -9,6 +9,7 @@ import pytest
 
 from he_runtime import Executor, Plan, compile, run_clear
 from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime.cost import load_default
 from he_runtime.errors import ModelError
 from he_runtime.lower.levels import stage_levels
 from he_runtime.lower.stages import build_stages
@@ -127,7 +128,9 @@ CASES: dict[str, Callable[[], Builder]] = {
 def planned(builder: Builder, name: str, batch: int = 1) -> tuple[CompressedModel, Plan]:
     model = builder.calibrated(name)
     largest = max(map(abs, model.ranges[model.output.node]))
-    return model, compile(model, max_error=0.05 * largest, batch=batch, degrees=(8192, 16384))
+    return model, compile(
+        model, max_error=0.05 * largest, batch=batch, degrees=(8192, 16384), table=load_default("tenseal")
+    )
 
 
 def levels(model: CompressedModel) -> int:

@@ -200,4 +200,4 @@ def test_too_much_memory_names_what_takes_most_and_a_limit() -> None:
     }
     assert held[part] == max(held.values()) and int(size) == round(held[part] / 1e6)
     assert layer in {node.name for node in model.nodes}
-    assert compile(model, max_error=1.0, max_bytes=int(limit) * 10**6).digest == plan.digest
+    assert compile(model, max_error=1.0, max_bytes=int(limit) * 10**6, table=table).digest == plan.digest

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from he_runtime.backends import default_backend
 from he_runtime.compile import lower
 from he_runtime.cost import load_default
 from he_runtime.model import CompressedModel, Node
@@ -104,7 +105,7 @@ def made(name: str) -> CompressedModel:
 
 def products(model: CompressedModel) -> dict[str, int]:
     """Plaintext products per linear stage as the planner lowers the model."""
-    packed = lower(model, 8192, 1, load_default("tenseal"))[0].packing.packed
+    packed = lower(model, 8192, 1, load_default(default_backend()))[0].packing.packed
     return {name: layer.diagonals.products for name, layer in packed.items()}
 
 

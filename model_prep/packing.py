@@ -45,7 +45,7 @@ class PackedWeights:
     classes: Ints
 
 
-def packed_classes(graph: Graph, degree: int) -> dict[str, Ints]:
+def packed_classes(graph: Graph, degree: int, table: CostTable | None = None) -> dict[str, Ints]:
     """Array name -> class of each weight: weights of one class occupy the same diagonals at ring degree `degree`.
 
     Classes are disjoint sets of diagonals for plain layers. Merged with an average pool before it, a layer has classes
@@ -53,7 +53,7 @@ def packed_classes(graph: Graph, degree: int) -> dict[str, Ints]:
     are classified by contiguous slots.
     """
     model = graph.to_model("unpruned", InputSpec("", graph.input_shape))
-    packed = packed_weights(model, degree)
+    packed = packed_weights(model, degree, table)
     return {
         key: packed[key].classes if key in packed else contiguous_classes(model, name)
         for key, name in weight_keys(model).items()

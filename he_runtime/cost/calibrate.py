@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,13 +20,13 @@ import numpy as np
 
 from ..backends import open_backend
 from ..errors import ParameterError
-from ..params import CkksParams
+from ..params import CkksParams, find_primes
 from ..plan import Kind, Op, Plaintext, Plan, Port, ValueType, verify
 from ..plan.counts import FUSED
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
 from .entry import CostEntry
 from .environment import here, machine_name
-from .formulas import NARROW_ROW, WIDE_ROW
+from .formulas import NARROW_BITS, NARROW_ROW, WIDE_ROW
 from .fused_bench import FusedBench
 from .measure import Clock, ProbeGate, timed
 from .table import CostTable, Key
@@ -73,7 +74,7 @@ def calibrate(
         )
     report = progress or (lambda phase, share: None)
     report("keys", 0.0)
-    params = _seal_shaped(params)
+    params = _measurable(backend, params)
     bench = _Bench(backend, params, wanted, seconds)
     tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in _ALWAYS or (key[0], key[2]) in only}
     clock = clock or clock_of(backend)
@@ -90,13 +91,20 @@ def single_operations(
 
     Key generation takes at most a quarter of `seconds`.
     """
-    params = _seal_shaped(params)
+    params = _measurable(backend, params)
     bench = _Bench(backend, params, list(range(params.max_level + 1)), seconds)
     return {key: (task, _CALLS.get(key[0], _FEW_CALLS)) for key, task in bench.tasks()}
 
 
-def _seal_shaped(params: CkksParams) -> CkksParams:
-    """The same chain with one special prime: operations are measured on SEAL's gadget, other gadgets follow by formula."""
+def _measurable(backend: str, params: CkksParams) -> CkksParams:
+    """The chain that operations are measured on: one special prime, since other gadgets than SEAL's follow by formula.
+
+    On the native kernel also primes below 2^50: `CostTable.widening` prices longer ones.
+    """
+    if backend in FUSED and any(q.bit_length() > NARROW_BITS for q in (*params.primes, *params.special)):
+        bits = [min(math.log2(q), NARROW_BITS) for q in (params.special[0], *params.primes)]
+        special, *primes = find_primes(params.degree, bits)
+        return replace(params, primes=tuple(primes), special=(special,))
     return replace(params, special=params.special[:1])
 
 

@@ -23,7 +23,7 @@ from ..plan import Op, Plan
 from ..plan.counts import product_leaf
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, SeededPoly
 from ..wire.expansion import expand_seed
-from .base import Check, Evaluator, _no_check
+from .base import Check, Evaluator, no_check
 
 __all__ = ["NativeBackend", "NativeEvaluator"]
 
@@ -217,11 +217,11 @@ class NativeEvaluator(Evaluator[NativeValue]):
                 f"cannot {what}: got no key for it; try uploading the key set of the client spec"
             ) from None
 
-    def linear_transform(self, op: Op, xs: Sequence[NativeValue], check: Check = _no_check) -> list[NativeValue]:
+    def linear_transform(self, op: Op, xs: Sequence[NativeValue], check: Check = no_check) -> list[NativeValue]:
         transform = self._backend.transforms.get(id(op))
         if transform is None:
             return super().linear_transform(op, xs, check)
-        task = self._kernel.Task(None if check is _no_check else check)
+        task = self._kernel.Task(None if check is no_check else check)
         found, work = transform.run([x.data for x in xs], self._keys.by_element, task)
         self._count(op, xs[0].data.level, work)
         return [NativeValue(y, xs[0].scale) for y in found]

@@ -51,9 +51,15 @@ def plan(
     With --batch, the batch sizes to choose from.
     """
     from he_runtime import price
+    from he_runtime.errors import InputError
+    from he_runtime.gadget import SEAL
 
     prices = prices_of(backend, cost_table)
     limits = _limits(degree, max_error, max_memory, max_keys)
+    if gadget != SEAL and (batch is not None or (model / "plan.json").exists()):
+        raise InputError(
+            f"cannot plan for gadget {gadget!r}: need a model directory and no --batch; try without --gadget"
+        )
     batched = None if batch is None else _plan_batch(model, batch, limits, prices)
     chosen = None if gadget == "auto" else gadget
     planned = batched.plan if batched else _plan(model, limits, prices, chosen)

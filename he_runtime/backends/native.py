@@ -27,8 +27,7 @@ from .base import Check, Evaluator, no_check
 
 __all__ = ["NativeBackend", "NativeEvaluator"]
 
-_IDENTITY = 1  # the Galois element of no rotation
-_PLAINTEXT_BYTES = 4 << 30
+_PLAINTEXT_BYTES = 4 << 30  # of operands as full residues; beyond it they stay integers, transformed at each use
 
 
 @dataclass(frozen=True)

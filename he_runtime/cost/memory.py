@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from ..backends.plaintexts import kept_encoded
-from ..plan import Kind, Plan
+from ..plan import Kind, Op, Plan
 from ..plan.counts import FUSED
 from . import native_memory
+from .buffers import most_alive, value_bytes
 
 __all__ = ["MemoryCost", "layer_plaintext_bytes", "memory"]
 
@@ -83,33 +84,11 @@ def _table_bytes(plan: Plan) -> int:
 
 
 def _ciphertext_bytes(plan: Plan) -> int:
-    """SEAL's pool keeps what was freed for ciphertexts of the same size: the most alive at once, for every size.
+    """SEAL's pool keeps what was freed. A transform also holds its rotated inputs, one sum per giant step, and a product
+    before and after it joins a sum."""
 
-    A transform also holds its rotated inputs, one sum per giant step, and a product before and after it joins a sum.
-    """
-    alive: Counter[int] = Counter()
-    most: Counter[int] = Counter()
+    def scratch(op: Op) -> Counter[int]:
+        count = len(op.babies) + len(op.groups) + 2 if op.kind is Kind.LINEAR_TRANSFORM else 0
+        return Counter({value_bytes(plan, op.inputs[0]): count})
 
-    def take(size: int, count: int = 1) -> None:
-        alive[size] += count
-        most[size] = max(most[size], alive[size])
-
-    for port in plan.inputs:
-        for value in port.values:
-            take(_size(plan, value))
-    for index, op in enumerate(plan.ops):
-        for value in op.outputs:
-            take(_size(plan, value))
-        size = _size(plan, op.inputs[0])
-        extra = len(op.babies) + len(op.groups) + 2 if op.kind is Kind.LINEAR_TRANSFORM else 0
-        take(size, extra)
-        alive[size] -= extra
-        for value in set(op.inputs):
-            if plan.last_use[value] == index:
-                alive[_size(plan, value)] -= 1
-    return sum(size * count for size, count in most.items())
-
-
-def _size(plan: Plan, value: int) -> int:
-    kind = plan.values[value]
-    return kind.size * (kind.level + 1) * plan.params.degree * 8
+    return most_alive(plan, scratch)

@@ -1,14 +1,13 @@
-"""Memory of a worker on the native back end: what the kernel allocates, buffer by buffer.
-
-Freed buffers are kept for the next of the same size, so every size counts with the most that are alive at once.
-"""
+"""Memory of a worker on the native back end: what the kernel allocates, buffer by buffer."""
 
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 from ..gadget import Gadget
 from ..plan import Kind, Op, Plan
+from .buffers import most_alive
 
 __all__ = ["buffer_bytes", "key_bytes", "plaintext_bytes", "table_bytes"]
 
@@ -36,30 +35,7 @@ def table_bytes(plan: Plan) -> int:
 
 def buffer_bytes(plan: Plan) -> int:
     """Ciphertexts, and what a transform or a key switch works in."""
-    alive: Counter[int] = Counter()
-    most: Counter[int] = Counter()
-
-    def take(sizes: Counter[int]) -> None:
-        alive.update(sizes)
-        for size in sizes:
-            most[size] = max(most[size], alive[size])
-
-    for port in plan.inputs:
-        take(Counter(_size(plan, value) for value in port.values))
-    for index, op in enumerate(plan.ops):
-        take(Counter(_size(plan, value) for value in op.outputs))
-        scratch = _scratch(plan, op)
-        take(scratch)
-        alive.subtract(scratch)
-        for value in set(op.inputs):
-            if plan.last_use[value] == index:
-                alive[_size(plan, value)] -= 1
-    return sum(size * count for size, count in most.items())
-
-
-def _size(plan: Plan, value: int) -> int:
-    kind = plan.values[value]
-    return kind.size * (kind.level + 1) * plan.params.degree * _WORD
+    return most_alive(plan, partial(_scratch, plan))
 
 
 def _scratch(plan: Plan, op: Op) -> Counter[int]:

@@ -21,18 +21,10 @@ __all__ = ["CostReport", "LayerCost", "price"]
 _DOUBTFUL_FACTOR = 10**0.5
 
 
-@dataclass(frozen=True)
-class LayerCost:
-    """Predicted milliseconds and planned leaves of one layer, the levels before and left after it, and its operands' bytes."""
+class _Counted:
+    """What has counts by leaf, whatever stages a back end makes of a rotation or a product."""
 
-    name: str
-    ms: float
-    low_ms: float
-    high_ms: float
     counts: Mapping[str, int]
-    level: int
-    levels_left: int
-    plaintext_bytes: int
 
     @property
     def rotations(self) -> int:
@@ -45,7 +37,21 @@ class LayerCost:
 
 
 @dataclass(frozen=True)
-class CostReport:
+class LayerCost(_Counted):
+    """Predicted milliseconds and planned leaves of one layer, the levels before and left after it, and its operands' bytes."""
+
+    name: str
+    ms: float
+    low_ms: float
+    high_ms: float
+    counts: Mapping[str, int]
+    level: int
+    levels_left: int
+    plaintext_bytes: int
+
+
+@dataclass(frozen=True)
+class CostReport(_Counted):
     """What one encrypted inference costs.
 
     `latency_ms` is one `Executor.run` on loaded keys: `upload_ms`, every operation, `download_ms`; `low_ms` and
@@ -81,15 +87,6 @@ class CostReport:
     table_kind: str
     confidence: str
     warnings: tuple[str, ...]
-
-    @property
-    def rotations(self) -> int:
-        return rotations(self.counts)
-
-    @property
-    def products(self) -> int:
-        """With plaintexts."""
-        return products(self.counts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for json.dumps."""

@@ -53,7 +53,7 @@ struct Kernel {
     // dst = (accumulate ? dst : 0) + sum over k < count of a[k] * b[k]. dst must not be one of the operands.
     void (*dot)(u64* dst, const u64* const* a, const u64* const* b, std::size_t count, bool accumulate, std::size_t n,
                 const Modulus& m);
-    // Two such sums with the same left operands, which are read once: a gadget product.
+    // Two such sums with the same left operands, which are read once: an operand times both polynomials of ciphertexts.
     void (*dot_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, const u64* const* b1,
                      std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // Two sums of a[k] times a key, whose words come in the order of use, one stream: for every eight residues, for every

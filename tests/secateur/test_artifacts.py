@@ -99,6 +99,17 @@ def test_plan_takes_a_budget_for_keys(made: Any, ask: Any) -> None:
     assert record["counts"]["rotate"] > free["counts"]["rotate"]
 
 
+def test_plan_takes_a_gadget(made: Any, ask: Any, cli: Any) -> None:
+    limits = ["--degree", 16384, "--max-error", 0.5, "--backend", "native"]
+    record = ask("plan", made.directory, *limits, "--gadget", "hybrid-2")
+    assert record["gadget"] == "hybrid-2"
+    for more in (["--batch", 8], ["--backend", "tenseal"]):
+        said = cli("plan", made.directory, "--gadget", "hybrid-2", *more)
+        assert said.code == 1 and "cannot plan for gadget 'hybrid-2'" in said.err
+    said = cli("plan", made.directory / "plan", "--gadget", "auto")
+    assert said.code == 1 and "need a model directory" in said.err
+
+
 def test_plan_takes_a_degree_and_an_error(made: Any, ask: Any) -> None:
     record = ask("plan", made.directory, "--degree", 16384, "--max-error", 0.5)
     assert record["N"] == 16384

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .polynomial import constrain, range_penalty, replace_activations
 from .quantize import quantize_model
 from .recipe import Pruning, Recipe
 from .train import Hooks, accuracy, fit, predict
-from .trainable import TrainableGraph
+from .trainable import TrainableGraph, straight_through
 
 __all__ = ["compress"]
 
@@ -225,7 +226,7 @@ def _quantize(run: _Run, graph: Graph) -> CompressedModel:
     keys = net.weight_keys()
     if run.recipe.pruning is not None:
         net.masks = {key: torch.from_numpy(np.asarray(graph.arrays[key]) != 0) for key in keys}
-    net.step_bits = dict.fromkeys(keys, settings.bits)
+    net.rounding = dict.fromkeys(keys, partial(straight_through, bits=settings.bits))
     teacher = TrainableGraph(graph)
     run.fit(net, settings.training, "quantization", teacher=teacher)
     model = net.to_graph().to_model(run.recipe.name, spec, data.labels)

@@ -20,9 +20,10 @@ from he_runtime.model import Node
 from .activations import ACTIVATIONS
 from .graph import ACTIVATION, Graph, weight_keys
 
-__all__ = ["Site", "TrainableGraph"]
+__all__ = ["Site", "TrainableGraph", "Transform", "straight_through"]
 
 Floats = npt.NDArray[np.float64]
+Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,10 @@ class Site:
 class TrainableGraph(nn.Module):
     """Forward pass of a graph on normalized inputs (B, *shape).
 
-    `blend` mixes each site's activation (0) with its quadratic (1). `masks` and `step_bits` map array names to a bool
-    tensor that multiplies the weights, and to the width of a straight-through integer grid. The inputs of activations
-    and quadratics in the last forward pass are kept in `pre_activations`.
+    `blend` mixes each site's activation (0) with its quadratic (1). `masks` maps array names to a bool tensor that
+    multiplies the weights, `rounding` to what replaces them by values of a grid, `observers` node names to what sees and
+    may replace a node's output in training; each passes gradients through. The inputs of activations and quadratics in
+    the last forward pass are kept in `pre_activations`.
     """
 
     def __init__(self, graph: Graph, sites: Mapping[str, Site] | None = None) -> None:
@@ -51,7 +53,8 @@ class TrainableGraph(nn.Module):
         self.graph, self.sites = graph, dict(sites or {})
         self.blend = 1.0
         self.masks: dict[str, Tensor] = {}
-        self.step_bits: dict[str, int] = {}
+        self.rounding: dict[str, Transform] = {}
+        self.observers: dict[str, Transform] = {}
         self.pre_activations: dict[str, Tensor] = {}
         self._index = {key: i for i, key in enumerate(graph.arrays)}
         self._units = {key: u for name, site in self.sites.items() for key, u in _unit_factors(graph, name, site)}
@@ -77,7 +80,9 @@ class TrainableGraph(nn.Module):
         values = {self.graph.input_name: x}
         self.pre_activations = {}
         for node in self.graph.nodes:
-            values[node.name] = _FORWARD[node.op](self, node, *(values[i] for i in node.inputs))
+            output = _FORWARD[node.op](self, node, *(values[i] for i in node.inputs))
+            observer = self.observers.get(node.name)
+            values[node.name] = output if observer is None else observer(output)
         return values[self.graph.output]
 
     def value(self, node: Node, role: str) -> Tensor | None:
@@ -88,8 +93,8 @@ class TrainableGraph(nn.Module):
         result: Tensor = self.parameter(key)
         if key in self.masks:
             result = result * self.masks[key]
-        if key in self.step_bits:
-            result = straight_through(result, self.step_bits[key])
+        if key in self.rounding:
+            result = self.rounding[key](result)
         if key in self._units:
             result = result / torch.as_tensor(self._units[key], dtype=result.dtype)
         return result

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from he_runtime.errors import InputError, Reason
 from he_runtime.model import InputSpec
 
-__all__ = ["DATASETS", "Dataset", "load"]
+__all__ = ["DATASETS", "Dataset", "digits_folds", "load"]
 
 Float32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -87,13 +87,28 @@ def load(name: str, directory: Path | str | None = None) -> Dataset:
 
 def digits(_: Path | None = None) -> Dataset:
     """scikit-learn's 1797 real 8x8 digits, pixels/16, split 1437/360 stratified by class with a fixed seed."""
-    from sklearn.datasets import load_digits
-
-    images, targets = load_digits(return_X_y=True)
-    x = (images / 16.0).astype(np.float32).reshape(-1, 1, 8, 8)
-    y = targets.astype(np.int64)
+    x, y = _all_digits()
     train, test = _stratified_split(y, test_count=360)
     return _dataset("digits", x[train], y[train], x[test], y[test])
+
+
+def digits_folds(k: int = 5, seed: int = SPLIT_SEED) -> list[Dataset]:
+    """k data sets over all 1797 digits for cross-validation; their test parts partition the data.
+
+    Stratified: a class has the same number of test images in every fold, give or take one, and so have the folds in
+    all. Each is normalized by its own training part, so nothing of a test image is in it. InputError where a class has
+    fewer than k images.
+    """
+    x, y = _all_digits()
+    rarest = int(np.bincount(y).min())
+    if not 2 <= k <= rarest:
+        raise InputError(f"cannot split the digits: got {k} folds, need 2 to {rarest}, the images of the rarest class")
+    fold = _stratified_folds(y, k, seed)
+    parts = [(fold != i, fold == i) for i in range(k)]
+    return [
+        _dataset(f"digits[fold {i}/{k}]", x[train], y[train], x[test], y[test])
+        for i, (train, test) in enumerate(parts, start=1)
+    ]
 
 
 def mnist(root: Path | None) -> Dataset:
@@ -127,6 +142,22 @@ def _dataset(name: str, x_train: Float32, y_train: Labels, x_test: Float32, y_te
     mean, std = round(float(x_train.mean()), 4), round(float(x_train.std()), 4)
     labels = tuple(str(digit) for digit in range(10))
     return Dataset(name, x_train, y_train, x_test, y_test, (mean,), (std,), labels)
+
+
+def _all_digits() -> tuple[Float32, Labels]:
+    from sklearn.datasets import load_digits
+
+    images, targets = load_digits(return_X_y=True)
+    return (images / 16.0).astype(np.float32).reshape(-1, 1, 8, 8), targets.astype(np.int64)
+
+
+def _stratified_folds(y: Labels, k: int, seed: int) -> Labels:
+    """The fold (B,) of each sample: classes are shuffled, then dealt like cards without starting anew at each class."""
+    rng = np.random.default_rng(seed)
+    dealt = np.concatenate([rng.permutation(np.flatnonzero(y == c)) for c in np.unique(y)])
+    fold = np.empty(len(y), dtype=np.int64)
+    fold[dealt] = np.arange(len(y)) % k
+    return fold
 
 
 def _stratified_split(y: Labels, test_count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

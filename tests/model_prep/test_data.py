@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from he_runtime.errors import InputError, Reason
-from model_prep.data import load
+from model_prep.data import digits_folds, load
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -116,3 +116,52 @@ def test_a_subset_says_so() -> None:
     small = data.subset(100, 20)
     assert small.name == "digits[100/20]" and len(small.x_train) == 100 and len(small.y_test) == 20
     assert data.subset(10**6, 10**6) is data
+
+
+@pytest.mark.parametrize("k", [2, 5, 7])
+def test_folds_partition_the_digits(k: int) -> None:
+    folds, whole = digits_folds(k), load("digits")
+    everything = sorted(x.tobytes() for x in np.concatenate([whole.x_train, whole.x_test]))
+    assert len(folds) == k
+    assert sorted(x.tobytes() for fold in folds for x in fold.x_test) == everything
+    for fold in folds:
+        assert sorted(x.tobytes() for x in np.concatenate([fold.x_train, fold.x_test])) == everything
+
+
+def test_folds_keep_labels_with_their_images() -> None:
+    whole = load("digits")
+    label = {
+        x.tobytes(): y
+        for images, labels in ((whole.x_train, whole.y_train), (whole.x_test, whole.y_test))
+        for x, y in zip(images, labels, strict=True)
+    }
+    for fold in digits_folds():
+        assert all(label[x.tobytes()] == y for x, y in zip(fold.x_test, fold.y_test, strict=True))
+        assert all(label[x.tobytes()] == y for x, y in zip(fold.x_train, fold.y_train, strict=True))
+
+
+def test_folds_are_stratified_and_of_equal_size() -> None:
+    counts = np.array([np.bincount(fold.y_test, minlength=10) for fold in digits_folds(5)])
+    assert (np.ptp(counts, axis=0) <= 1).all()
+    assert sorted(counts.sum(1)) == [359, 359, 359, 360, 360]
+
+
+def test_folds_depend_on_the_seed_alone() -> None:
+    first, again, other = digits_folds(seed=1)[0], digits_folds(seed=1)[0], digits_folds(seed=2)[0]
+    assert np.array_equal(first.x_test, again.x_test)
+    assert not np.array_equal(first.x_test, other.x_test)
+
+
+def test_folds_are_normalized_by_their_training_part_and_say_which_they_are() -> None:
+    folds = digits_folds(5)
+    assert [fold.name for fold in folds] == [f"digits[fold {i}/5]" for i in range(1, 6)]
+    for fold in folds:
+        assert fold.mean == (round(float(fold.x_train.mean()), 4),)
+        assert abs(fold.normalized("train").mean()) < 1e-3
+    assert len({fold.mean for fold in folds}) > 1
+
+
+@pytest.mark.parametrize("k", [-1, 0, 1, 175])
+def test_impossible_numbers_of_folds_are_refused(k: int) -> None:
+    with pytest.raises(InputError, match="need 2 to 174"):
+        digits_folds(k)

@@ -1,0 +1,30 @@
+"""What may be zero together: structures as projections onto sets of masks, in NumPy only (methods.md, section 0.3)."""
+
+from __future__ import annotations
+
+from .layer import Bools, Floats, Ints, Layer, layers_of
+from .partitions import BlockColumns, BlockRows, Channels, Columns, Diagonals, Kernels, Rows, Tiles, Weights
+from .structure import Grouped, Structure, group_energy, group_norms, keep_strongest, kept_count
+
+__all__ = [
+    "BlockColumns",
+    "BlockRows",
+    "Bools",
+    "Channels",
+    "Columns",
+    "Diagonals",
+    "Floats",
+    "Grouped",
+    "Ints",
+    "Kernels",
+    "Layer",
+    "Rows",
+    "Structure",
+    "Tiles",
+    "Weights",
+    "group_energy",
+    "group_norms",
+    "keep_strongest",
+    "kept_count",
+    "layers_of",
+]

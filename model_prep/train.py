@@ -1,11 +1,17 @@
-"""The one training loop: seeded, cosine-scheduled, with optional distillation, penalty and hooks."""
+"""The one training loop: seeded, cosine-scheduled, with optional distillation, penalty and hooks.
+
+A run that diverges stops at the step where it shows, and the network is put back to the last weights that were seen to
+work: a copy is kept from the start of each epoch, and trusted once a step from it had a finite loss and gradient.
+"""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +21,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from .recipe import Training
+from he_runtime.errors import ModelError
 
-__all__ = ["Hooks", "accuracy", "fit", "predict"]
+from .recipe import Training
+from .trainable import TrainableGraph
+
+__all__ = ["Diverged", "Hooks", "accuracy", "fit", "predict"]
 
 Float32 = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -40,6 +49,20 @@ class Hooks:
     penalty: Callable[[], Tensor] | None = None
 
 
+class Diverged(ModelError):
+    """A training run met a value that is not finite; the network holds the weights it had after `good_step` steps.
+
+    `label` names the run, `step` (from 0) the step that failed, `cause` what was not finite.
+    """
+
+    def __init__(self, label: str, step: int, good_step: int, cause: str, advice: str) -> None:
+        super().__init__(
+            f"cannot go on with training {label!r}: {cause} at step {step}, need finite values; the weights are back "
+            f"to those of step {good_step}; try {advice}"
+        )
+        self.label, self.step, self.good_step, self.cause = label, step, good_step, cause
+
+
 def fit(
     net: nn.Module,
     x: Float32,
@@ -56,27 +79,65 @@ def fit(
 
     With a teacher the loss is distillation * KL(teacher || net) * T^2 + (1 - distillation) * cross entropy. The
     caller's random state is left as it was.
+
+    Raises Diverged where the loss, the penalty, the gradient or the last outputs are not finite, after putting the
+    network (and a TrainableGraph's masks) back to where it last worked.
     """
     hooks = hooks or Hooks()
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
-    optimizer = _optimizer(net, training)
+    optimizer, checkpoint = _optimizer(net, training), _Checkpoint(net)
     steps = training.epochs * max(1, len(x) // training.batch_size)
-    done = 0
+    done, images = 0, inputs[:0]
     with torch.random.fork_rng(devices=[]), _progress(label, training.epochs, quiet) as advance:
         torch.manual_seed(seed)
         for epoch in range(training.epochs):
             net.train()
             if hooks.before_epoch:
                 hooks.before_epoch(epoch / training.epochs)
+            checkpoint.propose(done)
             for batch in _batches(len(x), training.batch_size):
                 _set_learning_rate(optimizer, training.learning_rate, done / steps)
                 if hooks.before_step:
                     hooks.before_step(done / steps)
                 images = _shifted(inputs[batch], training.shift)
-                _step(net, optimizer, images, targets[batch], training, teacher, hooks)
+                cause = _step(net, optimizer, images, targets[batch], training, teacher, hooks)
+                if cause:
+                    raise checkpoint.restore(label, done, cause, training)
+                checkpoint.accept()
                 done += 1
             advance()
     net.eval()
+    if done and not _finite_outputs(net, images):
+        raise checkpoint.restore(label, done, "the outputs are not finite", training)
+
+
+class _Checkpoint:
+    """The last weights that worked, and those of this epoch's start, which have still to show that they do."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        self._good = self._copy(0)
+        self._candidate = self._good
+
+    def _copy(self, step: int) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+        masks = dict(self._net.masks) if isinstance(self._net, TrainableGraph) else {}
+        return step, copy.deepcopy(self._net.state_dict()), masks
+
+    def propose(self, step: int) -> None:
+        self._candidate = self._copy(step)
+
+    def accept(self) -> None:
+        self._good = self._candidate
+
+    def restore(self, label: str, step: int, cause: str, training: Training) -> Diverged:
+        """Put the network back; returns the error to raise."""
+        good_step, state, masks = self._good
+        self._net.load_state_dict(state)
+        if isinstance(self._net, TrainableGraph):
+            self._net.masks = masks
+        self._net.eval()
+        advice = f"a learning rate below {training.learning_rate:g}, a weaker penalty, or inputs that are finite"
+        return Diverged(label, step, good_step, cause, advice)
 
 
 def _step(
@@ -87,17 +148,29 @@ def _step(
     training: Training,
     teacher: nn.Module | None,
     hooks: Hooks,
-) -> None:
+) -> str:
+    """One step of the optimiser; "" or, with the weights left as they were, what was not finite."""
     loss = _loss(net(images), targets, training, teacher, images)
+    if not torch.isfinite(loss):
+        return "the loss is not finite"
     if hooks.penalty:
         loss = loss + hooks.penalty()
+        if not torch.isfinite(loss):
+            return "the penalty is not finite"
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     # Quadratics have unbounded slopes: one outlier must not undo the epoch.
-    nn.utils.clip_grad_norm_(net.parameters(), _GRADIENT_NORM)
+    if not torch.isfinite(nn.utils.clip_grad_norm_(net.parameters(), _GRADIENT_NORM)):
+        return "the gradient is not finite"
     optimizer.step()
     if hooks.after_step:
         hooks.after_step()
+    return ""
+
+
+@torch.no_grad()
+def _finite_outputs(net: nn.Module, images: Tensor) -> bool:
+    return bool(torch.isfinite(net(images)).all())
 
 
 def _loss(logits: Tensor, targets: Tensor, training: Training, teacher: nn.Module | None, images: Tensor) -> Tensor:

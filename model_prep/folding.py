@@ -12,10 +12,12 @@ convolution, a value that something else reads too), and then the caller leaves 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from he_runtime.chebyshev import interval
 from he_runtime.model import Node
 
 from .graph import LINEAR_OPS, Graph
@@ -155,6 +157,18 @@ def _push_quadratic(graph: Graph, node: Node, _: str, scale: Floats, shift: Floa
     return graph.with_arrays(node, changed)
 
 
+def _push_polynomial(graph: Graph, node: Node, _: str, scale: Floats, shift: Floats) -> Graph | None:
+    """The interval moves to where scale*x + shift comes from; a negative scale turns it round, and odd terms with it."""
+    factor, offset = _per_channel(scale), _per_channel(shift)
+    if factor is None or offset is None or not factor.all() or node.attrs["basis"] != "chebyshev":
+        return None
+    rows, (low, high) = graph.array(node, "coefficients"), interval(node)
+    signs = np.where(factor[:, None] < 0, (-1.0) ** np.arange(rows.shape[-1]), 1.0)
+    ends = np.stack([(low - offset) / factor, (high - offset) / factor])
+    attrs = {**node.attrs, "low": ends.min(0).tolist(), "high": ends.max(0).tolist()}
+    return graph.with_arrays(replace(node, attrs=attrs), {"coefficients": signs * rows})
+
+
 def _push_add(graph: Graph, node: Node, name: str, scale: Floats, shift: Floats) -> Graph | None:
     """A sum passes a constant on, but a factor only if both terms had it, which is not known here."""
     if (scale != 1).any() or node.inputs.count(name) != 1:
@@ -201,6 +215,16 @@ def _pull_quadratic(graph: Graph, node: Node, scale: Floats, shift: Floats) -> G
     return graph.with_arrays(node, {"a": a * factor, "b": b * factor, "c": c * factor + offset})
 
 
+def _pull_polynomial(graph: Graph, node: Node, scale: Floats, shift: Floats) -> Graph | None:
+    """Either basis starts with the constant one."""
+    factor, offset = _per_channel(scale), _per_channel(shift)
+    if factor is None or offset is None:
+        return None
+    rows = factor[:, None] * graph.array(node, "coefficients")
+    rows[:, 0] += offset
+    return graph.with_arrays(node, {"coefficients": rows})
+
+
 def _pull_reshape(graph: Graph, node: Node, scale: Floats, shift: Floats) -> Graph | None:
     source = node.inputs[0]
     shape = graph.shape_of(source)
@@ -238,12 +262,14 @@ _PUSH: dict[str, _Push] = {
     "avg_pool2d": _push_avg_pool2d,
     "affine": _push_affine,
     "quadratic": _push_quadratic,
+    "polynomial": _push_polynomial,
     "add": _push_add,
 }
 _PULL: dict[str, _Pull] = {
     **dict.fromkeys(LINEAR_OPS, _pull_linear),
     "affine": _pull_affine,
     "quadratic": _pull_quadratic,
+    "polynomial": _pull_polynomial,
     "reshape": _pull_reshape,
     "avg_pool2d": _pull_avg_pool2d,
     "add": _pull_add,

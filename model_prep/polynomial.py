@@ -18,19 +18,31 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from he_runtime.model import Node
+
 from .activations import evaluate
 from .graph import Graph
-from .trainable import Site, TrainableGraph
+from .trainable import Site, TrainableGraph, on_interval
 
-__all__ = ["MAX_CENTER", "MIN_CURVATURE", "constrain", "fit_quadratic", "range_penalty", "replace_activations"]
+__all__ = [
+    "MAX_CENTER",
+    "MIN_CURVATURE",
+    "MIN_STD",
+    "RANGE_MARGIN",
+    "constrain",
+    "fit_quadratic",
+    "quadratic_site",
+    "range_penalty",
+    "replace_activations",
+]
 
 Floats = npt.NDArray[np.float64]
 
 MIN_CURVATURE = 0.05
 MAX_CENTER = 4.0
 _QUADRATURE_POINTS = 96
-_MIN_STD = 1e-3
-_RADIUS_MARGIN = 1.1  # as AutoFHE's running bound
+MIN_STD = 1e-3
+RANGE_MARGIN = 1.1  # as AutoFHE's running bound
 
 
 def fit_quadratic(function: Mapping[str, object], mean: Floats, std: Floats) -> tuple[Floats, Floats, Floats]:
@@ -73,23 +85,29 @@ def replace_activations(graph: Graph, x: npt.NDArray[np.float32]) -> tuple[Graph
     net(torch.as_tensor(x, dtype=torch.float32))
     sites: dict[str, Site] = {}
     for node in graph.activations():
-        seen = net.pre_activations[node.name].double().numpy()
-        channels = np.moveaxis(seen, 1, 0).reshape(seen.shape[1], -1)
-        mean, std = channels.mean(1), np.maximum(channels.std(1), _MIN_STD)
-        if seen.ndim == 2:
-            # One channel per feature would learn a polynomial per neuron; a shared one generalises and folds as well.
-            mean, std = np.full_like(mean, seen.mean()), np.full_like(std, max(float(seen.std()), _MIN_STD))
-        coefficients = dict(zip("abc", fit_quadratic(node.attrs, mean, std), strict=True))
-        sites[node.name] = Site(dict(node.attrs), std, _RADIUS_MARGIN * float(np.abs(seen).max()))
-        quadratic = replace(node, op="quadratic", attrs={}, arrays={})
-        graph = graph.with_node(quadratic).with_arrays(quadratic, coefficients)
+        graph, sites[node.name] = quadratic_site(graph, node, net.pre_activations[node.name].double().numpy())
     return graph, sites
+
+
+def quadratic_site(graph: Graph, node: Node, seen: Floats) -> tuple[Graph, Site]:
+    """One activation replaced by the quadratic fitted on what it saw, (B, *shape)."""
+    channels = np.moveaxis(seen, 1, 0).reshape(seen.shape[1], -1)
+    mean, std = channels.mean(1), np.maximum(channels.std(1), MIN_STD)
+    if seen.ndim == 2:
+        # One channel per feature would learn a polynomial per neuron; a shared one generalises and folds as well.
+        mean, std = np.full_like(mean, seen.mean()), np.full_like(std, max(float(seen.std()), MIN_STD))
+    coefficients = dict(zip("abc", fit_quadratic(node.attrs, mean, std), strict=True))
+    quadratic = replace(node, op="quadratic", attrs={}, arrays={})
+    site = Site(dict(node.attrs), std, RANGE_MARGIN * float(np.abs(seen).max()))
+    return graph.with_node(quadratic).with_arrays(quadratic, coefficients), site
 
 
 @torch.no_grad()
 def constrain(net: TrainableGraph) -> None:
-    """Put every site's coefficients back within the constraints; call after each optimiser step."""
+    """Put every quadratic site's coefficients back within the constraints; call after each optimiser step."""
     for name in net.sites:
+        if net.graph.node(name).op != "quadratic":
+            continue
         arrays = net.graph.node(name).arrays
         a, b = net.parameter(arrays["a"]), net.parameter(arrays["b"])
         a.clamp_(min=MIN_CURVATURE)
@@ -97,10 +115,18 @@ def constrain(net: TrainableGraph) -> None:
 
 
 def range_penalty(net: TrainableGraph, exponent: int) -> torch.Tensor:
-    """mean(|x / r|^exponent) over the inputs of every site, in the last forward pass; r is its radius (after PILLAR)."""
+    """The sum over sites of mean(|u|^exponent) in the last forward pass (after PILLAR).
+
+    u is the input over the site's radius, or mapped from a polynomial's interval onto [-1, 1]; lines have no range.
+    """
     terms = [
-        ((x / net.sites[name].radius) ** exponent).mean()
+        (_in_units_of_range(net, name, x) ** exponent).mean()
         for name, x in net.pre_activations.items()
-        if name in net.sites
+        if name in net.sites and net.graph.node(name).op != "affine"
     ]
     return torch.stack(terms).sum() if terms else torch.zeros(())
+
+
+def _in_units_of_range(net: TrainableGraph, name: str, x: torch.Tensor) -> torch.Tensor:
+    node = net.graph.node(name)
+    return on_interval(node, x) if node.op == "polynomial" else x / net.sites[name].radius

@@ -20,7 +20,7 @@ from he_runtime.model import Node
 from .activations import ACTIVATIONS
 from .graph import ACTIVATION, Graph, weight_keys
 
-__all__ = ["Site", "TrainableGraph", "Transform", "straight_through"]
+__all__ = ["Site", "TrainableGraph", "Transform", "on_interval", "straight_through"]
 
 Floats = npt.NDArray[np.float64]
 Transform = Callable[[Tensor], Tensor]
@@ -28,10 +28,10 @@ Transform = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Site:
-    """A quadratic that stands where an activation was.
+    """A polynomial that stands where an activation was: an affine map, a quadratic or more.
 
     `function` holds the activation's attributes; `unit` (channels,) is the standard deviation of its input, in whose
-    units the coefficients are trained; `radius` bounds the inputs seen while the activation was still there.
+    units the coefficients of a quadratic are trained; `radius` bounds the inputs seen while the activation was still there.
     """
 
     function: Mapping[str, object]
@@ -42,10 +42,13 @@ class Site:
 class TrainableGraph(nn.Module):
     """Forward pass of a graph on normalized inputs (B, *shape).
 
-    `blend` mixes each site's activation (0) with its quadratic (1). `masks` maps array names to a bool tensor that
+    `blend` mixes each site's activation (0) with its polynomial (1). `masks` maps array names to a bool tensor that
     multiplies the weights, `rounding` to what replaces them by values of a grid, `observers` node names to what sees and
-    may replace a node's output in training; each passes gradients through. The inputs of activations and quadratics in
-    the last forward pass are kept in `pre_activations`.
+    may replace a node's output in training; each passes gradients through. The inputs of activations, quadratics,
+    polynomials and sites in the last forward pass are kept in `pre_activations`.
+
+    In training mode a site's polynomial of higher degree sees its input clipped to its interval (PILLAR): beyond it a
+    few outliers would throw the network off, and `polynomial.range_penalty` is what brings them back.
     """
 
     def __init__(self, graph: Graph, sites: Mapping[str, Site] | None = None) -> None:
@@ -63,7 +66,7 @@ class TrainableGraph(nn.Module):
     def _parameter(self, key: str) -> nn.Parameter:
         nodes = self.graph.users_of_array(key)
         # A square that the user wrote stays a square; only what replaced an activation learns its coefficients.
-        trainable = any(n.op != "quadratic" or n.name in self.sites for n in nodes)
+        trainable = any(n.op not in ("quadratic", "polynomial") or n.name in self.sites for n in nodes)
         values = np.asarray(self.graph.arrays[key], dtype=np.float64) * self._units.get(key, 1.0)
         return nn.Parameter(torch.tensor(values, dtype=torch.float32), requires_grad=trainable)
 
@@ -119,6 +122,8 @@ def straight_through(values: Tensor, bits: int) -> Tensor:
 
 
 def _unit_factors(graph: Graph, name: str, site: Site) -> list[tuple[str, Floats]]:
+    if graph.node(name).op != "quadratic":
+        return []
     arrays = graph.node(name).arrays
     return [(arrays["a"], site.unit), (arrays["b"], np.ones_like(site.unit)), (arrays["c"], 1.0 / site.unit)]
 
@@ -150,18 +155,50 @@ def _reshape(_: TrainableGraph, node: Node, x: Tensor) -> Tensor:
 def _affine(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
     scale, shift = net.value(node, "scale"), net.value(node, "shift")
     assert scale is not None and shift is not None
-    return _channels(scale, x) * x + _channels(shift, x)
+    if node.name in net.sites:
+        net.pre_activations[node.name] = x
+    return _blended(net, node, x, _channels(scale, x) * x + _channels(shift, x))
 
 
 def _quadratic(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
     net.pre_activations[node.name] = x
-    site = net.sites.get(node.name)
-    if site is not None and net.blend == 0.0:
-        return _original(site, x)
     a, b, c = (net.value(node, role) for role in "abc")
     assert a is not None and b is not None and c is not None
-    y = (_channels(a, x) * x + _channels(b, x)) * x + _channels(c, x)
-    return y if site is None or net.blend == 1.0 else net.blend * y + (1.0 - net.blend) * _original(site, x)
+    return _blended(net, node, x, (_channels(a, x) * x + _channels(b, x)) * x + _channels(c, x))
+
+
+def _polynomial(net: TrainableGraph, node: Node, x: Tensor) -> Tensor:
+    """Clenshaw's rule on the interval, or Horner's in the power basis."""
+    net.pre_activations[node.name] = x
+    coefficients = net.value(node, "coefficients")
+    assert coefficients is not None
+    rows = [_channels(coefficients[..., k], x) for k in range(coefficients.shape[-1])]
+    if node.attrs["basis"] == "power":
+        y = rows[-1].expand_as(x)
+        for row in reversed(rows[:-1]):
+            y = y * x + row
+        return _blended(net, node, x, y)
+    u = on_interval(node, x)
+    if net.training and node.name in net.sites:
+        u = u.clamp(-1.0, 1.0)
+    ahead, after = torch.zeros_like(u), torch.zeros_like(u)
+    for row in reversed(rows[1:]):
+        ahead, after = 2 * u * ahead - after + row, ahead
+    return _blended(net, node, x, u * ahead - after + rows[0])
+
+
+def on_interval(node: Node, x: Tensor) -> Tensor:
+    """x (B, *shape) as u in the interval [-1, 1] of a polynomial node; beyond it where x leaves the interval."""
+    low, high = (_channels(torch.as_tensor(node.attrs[k], dtype=x.dtype), x) for k in ("low", "high"))
+    return (2 * x - low - high) / (high - low)
+
+
+def _blended(net: TrainableGraph, node: Node, x: Tensor, y: Tensor) -> Tensor:
+    """The polynomial's value y, mixed with the activation's where the node is a site that is still blended in."""
+    site = net.sites.get(node.name)
+    if site is None or net.blend == 1.0:
+        return y
+    return _original(site, x) if net.blend == 0.0 else net.blend * y + (1.0 - net.blend) * _original(site, x)
 
 
 def _original(site: Site, x: Tensor) -> Tensor:
@@ -199,6 +236,7 @@ _FORWARD: dict[str, Callable[..., Tensor]] = {
     "reshape": _reshape,
     "affine": _affine,
     "quadratic": _quadratic,
+    "polynomial": _polynomial,
     ACTIVATION: _activation,
     "add": _add,
     "multiply": _multiply,

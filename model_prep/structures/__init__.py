@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .blocks import BlockRowsAndColumns
+from .crossbars import Crossbars, crossbar_count, occupied_crossbars, packed_crossbars
 from .layer import Bools, Floats, Ints, Layer, layers_of
 from .partitions import BlockColumns, BlockRows, Channels, Columns, Diagonals, Kernels, Rows, Tiles, Weights
 from .structure import Grouped, Structure, group_energy, group_norms, keep_strongest, kept_count
@@ -9,9 +11,11 @@ from .structure import Grouped, Structure, group_energy, group_norms, keep_stron
 __all__ = [
     "BlockColumns",
     "BlockRows",
+    "BlockRowsAndColumns",
     "Bools",
     "Channels",
     "Columns",
+    "Crossbars",
     "Diagonals",
     "Floats",
     "Grouped",
@@ -22,9 +26,12 @@ __all__ = [
     "Structure",
     "Tiles",
     "Weights",
+    "crossbar_count",
     "group_energy",
     "group_norms",
     "keep_strongest",
     "kept_count",
     "layers_of",
+    "occupied_crossbars",
+    "packed_crossbars",
 ]

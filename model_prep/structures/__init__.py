@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from .blocks import BlockRowsAndColumns
 from .crossbars import Crossbars, crossbar_count, occupied_crossbars, packed_crossbars
+from .kernel_patterns import KernelPatterns
+from .kernel_storage import KernelStorage, decode_kernels, encode_kernels
 from .layer import Bools, Floats, Ints, Layer, layers_of
+from .library import PatternLibrary, default_entries, extract_library, random_library
 from .partitions import BlockColumns, BlockRows, Channels, Columns, Diagonals, Kernels, Rows, Tiles, Weights
 from .structure import Grouped, Structure, group_energy, group_norms, keep_strongest, kept_count
 
@@ -20,13 +23,20 @@ __all__ = [
     "Floats",
     "Grouped",
     "Ints",
+    "KernelPatterns",
+    "KernelStorage",
     "Kernels",
     "Layer",
+    "PatternLibrary",
     "Rows",
     "Structure",
     "Tiles",
     "Weights",
     "crossbar_count",
+    "decode_kernels",
+    "default_entries",
+    "encode_kernels",
+    "extract_library",
     "group_energy",
     "group_norms",
     "keep_strongest",
@@ -34,4 +44,5 @@ __all__ = [
     "layers_of",
     "occupied_crossbars",
     "packed_crossbars",
+    "random_library",
 ]

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from he_runtime import compile, price
 from he_runtime.backends import default_backend
@@ -25,9 +26,12 @@ from he_runtime.lower.conv2d import conv2d_map
 from he_runtime.model import InputSpec, Node
 from he_runtime.reference import calibrate
 
+from .folding import fold_affine
 from .graph import LINEAR_OPS, Graph
+from .polynomial import MIN_STD, RANGE_MARGIN
+from .trainable import Site, TrainableGraph
 
-__all__ = ["merge_linear", "planned_ms"]
+__all__ = ["merge_linear", "planned_ms", "simplified"]
 
 Floats = npt.NDArray[np.float64]
 Cost = Callable[[Graph], float]
@@ -62,6 +66,30 @@ def planned_ms(x: npt.NDArray[np.float32], table: CostTable | None = None) -> Co
             return math.inf
 
     return cost
+
+
+@torch.no_grad()
+def simplified(net: TrainableGraph, x: npt.NDArray[np.float32], cost: Cost | None = None) -> TrainableGraph:
+    """A trained network with the lines of removed activations folded and their neighbours merged, to train further.
+
+    Units and radii of the sites that are left are measured anew on normalized inputs `x` (B, *shape), since folding may
+    change the scale of what a site sees; so this comes after the blend. Masks and the like are not taken along.
+    """
+    graph = merge_linear(fold_affine(net.to_graph()), cost)
+    seen = TrainableGraph(graph)
+    seen.eval()(torch.as_tensor(x, dtype=torch.float32))
+    kept = {n.name for n in graph.nodes} & set(net.sites)
+    return TrainableGraph(
+        graph, {name: _measured(net.sites[name], seen.pre_activations[name]) for name in sorted(kept)}
+    )
+
+
+def _measured(site: Site, x: torch.Tensor) -> Site:
+    if x.ndim == 2 or len(site.unit) == 1:  # one unit for all
+        unit = np.full_like(site.unit, float(x.std()))
+    else:
+        unit = x.movedim(1, 0).flatten(1).std(1).double().numpy()
+    return replace(site, unit=np.maximum(unit, MIN_STD), radius=RANGE_MARGIN * float(x.abs().max()))
 
 
 def _merged_with_previous(graph: Graph, node: Node) -> Graph | None:

@@ -10,7 +10,7 @@ An array whose living groups are within its cap is no longer penalised. Zhang et
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ Groupings = Mapping[str, Labels | Grouping | Sequence[Labels | Grouping]]
 class Reweighted:
     """Settings: `rounds` of `training` each with lambda_i = strengths[key], or `strength` where it has none.
 
-    `caps[key]`: as soon as no more than so many of an array's groups live (over all its groupings; norm above
+    `caps[key]`: at an epoch where no more than so many of an array's groups live (over all its groupings; norm above
     `threshold`, by default epsilon, where P_g * n_g = 1/2), the array's lambda is 0; if more come back it is on again.
     Rounds end early when every array has a cap and is within it, or when the weights moved by at most `tolerance` in one
     round (L2 over all arrays). `start` says how P begins: from the "weights", or from "ones" (with one round: plain,
@@ -60,7 +60,7 @@ class Reweighted:
 
     training: Training = field(default_factory=lambda: Training(epochs=4, learning_rate=5e-3))
     rounds: int = 4
-    strength: float = 1e-4
+    strength: float = 3e-3
     strengths: Mapping[str, float] = field(default_factory=dict)
     epsilon: float = 1e-3
     power: int = 1
@@ -87,7 +87,7 @@ class Reweighted:
 
 @dataclass(frozen=True)
 class Round:
-    """One round by array: lambda during it, living groups after it; the penalty's count before it; how far W moved."""
+    """One round by array: lambda in its last epoch, living groups after it; the count before it; how far W moved."""
 
     strengths: Mapping[str, float]
     living: Mapping[str, int]
@@ -141,7 +141,11 @@ def reweighted(
             stopped = "caps"
             break
         count = sum(p.refresh(settings, first=turn == 0) for p in penalties.values())
-        hooks = core_hooks(net, [_total(penalties, strengths), penalty])
+
+        def adapt(_: float, now: dict[str, float] = strengths) -> None:
+            now.update({key: p.strength(settings) for key, p in penalties.items()})
+
+        hooks = replace(core_hooks(net, [_total(penalties, strengths), penalty]), before_epoch=adapt)
         session.fit(settings.training, f"{label} {turn + 1}/{settings.rounds}", hooks)
         after = arrays(net, penalties)
         moved = float(np.sqrt(sum(np.sum((after[key] - before[key]) ** 2) for key in after)))
@@ -194,9 +198,14 @@ class _Penalty:
         return 0.0 if within else settings.strengths.get(self._key, settings.strength)
 
 
-def _total(penalties: Mapping[str, _Penalty], strengths: Mapping[str, float]) -> Penalty | None:
-    on = [(strength, penalties[key]) for key, strength in strengths.items() if strength]
-    return (lambda: torch.stack([strength * p() for strength, p in on]).sum()) if on else None
+def _total(penalties: Mapping[str, _Penalty], strengths: Mapping[str, float]) -> Penalty:
+    """sum lambda_i R_i, with the strengths as they are when it is asked."""
+
+    def total() -> Tensor:
+        terms = [strength * penalties[key]() for key, strength in strengths.items() if strength]
+        return torch.stack(terms).sum() if terms else torch.zeros(())
+
+    return total
 
 
 def _penalties(net: TrainableGraph, labels: Groupings, settings: Reweighted) -> dict[str, _Penalty]:

@@ -36,7 +36,7 @@ class Probing:
     """How the trace is estimated: at most `probes` probes; fewer once the estimate has settled.
 
     Settled means that the running mean of the summed trace moved by less than `tolerance`, relative, at each of
-    `patience` probes in a row. `precision`: "fp32"; "bf16" and "fp16", autocast on the device of the network, the
+    `patience` probes in a row; a tolerance of 0 asks for all probes. `precision`: "fp32"; "bf16" and "fp16", autocast on the device of the network, the
     latter with a scaled loss; "fp16-emulated" rounds weights and node outputs to half precision, straight through.
     """
 
@@ -125,7 +125,7 @@ def hutchinson(loss: Callable[[], Tensor], weights: Mapping[str, Tensor], probin
             channel_sum += part
         done += 1
         before, total = total, float(sum(s.sum() for s in sums)) / done
-        calm = calm + 1 if done > 1 and abs(total - before) <= probing.tolerance * abs(total) else 0
+        calm = calm + 1 if done > 1 and abs(total - before) < probing.tolerance * abs(total) else 0
     values = {key: s / done for key, s in zip(weights, sums, strict=True)}
     return Traces(values, done, calm >= probing.patience, products.scale, products.overflows)
 
@@ -151,9 +151,15 @@ class _Products:
     def _parts(self, signs: list[Tensor]) -> list[Floats]:
         if self._gradient is None:
             self._gradient = torch.autograd.grad(self._loss() * self.scale, self._weights, create_graph=True)
-        # A weight in which the gradient is constant has no second derivative: its trace is zero.
+        # A layer in which the gradient is constant has no second derivative: its trace is zero.
+        bent = [i for i, g in enumerate(self._gradient) if g.requires_grad]
         products = torch.autograd.grad(
-            self._gradient, self._weights, signs, retain_graph=True, allow_unused=True, materialize_grads=True
+            [self._gradient[i] for i in bent],
+            self._weights,
+            [signs[i] for i in bent],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
         )
         # Unscaled in double precision, where neither the product nor the sum can overflow.
         return [

@@ -66,14 +66,17 @@ def test_the_plan_computes_the_graph() -> None:
 
 
 def any_split(random: Random) -> Callable[[DiagonalSet, frozenset[int], float], Split]:
-    """Stands in for the search: some modulus, some offset, and babies and giants moved against each other."""
+    """Stands in for the search: some modulus, some offset, and babies and giants moved against each other.
+
+    What needs no rotation gets none, as from the search.
+    """
 
     def split(found: DiagonalSet, _: frozenset[int], weight: float = 1.0) -> Split:
         outputs, inputs, diagonals = found.cells.T
         modulus, offset, moved = random.randint(1, 2 * found.modulus), *(random.randrange(2048) for _ in range(2))
         low = (diagonals + offset) % found.modulus % modulus
-        baby = (low - moved) % found.modulus
-        giant = (diagonals - baby) % found.modulus
+        baby = np.where(found.standing, 0, (low - moved) % found.modulus)
+        giant = np.where(found.standing, 0, (diagonals - baby) % found.modulus)
         sides = (zip(inputs, baby, strict=True), zip(outputs, giant, strict=True))
         babies, giants = ({(int(ct), int(step)) for ct, step in side if step} for side in sides)
         steps = frozenset(step for _, step in babies | giants)

@@ -84,7 +84,8 @@ class TensorSpec:
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], params: CkksParams) -> TensorSpec:
+    def from_json(cls, data: Mapping[str, Any], params: CkksParams, complete: bool = True) -> TensorSpec:
+        """`complete` demands a place for every element; an input may leave out those that the model does not read."""
         count, level, batch = int(data["ciphertexts"]), int(data["level"]), int(data["batch"])
         shape = tuple(int(n) for n in data["shape"])
         scale = float.fromhex(data["scale"])
@@ -97,7 +98,7 @@ class TensorSpec:
         if not 1 <= batch <= params.slots or params.slots % batch:
             raise PlanError(f"cannot use tensor spec: a batch of {batch} does not divide {params.slots} slots")
         size, width = math.prod(shape), params.slots // batch
-        if not shape or min(shape) < 1 or size > count * width:
+        if not shape or min(shape) < 1 or size > (count if complete else _MAX_CIPHERTEXTS) * width:
             raise PlanError(
                 f"cannot use tensor spec: got a shape of {size} elements, need one that fits {count} ciphertexts"
             )
@@ -107,7 +108,9 @@ class TensorSpec:
         if len(raw) != expected or not inflate.eof:
             raise PlanError(f"cannot use tensor spec: need a slot map of exactly {expected} bytes")
         slot_map = np.frombuffer(raw, dtype="<i4").reshape(count, width).astype(np.int32)
-        if slot_map.min() < -1 or slot_map.max() >= size or len(np.unique(slot_map[slot_map >= 0])) != size:
+        if slot_map.min() < -1 or slot_map.max() >= size:
+            raise PlanError("cannot use tensor spec: need a slot map of elements of the tensor")
+        if complete and len(np.unique(slot_map[slot_map >= 0])) != size:
             raise PlanError("cannot use tensor spec: need a slot map that places every element of the tensor")
         return cls(str(data["name"]), shape, slot_map, level, scale, batch)
 
@@ -180,7 +183,7 @@ class ClientSpec:
                 plan_digest=str(record["plan_digest"]),
                 params=params,
                 keys=_parse_keys(record, params),
-                input=TensorSpec.from_json(record["input"], params),
+                input=TensorSpec.from_json(record["input"], params, complete=False),
                 output=TensorSpec.from_json(record["output"], params),
                 mean=tuple(float(v) for v in record["mean"]),
                 std=tuple(float(v) for v in record["std"]),

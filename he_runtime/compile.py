@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .backends import default_backend
@@ -17,6 +17,7 @@ from .gadget_choice import cheapest_plan, choices, require_gadget
 from .lower.constants import check_output, fold_constants
 from .lower.costs import Costs
 from .lower.emit import Program
+from .lower.input_layouts import INPUT_PACKINGS
 from .lower.levels import stage_levels
 from .lower.packing import choose_packing
 from .lower.stages import build_stages
@@ -44,6 +45,7 @@ def compile(
     max_bytes: int | None = None,
     max_key_bytes: int | None = None,
     gadget: str | None = SEAL,
+    input_packings: Collection[str] = INPUT_PACKINGS,
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
@@ -63,12 +65,16 @@ def compile(
     A plan on the gadget "seal" runs on every back end. With a table of the native one, `gadget` may be "hybrid-2" and
     the like, or None for the cheapest: digits of several primes, on that back end alone.
 
+    The client packs its input in one of `input_packings`, the cheapest: "plain", "windows" of the first convolution,
+    "staggered" copies, or "gathered" by the rows of the first linear layer, which tells it where that has non-zeros.
+
     Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
     unsupported op.
     """
     table = table or load_default(default_backend())
     require_gadget(gadget, table)
-    wish = _Wish(tuple(degrees), error_budget(model, max_error, margin_share), batch, max_bytes, max_key_bytes)
+    budget = error_budget(model, max_error, margin_share)
+    wish = _Wish(tuple(degrees), budget, batch, max_bytes, max_key_bytes, _known(input_packings))
     try:
         return _cheapest(model, wish, table, gadget)
     except DoesNotFit:
@@ -87,6 +93,15 @@ class _Wish:
     batch: int
     max_bytes: int | None
     max_key_bytes: int | None
+    input_packings: frozenset[str]
+
+
+def _known(input_packings: Collection[str]) -> frozenset[str]:
+    """The names as a set; ParameterError unless there are some and each names a packing."""
+    names = frozenset([input_packings] if isinstance(input_packings, str) else input_packings)
+    if not names or not names <= set(INPUT_PACKINGS):
+        raise ParameterError(f"cannot pack an input as {sorted(names)}: need some of {', '.join(INPUT_PACKINGS)}")
+    return names
 
 
 def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str | None) -> Plan:
@@ -97,7 +112,7 @@ def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str
         try:
             # A ring that is no last resort need not be packed to be refused.
             budget = math.inf if degree == wish.degrees[-1] else wish.budget
-            program, depth = lower(model, degree, wish.batch, table, budget)
+            program, depth = lower(model, degree, wish.batch, table, budget, wish.input_packings)
             problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
             if found and next(choices(problem, table, gadget))[0] >= found[1]:
                 break
@@ -129,7 +144,12 @@ def error_budget(model: CompressedModel, max_error: float | None = None, margin_
 
 
 def lower(
-    model: CompressedModel, degree: int, batch: int, table: CostTable, budget: float = math.inf
+    model: CompressedModel,
+    degree: int,
+    batch: int,
+    table: CostTable,
+    budget: float = math.inf,
+    input_packings: Collection[str] = INPUT_PACKINGS,
 ) -> tuple[Program, int]:
     """Everything but scales: the packed stages on a ring, and how many levels they take.
 
@@ -147,6 +167,7 @@ def lower(
     if slots > 1:
         require_floor(error_floor(stages, Statistics(model, tuple(stages)), degree, MAX_PRIME_BITS), degree, budget)
         require_width(stages, model.input.name, model.input.shape, slots, limit, degree)
-    packing = choose_packing(stages, model.input.name, model.input.shape, slots, levels, Costs(table, degree), limit)
+    source, costs = model.input, Costs(table, degree)
+    packing = choose_packing(stages, source.name, source.shape, slots, levels, costs, limit, input_packings)
     check_output(model.output.node, constants, packing.layouts[model.output.node])
     return Program(stages, constants, packing, model.input.name, batch), depth

@@ -17,6 +17,7 @@ from .emission import VectorPool
 from .emit_elementwise import add, join, multiply, quadratic
 from .emit_linear import linear
 from .emit_polynomial import polynomial
+from .gather import GatheredLayout
 from .lowering import Lowering
 from .program import Program, Scales, Values
 from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
@@ -49,6 +50,8 @@ def emit(
         for value in low.tensors[stage.name].values():
             _check_value(low, stage, value, magnitude)
         layout = program.packing.layouts[stage.name].describe()
+        if program.source in stage.inputs and isinstance(program.packing.input_layout, GatheredLayout):
+            layout = f"{layout}; {program.packing.input_layout.describe()}"
         if stage.layer == stage.name:  # others belong to a layer whose last stage follows
             info.append(LayerInfo(stage.layer, _kind(stage), layout, magnitude))
     return low, tuple(info)

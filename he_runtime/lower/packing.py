@@ -3,31 +3,36 @@
 Elementwise stages tie their tensors together (one layout for all). Starting from contiguous layouts, each group of
 tensors tries its candidates while the others stay, until nothing improves; for a chain of layers this settles in one
 or two sweeps. Interleaved groups pay only where both sides of a layer have them, so a network with grouped layers starts
-from interleaved layouts too, and the cheaper end counts.
+from interleaved layouts too, and the cheaper end counts. A gathered input is tied to its layer's output, so both are tried
+together, from where the search without it ended.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..errors import DoesNotFit
 from ..layout import Layout, WindowLayout, contiguous, image_candidates, interleaved
 from .candidates import channel_groups, with_rows_alone
 from .costs import Costs
 from .diagonals import DiagonalSet, PackedLinear, diagonal_set, pack
+from .gather import GatheredLayout, gathered, gathered_set
+from .input_layouts import INPUT_PACKINGS, InputLayout, packing_name, reaches
 from .joint import JointLayout
 from .leaf_counts import ciphertext_leaves
 from .maps import LinearMap
 from .stage_types import JoinStage, LinearStage, Stage
 from .stagger import StaggeredLayout, proposals, staggered_set
 
-__all__ = ["Packing", "choose_packing"]
+__all__ = ["INPUT_PACKINGS", "Packing", "choose_packing"]
 
-InputLayout = Layout | WindowLayout | StaggeredLayout
-LinearLayout = Layout | JointLayout | StaggeredLayout  # what a linear map is applied to
+LinearLayout = Layout | JointLayout | StaggeredLayout | GatheredLayout  # what a linear map is applied to
 _SWEEPS = 3
+_PROPOSED = 3  # gathers that are followed to the end
+_WORTHWHILE = 0.9  # of the price: a gather shows the client the zeros, and has it encrypt and send more
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def linear_operand(stage: LinearStage, layouts: Mapping[str, InputLayout]) -> tu
     if isinstance(found[0], WindowLayout):
         assert stage.windowed is not None
         return stage.windowed[1], found[0].inner
-    if isinstance(found[0], StaggeredLayout):
+    if isinstance(found[0], StaggeredLayout | GatheredLayout):
         return stage.map, found[0]
     parts = tuple(x for x in found if isinstance(x, Layout))
     return stage.map, parts[0] if len(parts) == 1 else JointLayout(parts)
@@ -71,11 +76,13 @@ class _Search:
         levels: dict[str, int],
         costs: Costs,
         max_ciphertexts: int,
+        input_packings: Collection[str],
     ) -> None:
-        self.max_ciphertexts = max_ciphertexts
+        self.max_ciphertexts, self.input_packings = max_ciphertexts, input_packings
         self.stages, self.source, self.slots, self.levels, self.costs = stages, source, slots, levels, costs
         self.shapes = {source: shape} | {s.name: s.shape for s in stages}
         self.group = self._groups()
+        self.entry = self.group[source]
         self.grouped = self._grouped()
         leaves = {s.name: ciphertext_leaves(stages, s, levels[s.name]) for s in stages}
         self.per_ciphertext = {
@@ -110,6 +117,12 @@ class _Search:
                         found[self.group[name]].add(count)
         return found
 
+    @cached_property
+    def input_reader(self) -> LinearStage | None:
+        """The linear stage that alone reads the input, if one does."""
+        readers = [s for s in self.stages if self.entry in map(self.group.get, s.inputs)]
+        return readers[0] if len(readers) == 1 and isinstance(readers[0], LinearStage) else None
+
     def diagonals(self, stage: LinearStage, layouts: Mapping[str, InputLayout]) -> DiagonalSet:
         """Of a stage, with the layouts of its inputs and output."""
         target = layouts[stage.name]
@@ -119,6 +132,8 @@ class _Search:
             map_, operand = linear_operand(stage, layouts)
             if isinstance(operand, StaggeredLayout):
                 self._sets[key] = staggered_set(map_, operand, target)
+            elif isinstance(operand, GatheredLayout):
+                self._sets[key] = gathered_set(operand)
             else:
                 self._sets[key] = diagonal_set(map_, operand, target)
         return self._sets[key]
@@ -129,28 +144,26 @@ class _Search:
             names = (*stage.inputs, stage.name)
             if isinstance(stage, LinearStage) and (touching is None or touching in map(self.group.get, names)):
                 own = {name: layouts[self.group[name]] for name in names}
-                if not _reaches(own[stage.inputs[0]], own[stage.name]):
+                if not reaches(own[stage.inputs[0]], own[stage.name]):
                     return math.inf
                 found = self.diagonals(stage, own)
                 total += self.costs.linear(found, self.levels[stage.name])
             if touching in (None, self.group[stage.name]):
                 total += self.per_ciphertext[stage.name] * layouts[self.group[stage.name]].ciphertexts
-        entry = self.group[self.source]
-        if touching in (None, entry):
+        if touching in (None, self.entry):
             top = max(self.levels[s.name] for s in self.stages if self.source in s.inputs)
-            total += self.costs.border(layouts[entry].ciphertexts, top)
+            total += self.costs.border(layouts[self.entry].ciphertexts, top)
         return total
 
     def candidates(self, group: str) -> list[InputLayout]:
         shape = self.shapes[group]
-        readers = [s for s in self.stages if group in map(self.group.get, s.inputs)]
         planes = tuple(sorted({(s[1], s[2]) for s in self.shapes.values() if len(s) == 3}))
         plain = image_candidates(shape, self.slots, planes)
         woven = [interleaved(x, count) for x in plain for count in sorted(self.grouped[group])]
         regular = [*plain, *(x for x in woven if x is not None)]
         found: list[InputLayout] = [*regular, *self._with_rows_alone(group, regular)]
-        reader = readers[0] if group == self.group[self.source] and len(readers) == 1 else None
-        if isinstance(reader, LinearStage) and reader.windowed is not None:
+        reader = self.input_reader
+        if group == self.entry and reader is not None and reader.windowed is not None:
             found.append(reader.windowed[0])
         if self.slots == 1:  # one feature per ciphertext: any order costs the same
             return found[:1]
@@ -158,16 +171,15 @@ class _Search:
 
     def _with_rows_alone(self, group: str, regular: list[Layout]) -> list[Layout]:
         """The same vectors with the densest rows of a layer that makes them alone; an input is made by none."""
-        if self.slots == 1 or group == self.group[self.source]:
+        if self.slots == 1 or group == self.entry:
             return []
         makers = [s for s in self.stages if isinstance(s, LinearStage) and self.group[s.name] == group]
         return [found for s in makers for layout in regular for found in with_rows_alone(layout, s.map)]
 
     def staggered(self, group: str, bases: list[InputLayout], layouts: dict[str, InputLayout]) -> list[StaggeredLayout]:
         """Staggered forms of an input that one linear stage reads, for the present layout of its output."""
-        readers = [s for s in self.stages if group in map(self.group.get, s.inputs)]
-        reader = readers[0] if group == self.group[self.source] and len(readers) == 1 else None
-        if not isinstance(reader, LinearStage) or len(reader.inputs) > 1:
+        reader = self.input_reader
+        if group != self.entry or reader is None or len(reader.inputs) > 1:
             return []
         target = layouts[self.group[reader.name]]
         assert isinstance(target, Layout)
@@ -184,6 +196,25 @@ class _Search:
             )
         ]
 
+    def gathered(
+        self, layouts: dict[str, InputLayout], options: dict[str, list[InputLayout]]
+    ) -> list[dict[str, InputLayout]]:
+        """Where the most promising gathers of the input lead, each with a layout of the output of its one reader."""
+        reader = self.input_reader
+        if "gathered" not in self.input_packings or reader is None or len(reader.inputs) > 1:
+            return []
+        output = self.group[reader.name]
+        starts = [
+            {**layouts, self.entry: found, output: target}
+            for target in options[output]
+            if isinstance(target, Layout) and (found := gathered(reader.map, target, self.max_ciphertexts)) is not None
+        ]
+        tied = (self.entry, output)
+        return [
+            self._settled(start, options | {group: [start[group]] for group in tied})
+            for start in sorted(starts, key=self.price)[:_PROPOSED]
+        ]
+
     def run(self) -> dict[str, InputLayout]:
         groups = list(dict.fromkeys(self.group.values()))
         options = {g: self.candidates(g) for g in groups}
@@ -196,7 +227,21 @@ class _Search:
         for count in sorted(set().union(*self.grouped.values())):
             starts.append({g: self._woven(g, options[g][0], count) for g in groups})
         ends = [self._settled(start, options) for start in starts]
-        return ends[0] if len(ends) == 1 else min(ends, key=self.price)
+        ends += [end for start in ends for end in self.gathered(start, options)]
+        ends = [end for end in ends if self._allowed(end[self.entry])]
+        if not ends:
+            raise DoesNotFit(
+                f"cannot pack input {self.source!r}: its layers allow none of {sorted(self.input_packings)}; "
+                f"try {', '.join(repr(name) for name in INPUT_PACKINGS if name not in self.input_packings)} too"
+            )
+        return ends[0] if len(ends) == 1 else min(ends, key=self._weighed)
+
+    def _weighed(self, layouts: dict[str, InputLayout]) -> float:
+        """The price, where that of a gather weighs more than its seconds."""
+        return self.price(layouts) / (_WORTHWHILE if isinstance(layouts[self.entry], GatheredLayout) else 1.0)
+
+    def _allowed(self, layout: InputLayout) -> bool:
+        return packing_name(layout) in self.input_packings
 
     def _woven(self, group: str, plain: InputLayout, count: int) -> InputLayout:
         found = interleaved(plain, count) if count in self.grouped[group] and isinstance(plain, Layout) else None
@@ -210,6 +255,8 @@ class _Search:
             before = dict(layouts)
             for group in layouts:
                 now = [*options[group], *self.staggered(group, options[group], layouts)]
+                if group == self.entry:
+                    now = [x for x in now if self._allowed(x)] or [layouts[group]]
                 layouts[group] = min(now, key=lambda c: self.price({**layouts, group: c}, group))
             if layouts == before:
                 break
@@ -224,12 +271,14 @@ def choose_packing(
     levels: dict[str, int],
     costs: Costs,
     max_ciphertexts: int,
+    input_packings: Collection[str] = INPUT_PACKINGS,
 ) -> Packing:
     """Price the candidates and pack every linear stage in the cheapest layouts found.
 
-    DoesNotFit for a tensor that takes more than `max_ciphertexts` in every layout.
+    DoesNotFit for a tensor that takes more than `max_ciphertexts` in every layout, and where the input has none of
+    `input_packings`.
     """
-    search = _Search(stages, source, shape, slots, levels, costs, max_ciphertexts)
+    search = _Search(stages, source, shape, slots, levels, costs, max_ciphertexts, input_packings)
     chosen = search.run()
     by_tensor = {name: chosen[search.group[name]] for name in search.shapes}
     layouts = {n: x for n, x in by_tensor.items() if isinstance(x, Layout)}
@@ -245,8 +294,3 @@ def choose_packing(
         steps |= found.split.steps | found.diagonals.fold_steps
     layouts.setdefault(source, contiguous(shape, slots))
     return Packing(source, layouts, by_tensor[source], packed)
-
-
-def _reaches(source: InputLayout, target: InputLayout) -> bool:
-    """Whether a staggered input's copies can be folded onto the target."""
-    return not isinstance(source, StaggeredLayout) or target.period <= source.block

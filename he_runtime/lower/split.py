@@ -59,7 +59,7 @@ def best_split(
     output ciphertext that it joins. Every modulus is considered; one is counted out, O(cells), only while its lower
     bound allows it to win.
     """
-    if not len(diagonals):  # every weight is zero
+    if not diagonals.any():  # nothing turns; or every weight is zero, and nothing is there
         return Split(diagonals, diagonals, 0, 0, 0, frozenset())
     search = _Search(diagonals, inputs, outputs, modulus, known, weight)
     rough = sorted(search.coarse())

@@ -124,7 +124,8 @@ BAD_FIELDS: dict[str, Callable[[ClientSpec], dict[str, Any]]] = {
     "a key above the chain": lambda s: {"keys": [[3, 9]]},
     "thousands of ciphertexts": lambda s: {"input": {**_record(s)["input"], "ciphertexts": 4096}},
     "a slot map bomb": lambda s: {"input": {**_record(s)["input"], "slot_map": _bomb(64 << 20)}},
-    "a slot map that misses elements": lambda s: {"input": {**_record(s)["input"], "shape": [3, 4]}},
+    "a slot map that misses outputs": lambda s: {"output": {**_record(s)["output"], "shape": [3, 4]}, "labels": []},
+    "a slot map of inputs beyond the shape": lambda s: {"input": {**_record(s)["input"], "shape": [1, 2]}},
     "a slot map of other elements": lambda s: {
         "output": {
             **_record(s)["output"],

@@ -3,7 +3,8 @@
 Degree 0 is no activation at all: a line, which folding absorbs, or nothing. Degree 2 is the learned quadratic of
 polynomial.py. Any other degree is a least-squares fit in the Chebyshev basis of the interval that the site's inputs
 span, widened by RANGE_MARGIN; the runtime evaluates it (he_runtime/chebyshev.py). Images get a polynomial per channel,
-vectors one for all features.
+vectors one for all features. Low degrees have an interval per channel too, which fits better; high ones grow so fast
+beyond it that one unseen value spoils the network, so they have the interval of all channels.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ Floats = npt.NDArray[np.float64]
 Train = Callable[[TrainableGraph, str], None]  # trains the network in place after the site of that name was replaced
 
 _GRID = 512  # many more points than coefficients
+# On the digits CNN, fitted on one half of the images and measured on the other, an interval for all channels loses 1.3 to
+# 2.3 times as much at degrees 3 to 7, but a thousandth at 15 (KL 0.00005 against 0.7).
+_MOST_PER_CHANNEL = 8
 _SPREAD = 0.05  # part of the weight that lies on the whole interval and not where samples are
 
 
@@ -129,8 +133,10 @@ def _replaced(graph: Graph, node: Node, seen: Floats, degree: int, spread: float
         made = replace(node, op="affine", attrs={}, arrays={})
         roles = {"scale": slope, "shift": shift}
     else:
-        low, high = widened(samples.min(1), samples.max(1))
-        attrs = {"basis": "chebyshev", "low": _plain(low, shared), "high": _plain(high, shared)}
+        one = shared or degree > _MOST_PER_CHANNEL
+        low, high = samples.min(1), samples.max(1)
+        low, high = widened(np.full_like(low, low.min()), np.full_like(high, high.max())) if one else widened(low, high)
+        attrs = {"basis": "chebyshev", "low": _plain(low, one), "high": _plain(high, one)}
         made = replace(node, op="polynomial", attrs=attrs, arrays={})
         roles = {"coefficients": fit_chebyshev(node.attrs, samples, low, high, degree, spread)}
     arrays = {role: values[0] if shared else values for role, values in roles.items()}
@@ -143,5 +149,5 @@ def widened(low: Floats, high: Floats, margin: float = RANGE_MARGIN) -> tuple[Fl
     return center - half, center + half
 
 
-def _plain(ends: Floats, shared: bool) -> float | list[float]:
-    return float(ends[0]) if shared else [float(v) for v in ends]
+def _plain(ends: Floats, one: bool) -> float | list[float]:
+    return float(ends[0]) if one else [float(v) for v in ends]

@@ -163,10 +163,10 @@ def _push_polynomial(graph: Graph, node: Node, _: str, scale: Floats, shift: Flo
     if factor is None or offset is None or not factor.all() or node.attrs["basis"] != "chebyshev":
         return None
     rows, (low, high) = graph.array(node, "coefficients"), interval(node)
-    signs = np.where(factor[:, None] < 0, (-1.0) ** np.arange(rows.shape[-1]), 1.0)
+    rows = np.where(factor[:, None] < 0, (-1.0) ** np.arange(rows.shape[-1]), 1.0) * rows
     ends = np.stack([(low - offset) / factor, (high - offset) / factor])
     attrs = {**node.attrs, "low": ends.min(0).tolist(), "high": ends.max(0).tolist()}
-    return graph.with_arrays(replace(node, attrs=attrs), {"coefficients": signs * rows})
+    return graph.with_arrays(replace(node, attrs=attrs), {"coefficients": rows})
 
 
 def _push_add(graph: Graph, node: Node, name: str, scale: Floats, shift: Floats) -> Graph | None:

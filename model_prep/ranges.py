@@ -47,7 +47,7 @@ def settle_ranges(model: CompressedModel, x: npt.ArrayLike, margin: float = RANG
     """The same polynomials on the intervals that normalized inputs `x` (B, *shape) span now, `margin` times as wide.
 
     Training moves what a site sees; the plan's scales and the error prediction follow the interval. No value changes
-    beyond rounding. Polynomials in the power basis keep their interval.
+    beyond rounding. An interval for all channels stays one; polynomials in the power basis keep theirs.
     """
     seen = _spans(model, np.asarray(x, dtype=np.float64))
     for node in _sites(model):
@@ -127,13 +127,13 @@ def _batches(model: CompressedModel, x: Floats) -> Iterator[dict[str, Floats]]:
 
 
 def _spans(model: CompressedModel, x: Floats) -> dict[str, tuple[Floats, Floats]]:
-    """Site -> least and largest input: (channels,), but () for vectors with one interval."""
+    """Site -> least and largest input: (), but (channels,) for quadratics on images and where intervals differ."""
     found: dict[str, tuple[Floats, Floats]] = {}
     for values in _batches(model, x):
         for node in _sites(model):
             seen = values[node.inputs[0]]
-            shared = seen.ndim == 2 and (node.op == "quadratic" or interval(node)[0].ndim == 0)
-            axes = (0, 1) if shared else (0, *range(2, seen.ndim))
+            shared = seen.ndim == 2 if node.op == "quadratic" else interval(node)[0].ndim == 0
+            axes = tuple(range(seen.ndim)) if shared else (0, *range(2, seen.ndim))
             low, high = np.asarray(seen.min(axes)), np.asarray(seen.max(axes))
             if node.name in found:
                 low, high = np.minimum(low, found[node.name][0]), np.maximum(high, found[node.name][1])

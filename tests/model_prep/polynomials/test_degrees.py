@@ -78,7 +78,7 @@ def enumerate_best(graph: Graph, losses: dict[str, dict[int, float]], budget: in
     return float(found)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("kind", [Chain, Branches])
 def test_the_choice_is_the_best_of_all(kind: type[Chain], seed: int) -> None:
     graph, _ = network(kind)

@@ -56,8 +56,10 @@ def test_settled_intervals_are_the_span_and_change_no_value(per_channel: bool) -
     seen = np.moveaxis(
         forward(CompressedModel("c", before.input, OutputSpec("conv"), before.nodes[:1], before.arrays), X), 1, 0
     )
-    half = (seen.reshape(3, -1).max(1) - seen.reshape(3, -1).min(1)) / 2
+    channels = seen.reshape(3 if per_channel else 1, -1)
+    half = (channels.max(1) - channels.min(1)) / 2
     node = after.node("first")
+    assert np.ndim(node.attrs["low"]) == per_channel
     assert np.allclose((np.array(node.attrs["high"]) - np.array(node.attrs["low"])) / 2, 1.1 * half)
     # As wide as the margin says, nothing that was measured lies outside.
     assert all(o.count == 0 and 0.85 < o.furthest < 1 for n, o in count_outside(record_ranges(after, X), X).items())

@@ -210,3 +210,19 @@ def test_bad_degrees_are_refused(degrees: dict[str, int], what: str) -> None:
         replace_sites(graph, x, degrees)
     with pytest.raises(ModelError, match=what):
         replace_progressively(graph, x, degrees, lambda *_: None)
+
+
+def test_high_degrees_share_the_interval_of_all_channels_and_still_differ_per_channel() -> None:
+    graph, x = network()
+    for degree, per_channel in ((8, True), (9, False)):
+        replaced, _ = replace_sites(graph, x, {"relu": degree})
+        node = replaced.node("relu")
+        assert np.ndim(node.attrs["low"]) == per_channel
+        assert replaced.array(node, "coefficients").shape == (3, degree + 1)
+        conv = next(n for n in graph.nodes if n.name == node.inputs[0])
+        with torch.no_grad():
+            seen = F.conv2d(torch.from_numpy(x), torch.as_tensor(graph.arrays[conv.arrays["weight"]]), padding=1)
+        seen = seen + torch.as_tensor(graph.arrays[conv.arrays["bias"]])[:, None, None]
+        widest = float((seen.amax((0, 2, 3)) - seen.amin((0, 2, 3))).max() if per_channel else seen.max() - seen.min())
+        width = np.max(np.asarray(node.attrs["high"]) - np.asarray(node.attrs["low"]))
+        assert width == pytest.approx(1.1 * widest, rel=1e-4)

@@ -78,7 +78,7 @@ class KernelContest:
     def _load(self, record: KeyRecord) -> Any:
         chain = (*self._params.primes, *self._params.special)
         digits = [(b, _residues(a, chain, self._params.degree)) for b, a in record.digits]
-        return self._kernel.make_key(self.ring, record.level, digits)
+        return self._kernel.make_key(self.ring, record.level, record.element, digits)
 
     def _upload(self, data: CiphertextData) -> Any:
         primes = self._params.primes[: data.level + 1]

@@ -28,6 +28,7 @@ from .base import Check, Evaluator, no_check
 __all__ = ["NativeBackend", "NativeEvaluator"]
 
 _PLAINTEXT_BYTES = 4 << 30  # of operands as full residues; beyond it they stay integers, transformed at each use
+_IDENTITY = 1  # the Galois element of no automorphism
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class NativeBackend:
             for b, a in record.digits
         ]
         try:
-            return self.kernel.make_key(self.ring, record.level, digits)
+            return self.kernel.make_key(self.ring, record.level, max(record.element, _IDENTITY), digits)
         except ValueError as error:
             raise KeyMismatch(
                 f"cannot use the key for element {record.element}: {error}; try making it again",

@@ -116,8 +116,8 @@ def upload(ring: Ring, level: int, polys: Sequence[_U64]) -> Ciphertext:
 def download(x: Ciphertext, dst: _U64) -> None:
     """Fills (polynomials, level + 1, n)."""
 
-def make_key(ring: Ring, level: int, digits: Sequence[tuple[_U64, _U64]]) -> SwitchKey:
-    """Per digit (b, a), each (level + 1 + special primes, n)."""
+def make_key(ring: Ring, level: int, element: int, digits: Sequence[tuple[_U64, _U64]]) -> SwitchKey:
+    """Per digit (b, a), each (level + 1 + special primes, n); `element` is the automorphism it follows, 1 for none."""
 
 def encode(ring: Ring, level: int, extended: bool, coefficients: npt.NDArray[np.float64], compact: bool) -> Plaintext:
     """Whole numbers, coefficient i of X^(i n / count); compact ones are transformed at each use."""

@@ -150,12 +150,26 @@ bool all_below(const u64* a, std::size_t n, u64 q) {
 }
 
 // Both below 2^62, so that the signed comparison is right.
-void lift(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n) {
-    const Words bound = splat_word(half), more = splat_word(wrap);
+void lift(u64* dst, const u64* src, const Lift& lift, std::size_t n) {
+    const Words bound = splat_word(lift.half), more = splat_word(lift.wrap), zero = _mm256_setzero_si256();
+    const Words bits[2] = {_mm256_set_epi64x(8, 4, 2, 1), _mm256_set_epi64x(128, 64, 32, 16)};
     for (std::size_t i = 0; i < n; i += 4) {
         const Words x = load_words(src + i);
-        store_words(dst + i, _mm256_add_epi64(x, _mm256_and_si256(_mm256_cmpgt_epi64(x, bound), more)));
+        Words negative;
+        if (lift.signs == nullptr) {
+            negative = _mm256_cmpgt_epi64(x, bound);
+        } else {
+            const Words bit = bits[i / 4 % 2];
+            negative = _mm256_cmpeq_epi64(_mm256_and_si256(splat_word(lift.signs[i / 8]), bit), bit);
+            negative = _mm256_and_si256(negative, _mm256_cmpgt_epi64(x, zero));
+        }
+        store_words(dst + i, _mm256_add_epi64(x, _mm256_and_si256(negative, more)));
     }
+}
+
+void forward_lifted(u64* dst, const u64* src, const Lift& how, const NttTable& table) {
+    lift(dst, src, how, table.n);
+    avx2_forward(dst, dst, table);
 }
 
 void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
@@ -170,7 +184,7 @@ void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::s
 
 // Each half of eight comes from one half of its source block, because the lowest bit of the reversed position keeps its
 // parity under an odd multiplier; within it the order is a permutation of four.
-void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count) {
+void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& table, std::size_t begin, std::size_t count) {
     const std::uint32_t* source = table.source + begin / 8;
     Words order[8][2];
     std::size_t half[8][2];
@@ -183,8 +197,8 @@ void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t beg
         }
     }
     for (std::size_t i = 0; i < count / 8; ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(src + source[i + kGaloisAhead]), _MM_HINT_T0);
-        const u64* block = src + (source[i] & ~std::uint32_t{7});
+        _mm_prefetch(reinterpret_cast<const char*>(src + source[i + kGaloisAhead] - from), _MM_HINT_T0);
+        const u64* block = src + (source[i] & ~std::uint32_t{7}) - from;
         const std::uint32_t top = source[i] & 7;
         for (int h = 0; h < 2; ++h) {
             const Words x = load_words(block + half[top][h]);
@@ -196,7 +210,7 @@ void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t beg
 }  // namespace
 
 const Kernel avx2_kernel = {
-    "avx2",            avx2_forward,  avx2_inverse,
+    "avx2",            avx2_forward,  avx2_inverse,  forward_lifted,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Splits>::dot, Sums<Splits>::dot_pair, Sums<Splits>::gadget_pair, Sums<Splits>::dot_constants,

@@ -41,8 +41,8 @@ void Base::quotient(u64* dst, const u64* rows, std::size_t n) const {
     kernel.round_quotient(dst, sources.data(), reciprocals_.data(), size(), n);
 }
 
-const u64* Base::convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, bool centred) const {
-    if (size() == 1) return convert_one(dst, rows, target, centred);
+void Base::transform(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, Sign sign) const {
+    if (size() == 1) return transform_one(dst, rows, target, sign);
     const Modulus& t = target.modulus();
     const std::size_t n = target.degree();
     std::vector<const u64*> sources;
@@ -59,28 +59,26 @@ const u64* Base::convert(u64* dst, const u64* rows, const u64* quotient, const N
     weights.push_back(reduce_once(t.value - product(t), t.value));
     const Kernel& kernel = narrow_ ? target.kernel() : portable_kernel;
     kernel.dot_constants(dst, sources.data(), weights.data(), sources.size(), false, n, t);
-    return dst;
+    target.forward(dst, dst);
 }
 
-const u64* Base::convert_one(u64* dst, const u64* row, const Ntt& target, bool centred) const {
+void Base::transform_one(u64* dst, const u64* row, const Ntt& target, Sign sign) const {
     const Modulus& from = primes_[0]->modulus();
     const Modulus& to = target.modulus();
     const std::size_t n = target.degree();
-    const u64 more = to.value - reduced(from.value, to);
+    const Lift lift{from.value / 2, to.value - reduced(from.value, to), sign.before == nullptr ? nullptr : sign.before->signs};
+    const bool lifts = sign.centred || sign.before != nullptr;
     // The transform takes anything below four times its prime; other residues are reduced first.
-    const bool small = from.value + (centred ? to.value : 0) <= 4 * to.value;
-    const u64* source = row;
-    if (centred) {
-        target.kernel().lift(dst, row, from.value / 2, more, n);
-        source = dst;
+    if (from.value + (lifts ? to.value : 0) <= 4 * to.value) {
+        return lifts ? target.forward_lifted(dst, row, lift) : target.forward(dst, row);
     }
-    if (small) return source;
-    (is_narrow(from) ? target.kernel() : portable_kernel).convert(dst, source, n, from, to);
-    return dst;
+    if (lifts) target.kernel().lift(dst, row, lift, n);
+    (is_narrow(from) ? target.kernel() : portable_kernel).convert(dst, lifts ? dst : row, n, from, to);
+    target.forward(dst, dst);
 }
 
-Lifted::Lifted(const Base& base, std::size_t n, bool centred)
-    : base_(&base), n_(n), centred_(centred), rows_(base.size() * n), quotient_(base.size() > 1 ? n : 0) {}
+Lifted::Lifted(const Base& base, std::size_t n, Sign sign)
+    : base_(&base), n_(n), sign_(sign), rows_(base.size() * n), quotient_(base.size() > 1 ? n : 0) {}
 
 void Lifted::take(std::size_t i, const u64* values) {
     u64* row = rows_.data() + i * n_;
@@ -93,7 +91,7 @@ void Lifted::finish() {
 }
 
 void Lifted::to(u64* dst, const Ntt& target) const {
-    target.forward(dst, base_->convert(dst, rows_.data(), quotient_.data(), target, centred_));
+    base_->transform(dst, rows_.data(), quotient_.data(), target, sign_);
 }
 
 Division::Division(std::vector<const Ntt*> by, const std::vector<const Ntt*>& live)

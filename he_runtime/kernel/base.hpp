@@ -4,9 +4,21 @@
 #include <vector>
 
 #include "buffer.hpp"
+#include "galois.hpp"
 #include "ntt.hpp"
 
 namespace secateur {
+
+// Which residues of a single prime q stand for negative integers: those above q / 2; or none, as in SEAL's digits; or those that
+// an automorphism turns negative afterwards, so that its digits are those of the polynomial it was applied to.
+struct Sign {
+    bool centred;
+    const GaloisTable* before;  // null for none
+
+    static Sign nearest() { return {true, nullptr}; }
+    static Sign none() { return {false, nullptr}; }
+    static Sign turned(const GaloisTable& galois) { return {false, &galois}; }
+};
 
 // A product of distinct primes. An integer modulo it, given by its residues, is taken as the one nearest to zero
 // (Halevi, Polyakov, Shoup, CT-RSA 2019, section 2.2: the overflow of the sum is found in floating point, exact but for
@@ -27,13 +39,11 @@ class Base {
     // How often the product must be taken off, from all prepared rows, for n coefficients.
     void quotient(u64* dst, const u64* rows, std::size_t n) const;
 
-    // Coefficients modulo the target, below four times it: as its transform takes them, in dst or where they were.
-    // `quotient` is unused for one prime. With `centred` false a single prime's residues count as integers in [0, q), as
-    // SEAL's digits do.
-    const u64* convert(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, bool centred) const;
+    // Values modulo the target, in evaluation form. `quotient` is unused for one prime.
+    void transform(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, Sign sign) const;
 
   private:
-    const u64* convert_one(u64* dst, const u64* row, const Ntt& target, bool centred) const;
+    void transform_one(u64* dst, const u64* row, const Ntt& target, Sign sign) const;
 
     std::vector<const Ntt*> primes_;
     std::vector<Factor> inverses_;     // (product / prime)^-1 modulo the prime
@@ -44,7 +54,7 @@ class Base {
 // A polynomial modulo a base, as coefficients, on its way to other primes.
 class Lifted {
   public:
-    Lifted(const Base& base, std::size_t n, bool centred);
+    Lifted(const Base& base, std::size_t n, Sign sign);
 
     // Row i from its values in evaluation form; rows may be taken at once on several threads.
     void take(std::size_t i, const u64* values);
@@ -56,7 +66,7 @@ class Lifted {
   private:
     const Base* base_;
     std::size_t n_;
-    bool centred_;
+    Sign sign_;
     Buffer rows_, quotient_;
 };
 

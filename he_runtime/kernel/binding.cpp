@@ -210,7 +210,7 @@ void permute(const Galois& galois, AnyArray dst, AnyReadOnly src, const std::str
     check_overlap(out, in, n, false);
     const Kernel& kernel = kernel_of(path_named(path));
     nb::gil_scoped_release release;
-    kernel.permute(out, in, galois.table(), 0, n);
+    kernel.permute(out, in, 0, galois.table(), 0, n);
 }
 
 }  // namespace

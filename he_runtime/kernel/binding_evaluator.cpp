@@ -83,18 +83,18 @@ void download(const Ciphertext& x, nb::ndarray<u64, nb::numpy, nb::ndim<3>, nb::
     std::memcpy(dst.data(), x.row(0, 0), x.words.size() * sizeof(u64));
 }
 
-std::shared_ptr<SwitchKey> make_key(const Ring& ring, std::size_t level, const std::vector<std::pair<Residues, Residues>>& digits) {
+std::shared_ptr<SwitchKey> make_key(const Ring& ring, std::size_t level, u64 element, const std::vector<std::pair<Residues, Residues>>& digits) {
     checked_level(ring, level);
     if (digits.size() != ring.digits(level)) {
         throw nb::value_error(("cannot use a key: got " + std::to_string(digits.size()) + " digits, need " +
                                std::to_string(ring.digits(level))).c_str());
     }
     const auto primes = rows_of(ring, level, true);
-    auto key = std::make_shared<SwitchKey>(ring, level);
+    auto key = std::make_shared<SwitchKey>(ring, level, element);
     for (std::size_t d = 0; d < digits.size(); ++d) {
         for (int poly = 0; poly < 2; ++poly) {
             const u64* words = checked(poly == 0 ? digits[d].first : digits[d].second, ring.degree(), primes);
-            for (std::size_t r = 0; r < primes.size(); ++r) key->set(d, poly, r, words + r * ring.degree());
+            for (std::size_t r = 0; r < primes.size(); ++r) key->set(ring, d, poly, r, words + r * ring.degree());
         }
     }
     return key;
@@ -219,7 +219,7 @@ void bind_evaluator(nb::module_& module) {
 
     module.def("upload", &upload, "ring"_a, "level"_a, "polys"_a, "Polynomials (level + 1, n) in evaluation form.");
     module.def("download", &download, "x"_a, "dst"_a.noconvert(), "Fills (polynomials, level + 1, n).");
-    module.def("make_key", &make_key, "ring"_a, "level"_a, "digits"_a);
+    module.def("make_key", &make_key, "ring"_a, "level"_a, "element"_a, "digits"_a);
     module.def("encode", &encode, "ring"_a, "level"_a, "extended"_a, "coefficients"_a.noconvert(), "compact"_a);
     module.def("constant", &constant, "ring"_a, "level"_a, "extended"_a, "residues"_a);
 

@@ -40,9 +40,14 @@ void transform_row(u64* dst, const Integer* coefficients, std::size_t count, con
 
 }  // namespace
 
-void SwitchKey::set(std::size_t digit, int poly, std::size_t key_row, const u64* values) {
-    u64* dst = words_.data() + key_row * n_ * 2 * digits_ + (2 * digit + poly) * 8;
-    for (std::size_t i = 0; i < n_; i += 8, dst += stride()) std::memcpy(dst, values + i, 8 * sizeof(u64));
+void SwitchKey::set(const Ring& ring, std::size_t digit, int poly, std::size_t key_row, const u64* values) {
+    const GaloisTable& galois = ring.galois(element_);
+    u64* const dst = words_.data() + key_row * n_ * 2 * digits_ + (2 * digit + poly) * 8;
+    for (std::size_t i = 0; i < n_ / 8; ++i, values += 8) {
+        u64* const block = dst + (galois.source[i] / 8) * stride();
+        const u64* const lane = galois.lanes[galois.source[i] & 7];
+        for (std::size_t j = 0; j < 8; ++j) block[lane[j]] = values[j];
+    }
 }
 
 Plaintext Plaintext::rows(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count) {

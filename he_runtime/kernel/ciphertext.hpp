@@ -28,15 +28,21 @@ constexpr std::size_t kPiece = 512;
 // same few places of the first-level cache. Measured with IFMA on cached operands: sums of 14 products 1.9 times faster.
 constexpr std::size_t kPieceStride = kPiece + 8;
 
+// The piece that an automorphism takes to the one at `at`. Aligned pieces stay together: in bit-reversed order a piece is a
+// residue class of exponents modulo n / kPiece.
+inline std::size_t source_piece(const GaloisTable& galois, std::size_t at) { return galois.source[at / 8] / kPiece; }
+
 // A key-switching key for ciphertexts of one level and below. Memory order is that of use, so that the processor reads one
 // stream: row, eight residues, digit, then the two polynomials.
 class SwitchKey {
   public:
-    SwitchKey(const Ring& ring, std::size_t level)
-        : chain_(ring.chain()), n_(ring.degree()), level_(level), digits_(ring.digits(level)),
+    // `element` is the automorphism that the key is used after; 1 for none.
+    SwitchKey(const Ring& ring, std::size_t level, u64 element)
+        : chain_(ring.chain()), element_(element), n_(ring.degree()), level_(level), digits_(ring.digits(level)),
           words_(ring.extended_rows(level) * 2 * ring.digits(level) * ring.degree()) {}
 
     const Origin& chain() const { return chain_; }
+    u64 element() const { return element_; }
     std::size_t level() const { return level_; }
     std::size_t digits() const { return digits_; }
     std::size_t bytes() const { return words_.size() * sizeof(u64); }
@@ -50,10 +56,11 @@ class SwitchKey {
     const u64* words(std::size_t key_row, std::size_t at) const { return words_.data() + (key_row * n_ + at) * 2 * digits_; }
 
     // One polynomial of a digit under one row, from n words.
-    void set(std::size_t digit, int poly, std::size_t key_row, const u64* values);
+    void set(const Ring& ring, std::size_t digit, int poly, std::size_t key_row, const u64* values);
 
   private:
     Origin chain_;
+    u64 element_;
     std::size_t n_, level_, digits_;
     Buffer words_;
 };

@@ -133,6 +133,7 @@ Cipher relinearize(const Ring& ring, const Ciphertext& x, const SwitchKey& key, 
     check(ring, x);
     check_key(ring, x, key);
     need(x.size == 3, "a product of three polynomials");
+    need(key.element() == kIdentity, "a key without an automorphism");
     const Cipher out = make(ring, x.level, 2);
     switch_key(ring, key, x.level, x.row(2, 0), {x.row(0, 0), x.row(1, 0)}, {out->row(0, 0), out->row(1, 0)}, task);
     return out;
@@ -143,7 +144,7 @@ Cipher rescale(const Ring& ring, const Ciphertext& x, Task& task) {
     need(x.level > 0, "a level above 0");
     const Division& division = ring.by_prime(x.level);
     std::vector<Lifted> last;
-    for (std::size_t poly = 0; poly < x.size; ++poly) last.emplace_back(division.base(), x.n, true);
+    for (std::size_t poly = 0; poly < x.size; ++poly) last.emplace_back(division.base(), x.n, Sign::nearest());
     parallel_for(x.size, task, [&](std::size_t poly) { last[poly].take(0, x.row(poly, x.level)); });
     const Cipher out = make(ring, x.level - 1, x.size);
     each_row(*out, task, [&](std::size_t poly, std::size_t j) {
@@ -168,16 +169,9 @@ Cipher apply_galois(const Ring& ring, const Ciphertext& x, u64 element, const Sw
     check(ring, x);
     check_key(ring, x, key);
     need(x.size == 2, "a relinearized operand");
-    const GaloisTable& galois = ring.galois(element);
-    const std::size_t n = x.n, live = x.level + 1;
+    need(key.element() == element, "a key for this Galois element");
     const Cipher out = make(ring, x.level, 2);
-    Buffer turned(live * n);
-    parallel_for(2 * live, task, [&](std::size_t i) {
-        const std::size_t poly = i / live, j = i % live;
-        u64* dst = poly == 0 ? out->row(0, j) : turned.data() + j * n;
-        ring.prime(j).kernel().permute(dst, x.row(poly, j), galois, 0, n);
-    });
-    switch_key(ring, key, x.level, turned.data(), {out->row(0, 0), nullptr}, {out->row(0, 0), out->row(1, 0)}, task);
+    switch_key(ring, key, x.level, x.row(1, 0), {x.row(0, 0), nullptr}, {out->row(0, 0), out->row(1, 0)}, task);
     return out;
 }
 

@@ -43,8 +43,11 @@ Galois::Galois(std::size_t n, u64 element) {
             table_.lanes[top][lane] = reverse_bits((top + element * reverse_bits(lane, 3)) & 7, 3);
         }
     }
+    signs_.resize(n / 8);
+    for (std::size_t i = 0; i < n; ++i) signs_[i / 8] |= static_cast<unsigned char>(((element * i & (2 * n - 1)) >= n) << i % 8);
     table_.n = n;
     table_.source = source_.data();
+    table_.signs = signs_.data();
 }
 
 }  // namespace secateur

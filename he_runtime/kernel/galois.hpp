@@ -7,6 +7,8 @@
 
 namespace secateur {
 
+constexpr u64 kIdentity = 1;  // the Galois element of no automorphism
+
 class Galois {
   public:
     // Throws std::invalid_argument unless n is a power of two in [1024, 65536] and the element odd and below 2n.
@@ -18,6 +20,7 @@ class Galois {
 
   private:
     std::vector<std::uint32_t> source_;
+    std::vector<unsigned char> signs_;
     GaloisTable table_{};
 };
 

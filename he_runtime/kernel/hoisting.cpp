@@ -8,20 +8,20 @@ namespace secateur {
 namespace {
 
 // Row after row; within a row, all rotations of one piece of the digits in turn, which then stays in the first-level cache.
-// An automorphism takes aligned pieces to aligned pieces: in bit-reversed order a piece is a residue class of exponents
-// modulo n / kPiece. Special rows come first, because every other row needs their remainders.
+// Special rows come first, because every other row needs their remainders.
 class Hoisting {
   public:
     Hoisting(const Ring& ring, const Ciphertext& x, Task& task)
-        : ring_(ring), x_(x), task_(task), n_(x.n), live_(x.level + 1), decomposition_(ring, x.level, true),
+        : ring_(ring), x_(x), task_(task), n_(x.n), live_(x.level + 1), decomposition_(ring, x.level, Sign::nearest()),
           words_(decomposition_.digits() * n_), raised_(n_), digits_(decomposition_.digits()) {}
 
     void rotate(u64 element, const SwitchKey& key) {
         const Base& special = ring_.by_special().base();
         const GaloisTable& galois = ring_.galois(element);
         rotations_.push_back({&galois, &key, std::make_shared<Ciphertext>(ring_, x_.level, 2),
-                              {{special, n_, true}, {special, n_, true}}, std::vector<std::size_t>(n_ / kPiece)});
-        for (std::size_t p = 0; p < n_ / kPiece; ++p) rotations_.back().target[galois.source[p * kPiece / 8] / kPiece] = p;
+                              {{special, n_, Sign::nearest()}, {special, n_, Sign::nearest()}},
+                              std::vector<std::size_t>(n_ / kPiece)});
+        for (std::size_t at = 0; at < n_; at += kPiece) rotations_.back().target[source_piece(galois, at)] = at;
     }
 
     std::vector<Cipher> outputs() {
@@ -29,10 +29,8 @@ class Hoisting {
         const std::size_t rows = ring_.extended_rows(x_.level), polys = 2 * rotations_.size();
         for (std::size_t row = live_; row < rows; ++row) {
             expand(row);
-            each_piece(row, [&](Rotation& rotation, std::size_t at, u64* const* sums) {
-                for (std::size_t poly = 0; poly < 2; ++poly) {  // where the first live row will be
-                    std::memcpy(rotation.out->row(poly, 0) + at, sums[poly], kPiece * sizeof(u64));
-                }
+            each_piece(row, [&](Rotation& rotation, std::size_t poly, std::size_t at, const auto& turned) {
+                turned(rotation.out->row(poly, 0) + at);  // where the first live row will be
             });
             parallel_for(polys, task_, [&](std::size_t i) {
                 rotations_[i / 2].remainder[i % 2].take(row - live_, rotations_[i / 2].out->row(i % 2, 0));
@@ -46,11 +44,9 @@ class Hoisting {
             parallel_for(polys, task_, [&](std::size_t i) {
                 rotations_[i / 2].remainder[i % 2].to(rotations_[i / 2].out->row(i % 2, row), prime);
             });
-            each_piece(row, [&](Rotation& rotation, std::size_t at, u64* const* sums) {
-                for (std::size_t poly = 0; poly < 2; ++poly) {
-                    u64* const out = rotation.out->row(poly, row) + at;
-                    prime.kernel().sub_multiply_constant(out, sums[poly], out, inverse, kPiece, prime.modulus());
-                }
+            each_piece(row, [&](Rotation& rotation, std::size_t poly, std::size_t at, const auto& turned) {
+                u64* const out = rotation.out->row(poly, row) + at;
+                prime.kernel().sub_multiply_constant(out, turned(nullptr), out, inverse, kPiece, prime.modulus());
             });
         }
         std::vector<Cipher> found;
@@ -64,7 +60,7 @@ class Hoisting {
         const SwitchKey* key;
         Cipher out;
         Lifted remainder[2];
-        std::vector<std::size_t> target;  // of each piece of the operand
+        std::vector<std::size_t> target;  // where each piece of the operand goes
     };
 
     void decompose() {
@@ -86,22 +82,38 @@ class Hoisting {
         });
     }
 
-    // finish(rotation, at, sums) with the inner product, in live rows plus (P * c0, 0), of every piece of one row.
+    // finish(rotation, poly, at, turned) for every piece of one row: turned(dst) writes the inner product, in live rows plus
+    // (P * c0, 0), after the automorphism, to dst or to scratch for null.
     template <class Finish>
     void each_piece(std::size_t row, const Finish& finish) {
         const Kernel& kernel = ring_.extended(x_.level, row).kernel();
+        const auto product = [&](const Rotation& rotation) {
+            return InnerProduct(ring_, *rotation.key, x_.level, row, digits_.data(), digits_.size());
+        };
         parallel_for(n_ / kPiece, task_, [&](std::size_t piece) {
-            Buffer scratch((digits_.size() + 2) * kPieceStride);
+            Buffer scratch(3 * kPieceStride);
             u64* const sums[2] = {scratch.data(), scratch.data() + kPieceStride};
-            for (Rotation& rotation : rotations_) {
-                const InnerProduct product(ring_, *rotation.key, x_.level, row, digits_.data(), digits_.size(), rotation.galois);
-                const std::size_t at = rotation.target[piece] * kPiece;
+            for (std::size_t r = 0; r < rotations_.size(); ++r) {
+                Rotation& rotation = rotations_[r];
                 if (row < live_) {
-                    kernel.permute(sums[0], raised_.data(), *rotation.galois, at, kPiece);
+                    std::memcpy(sums[0], raised_.data() + piece * kPiece, kPiece * sizeof(u64));
                     std::memset(sums[1], 0, kPiece * sizeof(u64));
                 }
-                product.piece(sums[0], sums[1], at / kPiece, row < live_, sums[1] + kPieceStride);
-                finish(rotation, at, sums);
+                const std::size_t at = rotation.target[piece];
+                for (std::size_t poly = 0; row < live_ && poly < 2; ++poly) {
+                    const u64* const out = rotation.out->row(poly, row) + at;
+                    for (std::size_t i = 0; i < kPiece; i += 8) __builtin_prefetch(out + i, 1, 2);
+                }
+                const bool last = r + 1 == rotations_.size();
+                const u64* const ahead = product(rotations_[last ? 0 : r + 1]).words(piece + (last ? 1 : 0));
+                product(rotation).piece(sums[0], sums[1], piece, row < live_, ahead);
+                for (std::size_t poly = 0; poly < 2; ++poly) {
+                    finish(rotation, poly, at, [&](u64* dst) {
+                        u64* const to = dst == nullptr ? sums[1] + kPieceStride : dst;
+                        kernel.permute(to, sums[poly], piece * kPiece, *rotation.galois, at, kPiece);
+                        return to;
+                    });
+                }
             }
         });
     }
@@ -130,7 +142,9 @@ std::vector<Cipher> rotate_hoisted(const Ring& ring, const Ciphertext& x, const 
             throw std::out_of_range("cannot rotate: need a key for Galois element " + std::to_string(element) + " at level " +
                                     std::to_string(x.level));
         }
-        if (!ring.made(found->second->chain())) throw std::invalid_argument("cannot rotate: need keys of this ring");
+        if (!ring.made(found->second->chain()) || found->second->element() != element) {
+            throw std::invalid_argument("cannot rotate: need keys of this ring and element");
+        }
         hoisting.rotate(element, *found->second);
     }
     return elements.empty() ? std::vector<Cipher>() : hoisting.outputs();

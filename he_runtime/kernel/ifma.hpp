@@ -50,5 +50,32 @@ inline Lanes mul_lazy(Lanes x, LaneFactor w, const LaneModulus& m) {
     return _mm512_and_si512(mul_dirty(x, w, m), m.mask);
 }
 
+// Operands of a pass, from [i, i + 8): as they are, or lifted.
+struct Plain {
+    const u64* src;
+    Lanes operator()(std::size_t i) const { return load(src + i); }
+};
+
+struct Centred {
+    Centred(const u64* values, const Lift& lift) : src(values), half(splat(lift.half)), wrap(splat(lift.wrap)) {}
+    Lanes operator()(std::size_t i) const {
+        const Lanes x = load(src + i);
+        return _mm512_mask_add_epi64(x, _mm512_cmpgt_epu64_mask(x, half), x, wrap);
+    }
+    const u64* src;
+    Lanes half, wrap;
+};
+
+struct Signed {
+    Signed(const u64* values, const Lift& lift) : src(values), signs(lift.signs), wrap(splat(lift.wrap)) {}
+    Lanes operator()(std::size_t i) const {
+        const Lanes x = load(src + i);
+        return _mm512_mask_add_epi64(x, _mm512_mask_test_epi64_mask(static_cast<__mmask8>(signs[i / 8]), x, x), x, wrap);
+    }
+    const u64* src;
+    const unsigned char* signs;
+    Lanes wrap;
+};
+
 }  // namespace
 }  // namespace secateur

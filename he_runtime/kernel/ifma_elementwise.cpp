@@ -115,11 +115,13 @@ bool all_below(const u64* a, std::size_t n, u64 q) {
     return _mm512_cmpge_epu64_mask(greatest, splat(q)) == 0;
 }
 
-void lift(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n) {
-    const Lanes bound = splat(half), more = splat(wrap);
-    for (std::size_t i = 0; i < n; i += 8) {
-        const Lanes x = load(src + i);
-        store(dst + i, _mm512_mask_add_epi64(x, _mm512_cmpgt_epu64_mask(x, bound), x, more));
+void lift(u64* dst, const u64* src, const Lift& lift, std::size_t n) {
+    if (lift.signs == nullptr) {
+        const Centred values(src, lift);
+        for (std::size_t i = 0; i < n; i += 8) store(dst + i, values(i));
+    } else {
+        const Signed values(src, lift);
+        for (std::size_t i = 0; i < n; i += 8) store(dst + i, values(i));
     }
 }
 
@@ -133,11 +135,11 @@ void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::s
     }
 }
 
-void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count) {
+void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& table, std::size_t begin, std::size_t count) {
     const std::uint32_t* source = table.source + begin / 8;
     for (std::size_t i = 0; i < count / 8; ++i) {
-        _mm_prefetch(reinterpret_cast<const char*>(src + source[i + kGaloisAhead]), _MM_HINT_T0);
-        const Lanes block = load(src + (source[i] & ~std::uint32_t{7}));
+        _mm_prefetch(reinterpret_cast<const char*>(src + source[i + kGaloisAhead] - from), _MM_HINT_T0);
+        const Lanes block = load(src + (source[i] & ~std::uint32_t{7}) - from);
         store(dst + 8 * i, _mm512_permutexvar_epi64(load(table.lanes[source[i] & 7]), block));
     }
 }
@@ -145,7 +147,7 @@ void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t beg
 }  // namespace
 
 const Kernel ifma_kernel = {
-    "ifma",            ifma_forward,  ifma_inverse,
+    "ifma",            ifma_forward,  ifma_inverse,  ifma_forward_lifted,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Halves>::dot, Sums<Halves>::dot_pair, Sums<Halves>::gadget_pair, Sums<Halves>::dot_constants,

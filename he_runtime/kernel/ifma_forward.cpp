@@ -34,14 +34,14 @@ inline void stage3(Lanes* v, const LaneFactor* w, const LaneModulus& m) {
     for (int k = 0; k < 4; ++k) split(v[2 * k], v[2 * k + 1], w[4 + k], m);
 }
 
-template <int kRadix>
-void pass(u64* dst, const u64* src, std::size_t length, const u64* roots, std::size_t node, const LaneModulus& m) {
+template <int kRadix, class Source>
+void pass(u64* dst, const Source src, std::size_t length, const u64* roots, std::size_t node, const LaneModulus& m) {
     LaneFactor w[kRadix];
     load_tree<kRadix>(w, roots, node);
     const std::size_t stride = length / kRadix;
     for (std::size_t j = 0; j < stride; j += 8) {
         Lanes v[kRadix];
-        for (int k = 0; k < kRadix; ++k) v[k] = load(src + j + k * stride);
+        for (int k = 0; k < kRadix; ++k) v[k] = src(j + k * stride);
         if constexpr (kRadix == 8) {
             stage1(v, w, m);
             stage2(v, w, m);
@@ -55,7 +55,8 @@ void pass(u64* dst, const u64* src, std::size_t length, const u64* roots, std::s
     }
 }
 
-void pass(u64* dst, const u64* src, std::size_t length, std::size_t node, const NttTable& table, const LaneModulus& m) {
+template <class Source>
+void pass(u64* dst, const Source& src, std::size_t length, std::size_t node, const NttTable& table, const LaneModulus& m) {
     if (radix_for(length) == 8) {
         pass<8>(dst, src, length, table.roots, node, m);
     } else {
@@ -115,22 +116,31 @@ void tiles(u64* x, std::size_t node, const NttTable& table, const LaneModulus& m
     }
 }
 
-void block(u64* dst, const u64* src, std::size_t length, std::size_t node, const NttTable& table,
-           const LaneModulus& m) {
+template <class Source>
+void block(u64* dst, const Source& src, std::size_t length, std::size_t node, const NttTable& table, const LaneModulus& m) {
     pass(dst, src, length, node, table, m);
     const std::size_t radix = radix_for(length);
     const std::size_t part = length / radix;
     if (part == kTile) {
         for (std::size_t c = 0; c < radix; c += 2) tiles(dst + c * part, radix * node + c, table, m);
     } else {
-        for (std::size_t c = 0; c < radix; ++c) block(dst + c * part, dst + c * part, part, radix * node + c, table, m);
+        for (std::size_t c = 0; c < radix; ++c) block(dst + c * part, Plain{dst + c * part}, part, radix * node + c, table, m);
     }
 }
 
 }  // namespace
 
 void ifma_forward(u64* dst, const u64* src, const NttTable& table) {
-    block(dst, src, table.n, 1, table, LaneModulus(table.modulus->value));
+    block(dst, Plain{src}, table.n, 1, table, LaneModulus(table.modulus->value));
+}
+
+void ifma_forward_lifted(u64* dst, const u64* src, const Lift& lift, const NttTable& table) {
+    const LaneModulus m(table.modulus->value);
+    if (lift.signs == nullptr) {
+        block(dst, Centred(src, lift), table.n, 1, table, m);
+    } else {
+        block(dst, Signed(src, lift), table.n, 1, table, m);
+    }
 }
 
 }  // namespace secateur

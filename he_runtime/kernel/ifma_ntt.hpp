@@ -6,6 +6,7 @@
 namespace secateur {
 
 void ifma_forward(u64* dst, const u64* src, const NttTable& table);
+void ifma_forward_lifted(u64* dst, const u64* src, const Lift& lift, const NttTable& table);
 void ifma_inverse(u64* dst, const u64* src, const NttTable& table);
 
 namespace {

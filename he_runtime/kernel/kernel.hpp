@@ -36,6 +36,15 @@ struct GaloisTable {
     std::size_t n;
     const std::uint32_t* source;  // n / 8 entries, and kGaloisAhead more to fetch ahead
     u64 lanes[8][8];
+    const unsigned char* signs;   // bit i % 8 of byte i / 8: whether coefficient i changes its sign
+};
+
+// How residues modulo one prime become integers, and those values modulo another prime: negative integers get `wrap`, which is
+// minus the first prime there. Residues above `half` are negative; or, with `signs`, those that are not zero and whose bit is
+// set, as GaloisTable has it. All integers are below 2^62.
+struct Lift {
+    u64 half, wrap;
+    const unsigned char* signs;
 };
 
 struct Kernel {
@@ -43,6 +52,8 @@ struct Kernel {
     // Forward takes values in [0, 4q): residues of another prime of about the same size need no reduction first.
     void (*forward)(u64* dst, const u64* src, const NttTable& table);
     void (*inverse)(u64* dst, const u64* src, const NttTable& table);
+    // Lifts and transforms; what is lifted must be below 4q.
+    void (*forward_lifted)(u64* dst, const u64* src, const Lift& lift, const NttTable& table);
     void (*add)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);
     void (*sub)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);
     void (*negate)(u64* dst, const u64* a, std::size_t n, const Modulus& m);
@@ -58,9 +69,9 @@ struct Kernel {
                      std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // Two sums of a[k] times a key, whose words come in the order of use, one stream: for every eight residues, for every
     // k, eight words of the first polynomial and eight of the second; from one eight to the next are `stride` words. At
-    // most 64 operands.
-    void (*gadget_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* key, std::size_t stride, std::size_t count,
-                        bool accumulate, std::size_t n, const Modulus& m);
+    // most 64 operands. As many words as are read of the key are fetched into the second-level cache from `ahead` on.
+    void (*gadget_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* key, const u64* ahead, std::size_t stride,
+                        std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // dst = (accumulate ? dst : 0) + sum of a[k] * w[k], w[k] in [0, q). The a[k] may be residues of other primes, taken
     // as integers: below 2^50 on the vector paths, 2^60 on the portable one. Extends residues to another base.
     void (*dot_constants)(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,
@@ -69,14 +80,13 @@ struct Kernel {
     void (*convert)(u64* dst, const u64* a, std::size_t n, const Modulus& from, const Modulus& to);
     // Whether all n values are below q: what a residue must be before any routine here sees it.
     bool (*all_below)(const u64* a, std::size_t n, u64 q);
-    // dst = src + (src > half ? wrap : 0), for values below 2^62: residues taken as integers around zero, plus a multiple of
-    // another prime.
-    void (*lift)(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n);
+    void (*lift)(u64* dst, const u64* src, const Lift& lift, std::size_t n);
     // dst = sum of v[k] * inverse[k], rounded to the nearest integer; the sum is below 2^32. How often a base's product must
     // be taken off a sum of its residues' integers. The same on every path for primes below 2^50.
     void (*round_quotient)(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n);
-    // Values [begin, begin + count) after the automorphism; multiples of 8. Any 64-bit values. dst must not overlap src.
-    void (*permute)(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count);
+    // Values [begin, begin + count) after the automorphism; multiples of 8. Any 64-bit values. dst must not overlap src, which
+    // starts with value `from` of the polynomial and holds all that are needed.
+    void (*permute)(u64* dst, const u64* src, std::size_t from, const GaloisTable& table, std::size_t begin, std::size_t count);
 };
 
 extern const Kernel portable_kernel;

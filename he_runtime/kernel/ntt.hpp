@@ -25,6 +25,7 @@ class Ntt {
     // Forward takes coefficients, in [0, 4q), to values in bit-reversed order; inverse goes back, from [0, q). Both leave
     // [0, q). dst may be src.
     void forward(u64* dst, const u64* src) const { kernel_->forward(dst, src, table_); }
+    void forward_lifted(u64* dst, const u64* src, const Lift& lift) const { kernel_->forward_lifted(dst, src, lift, table_); }
     void inverse(u64* dst, const u64* src) const { kernel_->inverse(dst, src, table_); }
 
     std::size_t degree() const { return table_.n; }

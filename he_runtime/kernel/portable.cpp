@@ -127,8 +127,8 @@ void dot_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, c
     dot(dst1, a, b1, count, accumulate, n, m);
 }
 
-void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, std::size_t stride, std::size_t count,
-                 bool accumulate, std::size_t n, const Modulus& m) {
+void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, const u64*, std::size_t stride,
+                 std::size_t count, bool accumulate, std::size_t n, const Modulus& m) {
     for (std::size_t i = 0; i < n; ++i) {
         const u64* words = key + i / 8 * stride + i % 8;
         u128 sums[2] = {accumulate ? dst0[i] : 0, accumulate ? dst1[i] : 0};
@@ -156,8 +156,16 @@ bool all_below(const u64* a, std::size_t n, u64 q) {
     return below;
 }
 
-void lift(u64* dst, const u64* src, u64 half, u64 wrap, std::size_t n) {
-    for (std::size_t i = 0; i < n; ++i) dst[i] = src[i] + (src[i] > half ? wrap : 0);
+void lift(u64* dst, const u64* src, const Lift& lift, std::size_t n) {
+    for (std::size_t i = 0; i < n; ++i) {
+        const bool negative = lift.signs == nullptr ? src[i] > lift.half : src[i] != 0 && (lift.signs[i / 8] >> i % 8 & 1) != 0;
+        dst[i] = src[i] + (negative ? lift.wrap : 0);
+    }
+}
+
+void forward_lifted(u64* dst, const u64* src, const Lift& how, const NttTable& table) {
+    lift(dst, src, how, table.n);
+    forward(dst, dst, table);
 }
 
 void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
@@ -168,10 +176,10 @@ void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::s
     }
 }
 
-void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t begin, std::size_t count) {
+void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& table, std::size_t begin, std::size_t count) {
     const std::uint32_t* source = table.source + begin / 8;
     for (std::size_t i = 0; i < count / 8; ++i) {
-        const u64* block = src + (source[i] & ~std::uint32_t{7});
+        const u64* block = src + (source[i] & ~std::uint32_t{7}) - from;
         const u64* lane = table.lanes[source[i] & 7];
         for (std::size_t j = 0; j < 8; ++j) dst[8 * i + j] = block[lane[j]];
     }
@@ -180,7 +188,7 @@ void permute(u64* dst, const u64* src, const GaloisTable& table, std::size_t beg
 }  // namespace
 
 const Kernel portable_kernel = {
-    "portable",        forward,       inverse,
+    "portable",        forward,       inverse,       forward_lifted,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     dot,               dot_pair,      gadget_pair,

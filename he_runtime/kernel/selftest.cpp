@@ -170,7 +170,7 @@ void test_permute(std::size_t n, u64 element, Path path) {
     }
     ntt.forward(values.data(), x.data());
     ntt.forward(image.data(), image.data());
-    ntt.kernel().permute(out.data(), values.data(), galois.table(), 0, n);
+    ntt.kernel().permute(out.data(), values.data(), 0, galois.table(), 0, n);
     check(out == image, std::string(path_name(path)) + " permute by " + std::to_string(element));
 }
 

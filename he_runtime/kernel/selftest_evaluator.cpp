@@ -67,7 +67,7 @@ struct Operands {
         const std::size_t top = ring.max_level();
         for (int i = 0; i < 3; ++i) inputs.push_back(cipher(top, 2));
         product = cipher(top, 3);
-        for (const u64 element : {u64{0}, u64{3}, u64{5}, u64{9}, u64{2 * kDegree - 1}}) keys[element] = key(top);
+        for (const u64 element : {kIdentity, u64{3}, u64{5}, u64{9}, u64{2 * kDegree - 1}}) keys[element] = key(top, element);
         std::vector<double> coefficients(kDegree);
         for (double& c : coefficients) c = static_cast<double>(static_cast<std::int64_t>(generator() % 2000001) - 1000000);
         std::vector<double> wide(64, 0x1p60), some(coefficients.begin(), coefficients.begin() + 32);
@@ -93,14 +93,14 @@ struct Operands {
         }
         return x;
     }
-    std::shared_ptr<SwitchKey> key(std::size_t level) {
-        auto made = std::make_shared<SwitchKey>(ring, level);
+    std::shared_ptr<SwitchKey> key(std::size_t level, u64 element) {
+        auto made = std::make_shared<SwitchKey>(ring, level, element);
         std::vector<u64> values(kDegree);
         for (std::size_t d = 0; d < made->digits(); ++d) {
             for (std::size_t r = 0; r < ring.extended_rows(level); ++r) {
                 for (int poly = 0; poly < 2; ++poly) {
                     fill(values.data(), ring.extended(level, r).modulus().value);
-                    made->set(d, poly, r, values.data());
+                    made->set(ring, d, poly, r, values.data());
                 }
             }
         }
@@ -163,14 +163,14 @@ std::vector<u64> everything(const Operands& x) {
     }
     append(all, multiply(ring, a, b, task));
     append(all, square(ring, a, task));
-    append(all, relinearize(ring, *x.product, *x.keys.at(0), task));
+    append(all, relinearize(ring, *x.product, *x.keys.at(kIdentity), task));
     for (const u64 element : {u64{3}, u64{2 * kDegree - 1}}) append(all, apply_galois(ring, a, element, *x.keys.at(element), task));
     for (const Cipher& y : rotate_hoisted(ring, a, {3, 9, 3}, x.keys, task)) append(all, y);
     Cipher low = x.product;
     for (std::size_t level = ring.max_level(); level > 0; --level) {
         append(all, mod_switch(ring, *low, task));
         append(all, low = rescale(ring, *low, task));
-        append(all, relinearize(ring, *low, *x.keys.at(0), task));  // a key above the operand's level
+        append(all, relinearize(ring, *low, *x.keys.at(kIdentity), task));  // a key above the operand's level
     }
     for (const Shape& shape : kShapes) {
         Counts counts;

@@ -121,6 +121,15 @@ void sum_products(u64* const* dst, const u64* const* a, const Right& right, std:
     }
 }
 
+// The processor's own fetching reaches neither from one key to the next nor far enough within one: a sum over 300 MB of keys
+// ran at half the rate of plain reading. Runs of a few dozen lines, well ahead and no nearer than the second level, recover
+// half of the difference.
+constexpr std::size_t kFetched = 16;  // residues whose words are asked for at a time
+
+inline void fetch(const u64* words, std::size_t count) {
+    for (std::size_t i = 0; i < count; i += 8) __builtin_prefetch(words + i, 0, 2);
+}
+
 // The routines of a Kernel.
 template <class Arithmetic>
 struct Sums {
@@ -145,13 +154,14 @@ struct Sums {
         sum_products<Arithmetic, 2>(dst, a, Vectors<Arithmetic>{{b0, b1}}, count, accumulate, n, arithmetic);
     }
 
-    static void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, std::size_t stride, std::size_t count,
-                            bool accumulate, std::size_t n, const Modulus& modulus) {
+    static void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, const u64* ahead, std::size_t stride,
+                            std::size_t count, bool accumulate, std::size_t n, const Modulus& modulus) {
         using Sum = typename Arithmetic::Sum;
         const Arithmetic arithmetic(modulus);
         const u64* left[64];
         for (std::size_t k = 0; k < count; ++k) left[k] = a[k];
         for (std::size_t j = 0; j < n; j += 8, key += stride) {
+            if (j % kFetched == 0) fetch(ahead + j / 8 * stride, kFetched / 8 * stride);
             for (std::size_t lane = 0; lane < 8; lane += Arithmetic::kWidth) {
                 const std::size_t at = j + lane;
                 Sum high[2] = {Arithmetic::zero(), Arithmetic::zero()};

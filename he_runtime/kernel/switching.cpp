@@ -2,9 +2,9 @@
 
 namespace secateur {
 
-Decomposition::Decomposition(const Ring& ring, std::size_t level, bool centred)
+Decomposition::Decomposition(const Ring& ring, std::size_t level, Sign sign)
     : ring_(&ring), level_(level), sources_(level + 1) {
-    for (std::size_t d = 0; d < ring.digits(level); ++d) digits_.emplace_back(ring.digit(level, d), ring.degree(), centred);
+    for (std::size_t d = 0; d < ring.digits(level); ++d) digits_.emplace_back(ring.digit(level, d), ring.degree(), sign);
 }
 
 void Decomposition::take(std::size_t j, const u64* values) {
@@ -19,44 +19,36 @@ const u64* Decomposition::row(std::size_t d, std::size_t row, u64* scratch) cons
 }
 
 InnerProduct::InnerProduct(const Ring& ring, const SwitchKey& key, std::size_t level, std::size_t row,
-                           const u64* const* digits, std::size_t count, const GaloisTable* galois)
-    : prime_(ring.extended(level, row)), key_(key), key_row_(key.row_of(level, row)), count_(count), digits_(digits),
-      galois_(galois) {}
+                           const u64* const* digits, std::size_t count)
+    : prime_(ring.extended(level, row)), key_(key), key_row_(key.row_of(level, row)), count_(count), digits_(digits) {}
 
-void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, u64* scratch) const {
-    const Kernel& kernel = prime_.kernel();
+void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, const u64* ahead) const {
     const u64* left[kMostPrimes];
-    for (std::size_t d = 0; d < count_; ++d) {
-        if (galois_ == nullptr) {
-            left[d] = digits_[d] + piece * kPiece;
-        } else {
-            kernel.permute(scratch + d * kPieceStride, digits_[d], *galois_, piece * kPiece, kPiece);
-            left[d] = scratch + d * kPieceStride;
-        }
-    }
-    kernel.gadget_pair(out0, out1, left, key_.words(key_row_, piece * kPiece), key_.stride(), count_, accumulate, kPiece,
-                       prime_.modulus());
+    for (std::size_t d = 0; d < count_; ++d) left[d] = digits_[d] + piece * kPiece;
+    prime_.kernel().gadget_pair(out0, out1, left, words(piece), ahead == nullptr ? words(piece + 1) : ahead, key_.stride(),
+                                count_, accumulate, kPiece, prime_.modulus());
 }
 
 void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, const u64* const (&addend)[2],
                 u64* const (&dst)[2], Task& task) {
     const std::size_t n = ring.degree(), live = level + 1, rows = ring.extended_rows(level);
-    Decomposition digits(ring, level, false);
+    const GaloisTable& galois = ring.galois(key.element());
+    Decomposition digits(ring, level, key.element() == kIdentity ? Sign::none() : Sign::turned(galois));
     parallel_for(live, task, [&](std::size_t j) { digits.take(j, values + j * n); });
     if (ring.alpha() > 1) parallel_for(digits.digits(), task, [&](std::size_t d) { digits.finish(d); });
 
     Buffer sums(2 * rows * n);
     const Division& division = ring.by_special();
-    Lifted remainder[2] = {{division.base(), n, true}, {division.base(), n, true}};
+    Lifted remainder[2] = {{division.base(), n, Sign::nearest()}, {division.base(), n, Sign::nearest()}};
     parallel_for(rows, task, [&](std::size_t row) {
         const std::size_t count = digits.digits();
         const std::size_t stride = n + kPieceStride - kPiece;
         Buffer scratch(count * stride);
         std::vector<const u64*> operands(count);
         for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * stride);
-        const InnerProduct product(ring, key, level, row, operands.data(), count, nullptr);
+        const InnerProduct product(ring, key, level, row, operands.data(), count);
         u64* out[2] = {sums.data() + row * n, sums.data() + (rows + row) * n};
-        for (std::size_t p = 0; p < n / kPiece; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false, nullptr);
+        for (std::size_t p = 0; p < n / kPiece; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false);
         if (row >= live) {
             for (int poly = 0; poly < 2; ++poly) remainder[poly].take(row - live, out[poly]);
         }
@@ -70,8 +62,12 @@ void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const
         u64* const out = dst[poly] + j * n;
         Buffer scratch(n);
         remainder[poly].to(scratch.data(), prime);
-        division.row(addend[poly] == nullptr ? out : sum, sum, scratch.data(), j);
-        if (addend[poly] != nullptr) prime.kernel().add(out, addend[poly] + j * n, sum, n, prime.modulus());
+        const bool turns = key.element() != kIdentity;
+        u64* const divided = turns || addend[poly] != nullptr ? sum : out;
+        u64* const added = turns ? sum : out;
+        division.row(divided, sum, scratch.data(), j);
+        if (addend[poly] != nullptr) prime.kernel().add(added, addend[poly] + j * n, divided, n, prime.modulus());
+        if (turns) prime.kernel().permute(out, added, 0, galois, 0, n);
     });
 }
 

@@ -6,10 +6,10 @@
 
 namespace secateur {
 
-// A polynomial at a level as digits, coefficients ready for any row. Digits are centred, but for SEAL's bits.
+// A polynomial at a level as digits, coefficients ready for any row.
 class Decomposition {
   public:
-    Decomposition(const Ring& ring, std::size_t level, bool centred);
+    Decomposition(const Ring& ring, std::size_t level, Sign sign);
 
     std::size_t digits() const { return digits_.size(); }
     // Row j in evaluation form; the pointer is kept. Different rows may be taken at once.
@@ -26,25 +26,25 @@ class Decomposition {
     std::vector<const u64*> sources_;
 };
 
-// Two sums over the digits of one piece: out0, out1 (+)= digits * key. With an automorphism, digits are read through it.
+// Two sums over the digits of one piece: out0, out1 (+)= digits * key. Digits and sums are those from before the key's
+// automorphism, which is left to do.
 class InnerProduct {
   public:
     InnerProduct(const Ring& ring, const SwitchKey& key, std::size_t level, std::size_t row, const u64* const* digits,
-                 std::size_t count, const GaloisTable* galois);
-    void piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, u64* scratch) const;
-    // Words of scratch that a piece takes.
-    std::size_t scratch_words() const { return galois_ == nullptr ? 0 : count_ * kPieceStride; }
+                 std::size_t count);
+    // Meanwhile the words from `ahead` on are fetched, by default the next piece's.
+    void piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, const u64* ahead = nullptr) const;
+    const u64* words(std::size_t piece) const { return key_.words(key_row_, piece * kPiece); }
 
   private:
     const Ntt& prime_;
     const SwitchKey& key_;
     std::size_t key_row_, count_;
     const u64* const* digits_;
-    const GaloisTable* galois_;
 };
 
-// dst[i] = addend[i] + what the key switches polynomial `values` (level + 1 rows) to, as SEAL rounds it. Rows are n apart; an
-// addend may be its dst, or null.
+// dst[i] = the key's automorphism of (addend[i] + what the key switches polynomial `values` to), level + 1 rows each, as SEAL
+// rounds it after the automorphism. Rows are n apart; an addend may be null.
 void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, const u64* const (&addend)[2],
                 u64* const (&dst)[2], Task& task);
 

@@ -9,8 +9,6 @@
 
 namespace secateur {
 
-constexpr u64 kIdentity = 1;  // the Galois element of no rotation
-
 struct Baby {
     std::size_t input;
     u64 element;

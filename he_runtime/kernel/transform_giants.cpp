@@ -61,10 +61,10 @@ void Run::turn_giants() {
     }
     const std::size_t special = ring_.special_count(), count = ring_.digits(level_);
     std::vector<Decomposition> digits;
-    for (std::size_t k = 0; k < giants.size(); ++k) digits.emplace_back(ring_, level_, true);
+    for (std::size_t k = 0; k < giants.size(); ++k) digits.emplace_back(ring_, level_, Sign::nearest());
     if (t_.extended_) {  // c1 back to the ciphertexts' basis, in place
         std::vector<Lifted> remainders;
-        for (std::size_t k = 0; k < giants.size(); ++k) remainders.emplace_back(ring_.by_special().base(), n_, true);
+        for (std::size_t k = 0; k < giants.size(); ++k) remainders.emplace_back(ring_.by_special().base(), n_, Sign::nearest());
         parallel_for(giants.size() * special, task_, [&](std::size_t i) {
             const StageTimer timer(counts_.giant_ns);
             remainders[i / special].take(i % special, sum(giants[i / special], 1, live_ + i % special));
@@ -104,21 +104,31 @@ void Run::turn_giant(std::size_t group, const Decomposition& digits, std::size_t
     const Modulus& m = prime.modulus();
     const GaloisTable& galois = ring_.galois(giant.element);
     const std::size_t count = digits.digits();
-    Buffer scratch(count * n_), pieces((count + 3) * kPieceStride);
+    Buffer scratch(count * n_), pieces(3 * kPieceStride);
     std::vector<const u64*> operands(count);
     for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * n_);
-    const InnerProduct product(ring_, key(giant.element), level_, row, operands.data(), count, &galois);
+    const InnerProduct product(ring_, key(giant.element), level_, row, operands.data(), count);
     u64* const total[2] = {totals_[giant.output].data() + row * n_, totals_[giant.output].data() + (extended_rows_ + row) * n_};
-    u64* const switched[2] = {pieces.data() + count * kPieceStride, pieces.data() + (count + 1) * kPieceStride};
-    u64* const turned = pieces.data() + (count + 2) * kPieceStride;
+    u64* const switched[2] = {pieces.data(), pieces.data() + kPieceStride};
+    u64* const turned = pieces.data() + 2 * kPieceStride;
     const std::lock_guard<std::mutex> lock(adding_[giant.output * extended_rows_ + row]);
-    for (std::size_t p = 0; p < n_ / kPiece; ++p) {
-        product.piece(switched[0], switched[1], p, false, pieces.data());
-        for (int poly = 0; poly < 2; ++poly) kernel.add(total[poly] + p * kPiece, total[poly] + p * kPiece, switched[poly], kPiece, m);
-        if (row >= rows_) continue;
-        kernel.permute(turned, sum(group, 0, row), galois, p * kPiece, kPiece);
-        if (!t_.extended_) kernel.multiply_constant(turned, turned, ring_.by_special().product(row), kPiece, m);
-        kernel.add(total[0] + p * kPiece, total[0] + p * kPiece, turned, kPiece, m);
+    for (std::size_t at = 0; at < n_; at += kPiece) {
+        const std::size_t piece = source_piece(galois, at);
+        if (row < rows_) {
+            const u64* const standing = sum(group, 0, row) + piece * kPiece;
+            if (t_.extended_) {
+                std::memcpy(switched[0], standing, kPiece * sizeof(u64));
+            } else {
+                kernel.multiply_constant(switched[0], standing, ring_.by_special().product(row), kPiece, m);
+            }
+            std::memset(switched[1], 0, kPiece * sizeof(u64));
+        }
+        const std::size_t next = at + kPiece < n_ ? source_piece(galois, at + kPiece) : piece;
+        product.piece(switched[0], switched[1], piece, row < rows_, product.words(next));
+        for (int poly = 0; poly < 2; ++poly) {
+            kernel.permute(turned, switched[poly], piece * kPiece, galois, at, kPiece);
+            kernel.add(total[poly] + at, total[poly] + at, turned, kPiece, m);
+        }
     }
     counts_.giant_words += n_;
 }
@@ -127,7 +137,7 @@ std::vector<Cipher> Run::divided() {
     const std::size_t special = ring_.special_count();
     const Division& division = ring_.by_special();
     std::vector<Lifted> remainders;
-    for (std::size_t i = 0; i < 2 * t_.outputs_; ++i) remainders.emplace_back(division.base(), n_, true);
+    for (std::size_t i = 0; i < 2 * t_.outputs_; ++i) remainders.emplace_back(division.base(), n_, Sign::nearest());
     parallel_for(remainders.size() * special, task_, [&](std::size_t index) {
         const StageTimer timer(counts_.divide_ns);
         const std::size_t which = index / special, k = index % special;

@@ -31,6 +31,8 @@ class Run {
     void accumulate_constants();
     void accumulate_span(std::size_t row, std::size_t begin, std::size_t end);
     void rotate_babies(std::size_t row, std::size_t begin, std::size_t end, u64* out, u64* scratch);
+    const u64* words(std::size_t baby, std::size_t row, std::size_t at) const;
+    void turn_baby(std::size_t index, std::size_t row, std::size_t begin, std::size_t end, u64* out, u64* scratch, const u64* ahead);
     void sum_group(std::size_t group, std::size_t row, std::size_t begin, std::size_t end, const u64* babies, u64* scratch);
     // Groups with a giant step: divided, cut into digits, switched, and added to their output's total.
     void start_totals();

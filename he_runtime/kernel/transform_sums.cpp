@@ -36,7 +36,9 @@ Run::Run(const Transform& transform, const std::vector<Cipher>& inputs, const Tr
 const SwitchKey& Run::key(u64 element) const {
     const auto found = keys_.find(element);
     const bool known = found != keys_.end() && found->second != nullptr;
-    if (known && !ring_.made(found->second->chain())) throw std::invalid_argument("cannot rotate: need keys of the transform's ring");
+    if (known && (!ring_.made(found->second->chain()) || found->second->element() != element)) {
+        throw std::invalid_argument("cannot rotate: need keys of the transform's ring, each for its element");
+    }
     if (!known || found->second->level() < level_) {
         throw std::out_of_range("cannot rotate: need a key for Galois element " + std::to_string(element) + " at level " +
                                 std::to_string(level_));
@@ -49,7 +51,7 @@ void Run::decompose() {
     std::vector<std::size_t> turned;
     for (const Baby& baby : t_.babies_) {
         if (baby.element == kIdentity || digits_[baby.input].decomposition) continue;
-        digits_[baby.input].decomposition = std::make_unique<Decomposition>(ring_, level_, true);
+        digits_[baby.input].decomposition = std::make_unique<Decomposition>(ring_, level_, Sign::nearest());
         turned.push_back(baby.input);
     }
     parallel_for(turned.size() * live_, task_, [&](std::size_t i) {
@@ -117,7 +119,7 @@ void Run::accumulate_constants() {
 void Run::accumulate_span(std::size_t row, std::size_t begin, std::size_t end) {
     const std::size_t length = end - begin;
     Buffer babies(t_.extended_ ? 2 * t_.babies_.size() * length : 0);
-    Buffer scratch((ring_.digits(level_) + 1) * kPieceStride + (t_.compact_ ? kExpanded * n_ : kExpanded * length));
+    Buffer scratch(2 * kPieceStride + (t_.compact_ ? kExpanded * n_ : kExpanded * length));
     if (t_.extended_) {
         const StageTimer timer(counts_.hoisted_ns);
         rotate_babies(row, begin, end, babies.data(), scratch.data());
@@ -129,32 +131,57 @@ void Run::accumulate_span(std::size_t row, std::size_t begin, std::size_t end) {
 // P * c0 and the inner product, in the order of the babies; those without a step vanish in special rows.
 void Run::rotate_babies(std::size_t row, std::size_t begin, std::size_t end, u64* out, u64* scratch) {
     const Ntt& prime = ring_.extended(level_, row);
-    const Kernel& kernel = prime.kernel();
-    const Modulus& m = prime.modulus();
-    const std::size_t length = end - begin, count = ring_.digits(level_);
-    std::vector<const u64*> digits(count);
-    for (std::size_t b = 0; b < t_.babies_.size(); ++b, out += 2 * length) {
+    const std::size_t length = end - begin;
+    std::vector<std::size_t> turned;
+    for (std::size_t b = 0; b < t_.babies_.size(); ++b) {
         const Baby& baby = t_.babies_[b];
-        const Ciphertext& x = *inputs_[baby.input];
-        if (baby.element == kIdentity) {
-            if (is_special(row)) continue;
+        if (baby.element != kIdentity) {
+            turned.push_back(b);
+        } else if (!is_special(row)) {
             const Factor p = ring_.by_special().product(row);
-            for (int poly = 0; poly < 2; ++poly) kernel.multiply_constant(out + poly * length, x.row(poly, row) + begin, p, length, m);
-            continue;
+            for (std::size_t poly = 0; poly < 2; ++poly) {
+                const u64* const x = inputs_[baby.input]->row(poly, row) + begin;
+                prime.kernel().multiply_constant(out + (2 * b + poly) * length, x, p, length, prime.modulus());
+            }
         }
-        for (std::size_t d = 0; d < count; ++d) digits[d] = digits_[baby.input].rows[d * extended_rows_ + row];
-        const GaloisTable& galois = ring_.galois(baby.element);
-        const InnerProduct product(ring_, key(baby.element), level_, row, digits.data(), count, &galois);
-        for (std::size_t at = 0; at < length; at += kPiece) {
-            product.piece(out + at, out + length + at, (begin + at) / kPiece, false, scratch);
-            if (is_special(row)) continue;
-            u64* turned = scratch + count * kPieceStride;
-            kernel.permute(turned, x.row(0, row), galois, begin + at, kPiece);
-            kernel.multiply_constant(turned, turned, ring_.by_special().product(row), kPiece, m);
-            kernel.add(out + at, out + at, turned, kPiece, m);
-        }
+    }
+    for (std::size_t k = 0; k < turned.size(); ++k) {
+        const u64* const ahead = k + 1 < turned.size() ? words(turned[k + 1], row, begin) : nullptr;
+        turn_baby(turned[k], row, begin, end, out + 2 * turned[k] * length, scratch, ahead);
         counts_.hoisted_words += length;
         task_.check_within();
+    }
+}
+
+// Where the key of a baby step holds what its sums over the piece at `at` need.
+const u64* Run::words(std::size_t baby, std::size_t row, std::size_t at) const {
+    const u64 element = t_.babies_[baby].element;
+    return InnerProduct(ring_, key(element), level_, row, nullptr, 0).words(source_piece(ring_.galois(element), at));
+}
+
+// One of them in [begin, end), while the key's words from `ahead` on are fetched for the next.
+void Run::turn_baby(std::size_t index, std::size_t row, std::size_t begin, std::size_t end, u64* out, u64* scratch, const u64* ahead) {
+    const Baby& baby = t_.babies_[index];
+    const Ntt& prime = ring_.extended(level_, row);
+    const Kernel& kernel = prime.kernel();
+    const GaloisTable& galois = ring_.galois(baby.element);
+    const u64* digits[kMostPrimes];
+    const std::size_t count = ring_.digits(level_);
+    for (std::size_t d = 0; d < count; ++d) digits[d] = digits_[baby.input].rows[d * extended_rows_ + row];
+    const InnerProduct product(ring_, key(baby.element), level_, row, digits, count);
+    for (std::size_t at = begin; at < end; at += kPiece) {
+        const std::size_t piece = source_piece(galois, at);
+        u64* const sums[2] = {scratch, scratch + kPieceStride};
+        if (!is_special(row)) {
+            const u64* const x = inputs_[baby.input]->row(0, row) + piece * kPiece;
+            kernel.multiply_constant(sums[0], x, ring_.by_special().product(row), kPiece, prime.modulus());
+            std::memset(sums[1], 0, kPiece * sizeof(u64));
+        }
+        const bool last = at + kPiece == end;
+        product.piece(sums[0], sums[1], piece, !is_special(row), last ? ahead : product.words(source_piece(galois, at + kPiece)));
+        for (std::size_t poly = 0; poly < 2; ++poly) {
+            kernel.permute(out + poly * (end - begin) + at - begin, sums[poly], piece * kPiece, galois, at, kPiece);
+        }
     }
 }
 

@@ -76,7 +76,7 @@ class Machine:
         digits = [
             (b, expand_seed(a, primes, params.degree)[rows] if isinstance(a, SeededPoly) else a) for b, a in made.digits
         ]
-        return self.kernel.make_key(self.ring, level, digits)
+        return self.kernel.make_key(self.ring, level, max(element, 1), digits)
 
     def keys(self, elements: Iterable[int], level: int) -> dict[int, Any]:
         return {element: self.key(element, level) for element in elements}

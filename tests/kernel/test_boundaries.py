@@ -54,13 +54,15 @@ DOWNLOADS: dict[str, Callable[[World], Any]] = {
     "read-only": lambda w: w.kernel.download(w.cipher(), np.broadcast_to(np.uint64(0), (2, 2, N))),
 }
 KEYS: dict[str, Callable[[World], Any]] = {
-    "too few digits": lambda w: w.kernel.make_key(w.ring, 1, [(array(w, 3), array(w, 3))]),
-    "too many digits": lambda w: w.kernel.make_key(w.ring, 1, [(array(w, 3), array(w, 3))] * 3),
-    "no special row": lambda w: w.kernel.make_key(w.ring, 1, [(array(w), array(w))] * 2),
+    "too few digits": lambda w: w.kernel.make_key(w.ring, 1, 3, [(array(w, 3), array(w, 3))]),
+    "too many digits": lambda w: w.kernel.make_key(w.ring, 1, 3, [(array(w, 3), array(w, 3))] * 3),
+    "no special row": lambda w: w.kernel.make_key(w.ring, 1, 3, [(array(w), array(w))] * 2),
     "a residue at its prime": lambda w: w.kernel.make_key(
-        w.ring, 1, [(array(w, 3), array(w, 3)), (array(w, 3), array(w, 3, value=w.machine.params.primes[1]))]
+        w.ring, 1, 3, [(array(w, 3), array(w, 3)), (array(w, 3), array(w, 3, value=w.machine.params.primes[1]))]
     ),
-    "a level above": lambda w: w.kernel.make_key(w.ring, 3, [(array(w, 5), array(w, 5))] * 4),
+    "an even element": lambda w: w.kernel.make_key(w.ring, 1, 4, [(array(w, 3), array(w, 3))] * 2),
+    "element 2n + 1": lambda w: w.kernel.make_key(w.ring, 1, 2 * N + 1, [(array(w, 3), array(w, 3))] * 2),
+    "a level above": lambda w: w.kernel.make_key(w.ring, 3, 3, [(array(w, 5), array(w, 5))] * 4),
 }
 ENCODINGS: dict[str, Callable[[World], Any]] = {
     "three coefficients": lambda w: w.kernel.encode(w.ring, 1, False, np.ones(3), False),
@@ -84,8 +86,10 @@ LEAVES: dict[str, Callable[[World], Any]] = {
     "mul_plain: level": lambda w: w.kernel.mul_plain(w.ring, w.cipher(2), w.plain(1), w.task()),
     "mul: three polynomials": lambda w: w.kernel.mul(w.ring, w.cipher(1, 3), w.cipher(1), w.task()),
     "square: three polynomials": lambda w: w.kernel.square(w.ring, w.cipher(1, 3), w.task()),
-    "relinearize: two polynomials": lambda w: w.kernel.relinearize(w.ring, w.cipher(1), w.key(), w.task()),
-    "relinearize: key too low": lambda w: w.kernel.relinearize(w.ring, w.cipher(2, 3), w.key(1), w.task()),
+    "relinearize: two polynomials": lambda w: w.kernel.relinearize(w.ring, w.cipher(1), w.key(element=0), w.task()),
+    "relinearize: key too low": lambda w: w.kernel.relinearize(w.ring, w.cipher(2, 3), w.key(1, 0), w.task()),
+    "relinearize: a rotation's key": lambda w: w.kernel.relinearize(w.ring, w.cipher(1, 3), w.key(), w.task()),
+    "apply_galois: another element's key": lambda w: w.kernel.apply_galois(w.ring, w.cipher(1), 5, w.key(), w.task()),
     "rescale: level 0": lambda w: w.kernel.rescale(w.ring, w.cipher(0), w.task()),
     "mod_switch: level 0": lambda w: w.kernel.mod_switch(w.ring, w.cipher(0), w.task()),
     "apply_galois: key too low": lambda w: w.kernel.apply_galois(w.ring, w.cipher(2), 3, w.key(1), w.task()),
@@ -143,7 +147,7 @@ def test_what_does_not_fit_raises(kernel: Any, call: Callable[[World], Any]) -> 
 
 KEY_SETS: dict[str, Callable[[World], Any]] = {
     "missing": lambda w: {},
-    "of another element": lambda w: {5: w.key()},
+    "of another element only": lambda w: {5: w.key(element=5)},
     "too low": lambda w: {3: w.key(0)},
     "none": lambda w: {3: None},
 }
@@ -156,3 +160,12 @@ def test_a_transform_without_its_keys_raises(kernel: Any, name: str) -> None:
         home.run(keys=KEY_SETS[name](home))
     with pytest.raises((IndexError, ValueError)):
         kernel.rotate_hoisted(home.ring, home.cipher(), [3], KEY_SETS[name](home), home.task())
+
+
+def test_keys_stored_under_another_element_raise(kernel: Any) -> None:
+    """A key is laid out for its automorphism, so the wrong one would give noise and not an answer."""
+    home = world(kernel)
+    with pytest.raises(ValueError, match="element"):
+        home.run(keys={3: home.key(element=5)})
+    with pytest.raises(ValueError, match="element"):
+        kernel.rotate_hoisted(home.ring, home.cipher(), [3], {3: home.key(element=5)}, home.task())

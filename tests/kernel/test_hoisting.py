@@ -41,7 +41,7 @@ class Client:
     def keys(self, kernel: Any, ring: Any) -> dict[int, Any]:
         chain = (*self.params.primes, *self.params.special)
         return {
-            r.element: kernel.make_key(ring, r.level, [(b, residues(a, chain)) for b, a in r.digits])
+            r.element: kernel.make_key(ring, r.level, r.element, [(b, residues(a, chain)) for b, a in r.digits])
             for r in self.records
         }
 

@@ -45,8 +45,8 @@ class World:
     def plain(self, level: int = 1, extended: bool = True, compact: bool = False) -> Any:
         return self.machine.plain(level, np.arange(16.0), extended, compact)
 
-    def key(self, level: int = 1) -> Any:
-        return self.machine.key(3, level)
+    def key(self, level: int = 1, element: int = 3) -> Any:
+        return self.machine.key(element, level)
 
     def transform(
         self, babies: Any = None, groups: Any = None, cells: Any = None, plains: Any = None, **other: Any

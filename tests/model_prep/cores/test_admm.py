@@ -109,6 +109,17 @@ def test_pruning_and_levels_hold_at_once(session: SimpleSession) -> None:
     assert [s.rho for s in report.state[KEY]] == pytest.approx([1e-1 * 1.5**8, 2e-1 * 1.5**8])
 
 
+def test_hard_projections_follow_each_other_and_zeros_stay(session: SimpleSession) -> None:
+    """Signs know no zero, so what the cut made zero would come back; what a mask cuts elsewhere is cut as well."""
+    keep = np.random.default_rng(4).random((64, 64)) < 0.5
+    set_masks(session.net, {"fc1.weight": keep})
+    report = admm(session, {KEY: [largest(500), binary]}, Admm(rounds=0))
+    w = weights(session.net)
+    assert np.count_nonzero(w[KEY]) == 500 == report.keep[KEY].sum()
+    assert len(np.unique(np.abs(w[KEY]))) == 2
+    assert np.array_equal(w["fc1.weight"] != 0, keep)
+
+
 def test_the_penalty_is_the_squared_norm_with_its_closed_gradient(session: SimpleSession) -> None:
     """rho/2 ||W - Z + U||^2 has gradient rho (W - Z + U); the un-squared norm would have one of length rho/2."""
     report = admm(session, {KEY: largest(100)}, Admm(SHORT, rounds=1, rho=0.5, growth=1.0, hard=False))

@@ -33,7 +33,7 @@ class Balanced:
     `cyclic` restricts the groups to shifts, the same in all bundles: row i of a bundle takes its k weights from banks
     (i * k + s)..(i * k + s + k - 1) mod B with s a multiple of k. With k = 1 a shift is a class of diagonals
     (column - row) mod B, an operand of slot packing. `solver` is "exact" (a linear program per bundle: seconds for a
-    large layer) or "greedy" (a few per cent of the energy less at most, much faster); cyclic patterns are exact anyhow.
+    large layer) or "greedy" (about a hundredth of the energy less, and much faster); cyclic patterns are exact anyhow.
     """
 
     bank: int

@@ -59,7 +59,7 @@ class KernelPatterns:
         """`kernel_count(layer, density)` kernels with their patterns; dense layers stay whole, whatever the density.
 
         Exact for assignment "kernel": the pattern of largest retained energy, then the kernels that retain most. For
-        "input_channel" with fewer kernels, patterns and kernels are chosen in turn while that keeps more.
+        "input_channel" with fewer kernels, patterns and kernels are chosen in turn while that keeps more: a local optimum.
         """
         values = checked_energy(layer, energy, density)
         if layer.op != "conv2d":
@@ -82,7 +82,12 @@ class KernelPatterns:
         return self.library.of(layer.kernel).reshape(-1, height * width)
 
     def _by_channel(self, retained: Floats, channels: Ints, count: int) -> tuple[Ints, Bools]:
-        alive = np.ones(channels.shape, dtype=np.bool_)
+        """Patterns by channel and kernels in turn, from all kernels and from those that one pattern each would keep."""
+        starts = np.ones(channels.shape, dtype=np.bool_), self._strongest(retained.max(axis=2), count)
+        found = [self._alternate(retained, channels, count, alive) for alive in starts]
+        return max(found, key=lambda one: one[0])[1:]
+
+    def _alternate(self, retained: Floats, channels: Ints, count: int, alive: Bools) -> tuple[float, Ints, Bools]:
         best: tuple[float, Ints, Bools] | None = None
         for _ in range(_ROUNDS):
             sums = np.zeros((int(channels.max()) + 1, retained.shape[2]))
@@ -95,7 +100,7 @@ class KernelPatterns:
                 break
             best = weight, choice, alive
         assert best is not None  # the first round always counts
-        return best[1:]
+        return best
 
     def _strongest(self, energy: Floats, count: int) -> Bools:
         """(out, in/groups): the `count` kernels of most energy, in all or equally many in each filter."""

@@ -117,6 +117,12 @@ def test_asymmetric_spends_its_levels_on_the_side_that_is_used() -> None:
     assert errors[0] < 0.55 * errors[1]
 
 
+def test_a_survivor_near_zero_takes_a_level_that_exists() -> None:
+    everything = np.ones(2, dtype=np.bool_)
+    assert Asymmetric(4).project([-1e-3, 1.0], everything).levels.tolist() == [1, 15]
+    assert Asymmetric(4).project([1e-3, -1.0], everything).levels.tolist() == [14, 0]
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
 def test_no_rival_scale_beats_the_fitted_one(bits: int) -> None:
     values = np.random.default_rng(bits).standard_normal(5000)

@@ -54,6 +54,13 @@ def test_never_worse_than_row_pieces_or_column_pieces_alone(
             assert kept(mask, energy) >= best * (1 - 1e-12), longest
 
 
+def test_columns_alone_are_chosen_where_they_keep_more_than_the_greedy_order() -> None:
+    energy = np.array([[5.0, 4, 3, 8], [8, 4, 0, 1], [4, 4, 9, 2], [1, 5, 6, 2]])
+    mask = BlockRowsAndColumns(4, 4).keep(Layer("w", "dense", (4, 4)), energy, 0.5)
+    assert mask.sum() == 8
+    assert kept(mask, energy) >= max(np.sort(energy.sum(axis=axis))[2:].sum() for axis in (0, 1)) == 39
+
+
 def test_a_planted_structure_is_found() -> None:
     rng = np.random.default_rng(3)
     layer = Layer("w", "dense", (32, 48))

@@ -151,6 +151,18 @@ def test_one_pattern_per_channel_spares_rotations_and_one_per_kernel_does_not() 
     assert sparse.sum() == 4 * round(128 / 3.6)
 
 
+def test_a_pattern_by_channel_serves_the_kernels_that_stay() -> None:
+    """Many weak kernels that will fall away must not outvote the strong one that stays."""
+    library = random_library((3, 3), 2)
+    first, second = library.of((3, 3))
+    energy = np.tile(0.9 * (second & ~first), (20, 1, 1, 1)).astype(np.float64)
+    energy[0, 0] = 10.0 * (first & ~second)
+    layer = Layer("w", "conv2d", (20, 1, 3, 3))
+    mask = KernelPatterns(library, "input_channel", 1 / 20).keep(layer, energy, 1.0)
+    assert np.array_equal(mask[0, 0], first)
+    assert mask.sum() == 4
+
+
 def test_point_convolutions_have_connectivity_only_and_dense_layers_stay() -> None:
     structure = KernelPatterns(random_library((3, 3)), connectivity=0.5)
     point, dense = Layer("p", "conv2d", (4, 6, 1, 1)), Layer("d", "dense", (4, 6))

@@ -209,6 +209,9 @@ class _Search:
             for target in options[output]
             if isinstance(target, Layout) and (found := gathered(reader.map, target, self.max_ciphertexts)) is not None
         ]
+        if self._allowed(layouts[self.entry]):  # then it must save enough if all other layers stay as cheap as they are
+            whole, first = self.price(layouts), self.price(layouts, self.entry)
+            starts = [s for s in starts if whole - first + self.price(s, self.entry) < _WORTHWHILE * whole]
         tied = (self.entry, output)
         return [
             self._settled(start, options | {group: [start[group]] for group in tied})

@@ -21,6 +21,7 @@ from he_runtime.errors import DoesNotFit, ParameterError
 from he_runtime.layout import Layout, contiguous, image
 from he_runtime.lower.diagonals import pack
 from he_runtime.lower.gather import gathered, gathered_set
+from he_runtime.lower.input_layouts import reaches
 from he_runtime.lower.maps import LinearMap
 from he_runtime.plan.counts import layer_counts, leaf_totals
 from he_runtime.ring import EvaluationKeys
@@ -111,6 +112,9 @@ def test_the_gather_follows_the_layout_of_the_output() -> None:
     x = rng.normal(size=40)
     out, _ = evaluated(map_, target, x)
     np.testing.assert_allclose(out, np.append(weight @ x, 0.0)[target.slot_map], atol=1e-9)
+    source = gathered(map_, target, 64)
+    assert source is not None and reaches(source, target)
+    assert not reaches(source, contiguous((18,), 256)), "it is of no use for another"
 
 
 @settings(max_examples=12, deadline=None)

@@ -13,23 +13,24 @@ RECIPE = {
     "network": "digits-mlp",
     "dataset": "digits",
     "teacher": {"epochs": 4, "learning_rate": 5e-3},
-    "polynomial": {"training": {"epochs": 4, "learning_rate": 2e-3}},
-    "pruning": {"structure": "diagonal", "density": 0.5, "training": {"epochs": 4, "learning_rate": 2e-3}},
-    "quantization": {"bits": 8},
 }
+TRAINING = {"epochs": 4, "learning_rate": 2e-3}
+QUADRATICS = {"method": "quadratics", "training": TRAINING}
+DIAGONALS = {"method": "diagonals", "density": 0.5, "training": TRAINING}
+INTEGERS = {"method": "integers", "bits": 8}
 
 
-def make(table: dict[str, object]) -> tuple[CompressedModel, Plan]:
-    """The compressed network of a recipe, and its plan. No torch is needed from the first on."""
-    model = compress(None, Recipe.from_dict(table), load("digits"), quiet=True)
+def make(*steps: dict[str, object]) -> tuple[CompressedModel, Plan]:
+    """The network compressed in these steps, and its plan. No torch is needed from the first on."""
+    model = compress(None, Recipe.from_dict({**RECIPE, "steps": steps}), load("digits"), quiet=True)
     return model, compile(model)
 
 
 def main() -> None:
-    pruned, small = make(RECIPE)
-    _, large = make({key: value for key, value in RECIPE.items() if key != "pruning"})
+    pruned, small = make(QUADRATICS, DIAGONALS, INTEGERS)
+    _, large = make(QUADRATICS, INTEGERS)
     print("\n".join(small.listing().splitlines()[:12]))
-    print("accuracy by stage:", pruned.metadata["accuracy"])
+    print("accuracy by step:", pruned.metadata["accuracy"])
     print("pruned  ", leaf_totals(small.counts))
     print("unpruned", leaf_totals(large.counts))
     # Whole diagonals are what a packed matrix product is made of, so pruning them removes work, not only weights.

@@ -14,22 +14,32 @@ import numpy as np
 import numpy.typing as npt
 
 from he_runtime.backends import default_backend
-from he_runtime.compile import lower
+from he_runtime.compile import compile, lower
 from he_runtime.cost import CostTable, load_default
 from he_runtime.lower.diagonals import DiagonalSet, PackedLinear
 from he_runtime.lower.maps import LinearMap
 from he_runtime.lower.split import Split
 from he_runtime.lower.stages import LinearStage, build_stages
 from he_runtime.model import CompressedModel, InputSpec
+from he_runtime.reference import calibrate
 
 from .diagonals import Ints, contiguous_classes, set_ids
+from .folding import fold
 from .graph import LINEAR_OPS, Graph, weight_keys
 
-__all__ = ["PackedWeights", "packed_classes", "packed_weights"]
+__all__ = ["PackedWeights", "packed_classes", "packed_weights", "planned_degree"]
 
 Floats = npt.NDArray[np.float64]
 Stages = dict[str, LinearStage]
 _TOLERANCE = 1e-9  # relative, of a quotient of two entries
+
+
+def planned_degree(graph: Graph, spec: InputSpec, x: npt.NDArray[np.float32]) -> int:
+    """The ring degree of the plan of a network before pruning, whose packing the pruned one will share.
+
+    `x` (n, *shape) holds normalized inputs to measure ranges on.
+    """
+    return compile(calibrate(fold(graph).to_model("unpruned", spec), x.astype(np.float64))).params.degree
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from he_runtime.errors import ModelError
 
-from .recipe import Training
+from .settings import Training
 from .trainable import TrainableGraph
 
 __all__ = ["Diverged", "Hooks", "accuracy", "fit", "predict"]

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["compress", "run_recipe", "stage_facts"]
 
-_STAGES = ("teacher", "polynomial", "pruned", "folded", "final")
-_STEPS = ("approximation", "pruning", "quantization")
-
 
 def compress(
     recipe: Annotated[str, typer.Argument(help="A recipe that ships with the project, by name, or a TOML file.")],
@@ -100,8 +97,8 @@ def _make(reference: str) -> nn.Module:
 def stage_facts(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What each step of a compression did to the accuracy and to the logits, in the order of the steps."""
     accuracy, change = metadata.get("accuracy", {}), metadata.get("logit_rms_change", {})
-    facts = [(f"accuracy, {stage}", f"{accuracy[stage]:.2%}") for stage in _STAGES if stage in accuracy]
-    return facts + [(f"logits moved by {step}", f"{change[step]:.3g} RMS") for step in _STEPS if step in change]
+    facts = [(f"accuracy, {step}", f"{share:.2%}") for step, share in accuracy.items()]
+    return facts + [(f"logits moved by {step}", f"{rms:.3g} RMS") for step, rms in change.items()]
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:

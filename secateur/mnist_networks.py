@@ -6,7 +6,7 @@ since that is what the other systems' own MLP, LoLA and LeNet have.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +44,12 @@ NETWORKS = {
 def dense_model(name: str, data: Dataset, cache: Path | None) -> CompressedModel:
     """One of NETWORKS, trained on `data`: nothing pruned, nothing quantized, batch norms folded."""
     from model_prep import Recipe, compress
-    from model_prep.recipe import Training
+    from model_prep.settings import Training
 
     network = NETWORKS[name]
     teacher = Training(epochs=network.epochs, learning_rate=1e-3, batch_size=128, label_smoothing=0.1)
     recipe = Recipe(f"bench-{name}", dataset="mnist", train_limit=network.train_limit, threads=2, teacher=teacher)
-    key = identity(data.name.encode(), repr(asdict(recipe)).encode(), network.module.encode())
+    key = identity(data.name.encode(), repr(recipe.to_dict()).encode(), network.module.encode())
     return _rounded(kept(recipe.name, key, cache, lambda: compress(_module(network), recipe, data)))
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..masks import Bools
-from ..recipe import Training
+from ..settings import Training
 from ..trainable import TrainableGraph
 from .session import (
     Floats,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..masks import Bools, Mask
-from ..recipe import Training
+from ..settings import Training
 from .session import Penalty, Session, core_hooks, masks_of, need, set_masks, zero_masked
 
 __all__ = ["gradual", "reached_share", "retrain"]

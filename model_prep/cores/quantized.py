@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..graph import ACTIVATION
 from ..masks import Bools
-from ..recipe import Training
+from ..settings import Training
 from ..trainable import TrainableGraph, Transform
 from .session import Penalty, Projection, Session, core_hooks, masks_of, need, need_arrays, zero_masked
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ..recipe import Training
+from ..settings import Training
 from ..trainable import TrainableGraph
 from .session import Floats, Penalty, Session, arrays, core_hooks, need, need_arrays, zero_masked
 

@@ -15,7 +15,7 @@ from he_runtime.errors import ModelError
 
 from ..masks import Bools, Mask
 from ..polynomial import constrain
-from ..recipe import Training
+from ..settings import Training
 from ..train import Hooks, fit
 from ..trainable import TrainableGraph
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..masks import Bools
-from ..recipe import Training
+from ..settings import Training
 from ..trainable import TrainableGraph
 from .session import (
     Floats,

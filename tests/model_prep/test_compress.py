@@ -13,18 +13,19 @@ from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.plan import Kind
 from he_runtime.reference import forward
-from model_prep import Recipe, compress, pipeline
+from model_prep import Recipe, compress
 from model_prep.data import Dataset, load
 from model_prep.graph import Graph
+from model_prep.methods import DiagonalClasses, diagonals
 from model_prep.packing import packed_classes
 
 TRAINING = {"epochs": 6, "learning_rate": 4e-3}
-BASE = {
-    "name": "tiny",
-    "teacher": {"epochs": 12, "learning_rate": 5e-3},
-    "polynomial": {"training": TRAINING},
-    "quantization": {"bits": 8, "training": {"epochs": 1, "learning_rate": 2e-4}},
-}
+BASE = {"name": "tiny", "teacher": {"epochs": 12, "learning_rate": 5e-3}}
+STEPS = [
+    {"method": "quadratics", "training": TRAINING},
+    {"method": "diagonals", "density": 0.5, "training": TRAINING},
+    {"method": "integers", "bits": 8, "training": {"epochs": 1, "learning_rate": 2e-4}},
+]
 
 
 class Residual(nn.Module):
@@ -52,18 +53,18 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def compressed(digits: Dataset) -> CompressedModel:
     torch.manual_seed(0)
-    recipe = Recipe.from_dict({**BASE, "pruning": {"structure": "diagonal", "density": 0.5, "training": TRAINING}})
+    recipe = Recipe.from_dict({**BASE, "steps": STEPS})
     return compress(Residual(), recipe, digits, quiet=True)
 
 
 def test_a_compressed_network_still_classifies(compressed: CompressedModel, digits: Dataset) -> None:
     stages = compressed.metadata["accuracy"]
-    assert set(stages) == {"teacher", "polynomial", "pruned", "folded", "final"}
+    assert list(stages) == ["teacher", "quadratics", "diagonals", "integers", "final"]
     logits = forward(compressed, digits.normalized("test").astype(np.float64))
     measured = float((logits.argmax(1) == digits.y_test).mean())
     assert measured == pytest.approx(stages["final"], abs=1e-6)
     assert measured >= 0.9
-    assert stages["folded"] == pytest.approx(stages["pruned"], abs=0.003)
+    assert stages["final"] == pytest.approx(stages["integers"], abs=0.003)
 
 
 def test_the_artifact_holds_only_homomorphic_operations(compressed: CompressedModel) -> None:
@@ -92,16 +93,19 @@ def test_weights_are_integers_on_the_masked_pattern(compressed: CompressedModel)
 def test_the_report_says_what_was_measured_on_which_data(compressed: CompressedModel) -> None:
     report = compressed.metadata
     assert report["data"] == "digits" and report["test_samples"] == 360
-    assert set(report["logit_rms_change"]) == {"approximation", "pruning", "quantization"}
+    assert set(report["logit_rms_change"]) == {"quadratics", "diagonals", "integers", "final"}
     assert all(0 < change < 100 for change in report["logit_rms_change"].values())
-    assert report["pruning"]["structure"] == "diagonal" and 0.4 < report["pruning"]["density"] < 0.6
+    assert report["logit_rms_change"]["final"] < 1e-3
+    assert [step["family"] for step in report["steps"]] == ["approximation", "pruning", "quantization"]
+    pruning = report["steps"][1]
+    assert pruning["structure"] == "diagonal" and 0.4 < pruning["density"] < 0.6
     weights = {n.name: compressed.arrays[n.arrays["weight"]] for n in compressed.nodes if "weight" in n.arrays}
     kept, total = (
         sum(f(weights[name]) * positions for name, positions in {"stem": 16, "branch": 16, "head": 1}.items())
         for f in (np.count_nonzero, np.size)
     )
     # Rounding to integers may bring a kept weight to zero, never a pruned one to life.
-    assert kept / total <= report["pruning"]["multiply_add_density"] < kept / total + 0.02
+    assert kept / total <= pruning["multiply_add_density"] < kept / total + 0.02
     assert report["recipe"]["name"] == "tiny" and report["median_margin"] > 0
     assert set(compressed.ranges) == {compressed.input.name, *(n.name for n in compressed.nodes)}
     assert compressed.output.labels == digits_labels() and compressed.output.post_processing == "argmax"
@@ -114,16 +118,17 @@ def digits_labels() -> tuple[str, ...]:
 def short(**changes: object) -> Recipe:
     """Too little training for any accuracy, enough to run every step."""
     once = {"epochs": 2}
-    table = {"name": "short", "network": "digits-mlp", "teacher": once, "polynomial": {"training": once}, **changes}
-    return Recipe.from_dict({"train_limit": 320, **table})
+    return Recipe.from_dict({"name": "short", "network": "digits-mlp", "teacher": once, "train_limit": 320, **changes})
 
 
 def test_magnitude_pruning_keeps_exactly_its_share() -> None:
-    recipe = short(pruning={"density": 0.1, "minimum": 0.01, "training": {"epochs": 4}})
+    recipe = short(steps=[{"method": "magnitude", "density": 0.1, "minimum": 0.01, "training": {"epochs": 4}}])
     model = compress(None, recipe, quiet=True)
     weights = [model.arrays[n.arrays["weight"]] for n in model.nodes if n.op == "dense"]
     total = sum(w.size for w in weights)
-    assert sum(int(np.count_nonzero(w)) for w in weights) == model.metadata["pruning"]["nonzeros"] == round(0.1 * total)
+    assert (
+        sum(int(np.count_nonzero(w)) for w in weights) == model.metadata["steps"][1]["nonzeros"] == round(0.1 * total)
+    )
     assert min(int(np.count_nonzero(w)) for w in weights) >= int(0.01 * total)
 
 
@@ -149,7 +154,7 @@ def test_compress_leaves_the_callers_random_state_and_threads() -> None:
 
 def test_per_layer_density_and_unknown_layers() -> None:
     layers = {"fc2": 0.25}  # fc1 reads the staggered input: all of its diagonals are one operand
-    model = compress(None, short(pruning={"structure": "diagonal", "layers": layers, "training": {}}), quiet=True)
+    model = compress(None, short(steps=[{"method": "diagonals", "layers": layers}]), quiet=True)
     density = {
         n.name: np.count_nonzero(model.arrays[n.arrays["weight"]]) / model.arrays[n.arrays["weight"]].size
         for n in model.nodes
@@ -157,7 +162,7 @@ def test_per_layer_density_and_unknown_layers() -> None:
     }
     assert density["fc2"] == pytest.approx(0.25) and density["fc1"] == 1.0
     with pytest.raises(ModelError, match="cannot prune layers"):
-        compress(None, short(pruning={"structure": "diagonal", "layers": {"nope": 0.5}, "training": {}}), quiet=True)
+        compress(None, short(steps=[{"method": "diagonals", "layers": {"nope": 0.5}}]), quiet=True)
 
 
 def test_a_collapsed_layer_stops_the_compression() -> None:
@@ -171,7 +176,7 @@ def test_a_collapsed_layer_stops_the_compression() -> None:
             y: Tensor = self.faint(torch.square(self.strong(x.flatten(1))))
             return y
 
-    recipe = Recipe.from_dict({"name": "faint", "pruning": {"density": 0.3, "minimum": 0.0, "training": {}}})
+    recipe = Recipe.from_dict({"name": "faint", "steps": [{"method": "magnitude", "density": 0.3, "minimum": 0.0}]})
     with pytest.raises(ModelError, match=r"no weight is left in \['faint.weight'\]"):
         compress(Faint(), recipe, load("digits"), quiet=True)
 
@@ -223,10 +228,9 @@ def test_diagonals_are_those_of_the_ring_that_the_plan_takes(digits: Dataset, mo
         asked.append(degree)
         return packed_classes(graph, degree)
 
-    monkeypatch.setattr(pipeline, "packed_classes", recorded)
+    monkeypatch.setattr(diagonals, "packed_classes", recorded)
     torch.manual_seed(0)
-    pruning = {"structure": "diagonal", "density": 0.5, "training": {}}
-    model = compress(Deep(), Recipe.from_dict({"name": "deep", "pruning": pruning}), digits, quiet=True)
+    model = compress(Deep(), DiagonalClasses(0.5), digits, quiet=True)
     assert asked == [compile(model).params.degree] and asked[0] > 8192
 
 

@@ -27,20 +27,23 @@ train_limit = 512
 epochs = 8
 learning_rate = 1e-2
 
-[polynomial.training]
+[[steps]]
+method = "quadratics"
+[steps.training]
 epochs = 4
 learning_rate = 1e-2
 
-[pruning]
-structure = "diagonal"
+[[steps]]
+method = "diagonals"
 density = 0.5
-[pruning.training]
+[steps.training]
 epochs = 4
 learning_rate = 1e-2
 
-[quantization]
+[[steps]]
+method = "integers"
 bits = 8
-[quantization.training]
+[steps.training]
 epochs = 1
 """
 

@@ -26,7 +26,10 @@ def test_an_unknown_recipe_names_those_there_are(refused: Any) -> None:
         ("name = 'x'\nnetwork = 'nope'", "digits-mlp"),
         ("name = 'x'\nnetwork = 'digits-mlp'\nspeed = 3", "speed"),
         ("name = 'x'\nnetwork = 'digits-mlp'\ndataset = 'nope'", "digits-upscaled"),
-        ("name = 'x'\nnetwork = 'digits-mlp'\n[pruning]\ndensity = 2.0", "need densities in (0, 1]"),
+        (
+            "name = 'x'\nnetwork = 'digits-mlp'\n[[steps]]\nmethod = 'magnitude'\ndensity = 2.0",
+            "need density in (0, 1]",
+        ),
         ("name = '../x'\nnetwork = 'digits-mlp'", "'../x'"),
         ("name = 'x'", "names no network"),
     ],

@@ -14,7 +14,7 @@ from model_prep.data import load
 from model_prep.folding import fold_affine
 from model_prep.graph import Graph
 from model_prep.networks import build
-from model_prep.recipe import Training
+from model_prep.settings import Training
 from model_prep.train import fit
 from model_prep.trainable import TrainableGraph
 

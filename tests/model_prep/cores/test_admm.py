@@ -14,7 +14,7 @@ from model_prep.cores.admm import Admm, Split, _penalty, admm, on_support
 from model_prep.cores.masked import retrain
 from model_prep.cores.session import SimpleSession, set_masks, weights
 from model_prep.masks import Mask
-from model_prep.recipe import Training
+from model_prep.settings import Training
 from model_prep.train import Diverged
 
 Projection = Callable[[np.ndarray], np.ndarray]

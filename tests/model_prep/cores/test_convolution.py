@@ -13,7 +13,7 @@ from model_prep.cores.session import SimpleSession, weights
 from model_prep.folding import fold_affine
 from model_prep.masks import Mask
 from model_prep.networks import build
-from model_prep.recipe import Training
+from model_prep.settings import Training
 from model_prep.train import accuracy, fit, predict
 from model_prep.trainable import TrainableGraph
 

@@ -16,7 +16,7 @@ from model_prep.cores.admm import on_support
 from model_prep.cores.quantized import ActivationObserver, Qat, harden, qat, straight_through_of
 from model_prep.cores.session import SimpleSession, set_masks, weights
 from model_prep.cores.settled import Settle, settle
-from model_prep.recipe import Training
+from model_prep.settings import Training
 from model_prep.train import Diverged
 from model_prep.trainable import straight_through
 

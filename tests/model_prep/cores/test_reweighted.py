@@ -13,7 +13,7 @@ from model_prep.cores.masked import retrain
 from model_prep.cores.reweighted import Grouping, Reweighted, _penalties, group_norms, reweighted
 from model_prep.cores.session import SimpleSession, set_masks, weights
 from model_prep.masks import Mask
-from model_prep.recipe import Training
+from model_prep.settings import Training
 
 TRAINING = Training(epochs=8, learning_rate=1e-2)
 KEY = "fc2.weight"

@@ -10,7 +10,7 @@ import torch
 
 from he_runtime.errors import ModelError
 from model_prep.cores.session import SimpleSession, set_masks, weights
-from model_prep.recipe import Training
+from model_prep.settings import Training
 from model_prep.train import Diverged, Hooks, predict
 
 STEPS_PER_EPOCH = 10  # 640 images in batches of 64

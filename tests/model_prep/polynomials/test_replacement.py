@@ -20,7 +20,7 @@ from model_prep.folding import fold
 from model_prep.graph import Graph
 from model_prep.merging import simplified
 from model_prep.polynomial import constrain, range_penalty
-from model_prep.recipe import Training
+from model_prep.settings import Training
 from model_prep.train import Hooks, fit
 from model_prep.trainable import TrainableGraph
 

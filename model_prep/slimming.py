@@ -19,11 +19,11 @@ import torch
 from he_runtime.model import Node
 
 from .channel_units import ChannelUnits
-from .graph import Graph
+from .graph import Graph, weight_keys
 from .masks import Bools
 from .trainable import Site, TrainableGraph
 
-__all__ = ["removable", "resolve", "slim", "slim_net"]
+__all__ = ["kept_weights", "removable", "resolve", "slim", "slim_net"]
 
 Array = npt.NDArray[Any]
 _PER_CHANNEL_ATTRIBUTES = ("low", "high")  # of a polynomial: a number, or one per channel
@@ -44,6 +44,14 @@ def resolve(graph: Graph, keep: Mapping[str, Bools]) -> dict[str, Bools]:
     units = ChannelUnits(graph)
     staying = units.staying(keep)
     return {key: staying[labels] for key, labels in units.rows.items()}
+
+
+def kept_weights(graph: Graph, keep: Mapping[str, Bools]) -> dict[str, Bools]:
+    """Weight array -> which of its entries `slim` leaves, in the array's shape before: kept rows and kept columns."""
+    keys = list(weight_keys(graph))
+    places = {key: np.arange(np.size(graph.arrays[key])).reshape(np.shape(graph.arrays[key])) for key in keys}
+    left = _Cuts(graph, keep).arrays(places)
+    return {key: np.isin(places[key], left[key]) for key in keys}
 
 
 def slim(graph: Graph, keep: Mapping[str, Bools]) -> Graph:

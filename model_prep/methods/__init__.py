@@ -3,6 +3,7 @@
 method       what a method is, and the registry
 quadratics   activations to learned quadratics
 magnitude    the largest weights of the whole network
+trace        whole channels, cut out of the network
 diagonals    whole generalized diagonals of the packing
 integers     symmetric integer weights, trained straight through
 """
@@ -14,6 +15,7 @@ from .integers import IntegerWeights
 from .magnitude import GlobalMagnitude
 from .method import METHODS, Card, Method, method_from, register, table_of
 from .quadratics import Quadratics
+from .trace import TracePruning
 
 __all__ = [
     "METHODS",
@@ -23,6 +25,7 @@ __all__ = [
     "IntegerWeights",
     "Method",
     "Quadratics",
+    "TracePruning",
     "method_from",
     "register",
     "table_of",

@@ -1,8 +1,15 @@
-"""Global magnitude pruning with a minimum threshold and a gradual schedule (methods.md, section 4)."""
+"""Global magnitude pruning with a minimum threshold and a gradual schedule (methods.md, section 4).
+
+The paper's: one ranking of |w| over all layers, the minimum per layer, re-ranking while sparsity rises. The project's own:
+the schedule (cubic, each epoch; the paper's is not known to it), shadow weights, ties by index so that counts are exact.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+from he_runtime.errors import ModelError
 
 from ..cores.masked import gradual
 from ..cores.session import weights
@@ -42,8 +49,23 @@ class GlobalMagnitude(Method):
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("magnitude")
+        self._check([layer.size for layer in stage.layers().values()])
 
         def choose(share: float) -> Mask:
             return magnitude_mask(weights(stage.net), 1 - (1 - self.density) * share, self.minimum)
 
-        stage.report_mask(gradual(stage, choose, self.training, self.ramp, penalty=stage.penalty))
+        mask = gradual(stage, choose, self.training, self.ramp, penalty=stage.penalty)
+        stage.report_mask(mask)
+        # The paper's FLOPs sparsity; here also the share of products in column packing that is gone, but for borders.
+        stage.report(flops_sparsity=1 - mask.multiply_add_density(stage.net.graph.positions()))
+
+    def _check(self, sizes: list[int]) -> None:
+        """Refuse before training what the minimum does not allow: ModelError with the nearest density."""
+        total = sum(sizes)
+        least = sum(min(int(self.minimum * total), size) for size in sizes)
+        if max(least, 1) > round(self.density * total):
+            raise ModelError(
+                f"cannot prune to density {self.density:g}: got {round(self.density * total)} of {total} weights to keep, "
+                f"need {max(least, 1)} for the minimum of every layer; try a density of "
+                f"{math.ceil(1e4 * max(least, 1) / total) / 1e4:g} or a lower minimum"
+            )

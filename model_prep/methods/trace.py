@@ -1,0 +1,100 @@
+"""Whole channels removed by the Hessian's trace: EHAP (methods.md, section 2), on model_prep.{hessian,selection,slimming}.
+
+The paper's: a channel costs trace / p * |w|^2 (HAP, arXiv 2101.08940), one random sign vector probes all layers at once,
+half precision does for it, one ranking over all layers, a part of each layer stays, what goes is cut out for good. In
+its sequence eight-bit training follows, which here is the step "integers".
+
+The project's own: quadratics are in place and batch norms folded when the trace is taken, so it is that of the network
+which will run; a rule that stops probing; distillation in fine-tuning; and LIMIT, since HAP's 0.95 was set for layers of
+16 to 512 channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from he_runtime.errors import ModelError
+
+from ..cores.session import core_hooks
+from ..graph import weight_keys
+from ..hessian import Probing, Traces, channel_sensitivity, channel_traces
+from ..masks import Bools, Mask
+from ..selection import select_channels
+from ..settings import Training, require
+from ..slimming import kept_weights, removable, resolve, slim_net
+from ..stage import Stage
+from .method import Card, Method, register
+
+__all__ = ["TracePruning"]
+
+
+@register(
+    Card(
+        "trace",
+        "pruning",
+        "channels, physically removed",
+        "ciphertext products: one for each channel left and position; products in column packing, by both ends of a kernel",
+        "Chong, Gupta, Chen, Resource Efficient Neural Networks Using Hessian Based Pruning, arXiv 2306.07030",
+    )
+)
+@dataclass(frozen=True)
+class TracePruning(Method):
+    """The share `ratio` of all channels that can go at all goes, and at most the part `limit` of each layer's.
+
+    The trace is that of the loss on `samples` training images, drawn once. Probing stops when the trace has settled to
+    `tolerance` or after `probes` probes. `precision` is one of hessian.PRECISIONS.
+    """
+
+    ratio: float = 0.5
+    limit: float = 0.75
+    samples: int = 512
+    precision: str = "fp32"
+    probes: int = 300
+    tolerance: float = 1e-3
+    training: Training = field(default_factory=Training)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.ratio < 1 and 0 <= self.limit <= 1, "trace", "ratio in [0, 1) and limit in [0, 1]")
+        require(self.samples > 0, "trace", "samples > 0")
+        self._probing(0)
+
+    def apply(self, stage: Stage) -> None:
+        stage.need_unfolded("trace")
+        graph = stage.net.graph
+        may_go = {key: flags for key, flags in removable(graph).items() if flags.any()}
+        if not may_go:
+            raise ModelError(
+                "cannot remove channels: got none that could go, as all belong to the network's input or output; try a "
+                "network with a hidden layer"
+            )
+        traces = self._traces(stage)
+        scores = channel_sensitivity(stage.net, {key: traces.values[key] for key in may_go})
+        wanted = select_channels(scores, self.ratio, limit=self.limit, removable=may_go)
+        keep = resolve(graph, wanted)
+        stage.report_mask(Mask(kept_weights(graph, keep), "channel", {"ratio": self.ratio, "limit": self.limit}))
+        self._report(stage, {key: keep[key] for key in may_go}, may_go, traces)
+        stage.replace_net(slim_net(stage.net, keep))
+        stage.fit(self.training, "trace", core_hooks(stage.net, [stage.penalty]))
+
+    def _probing(self, seed: int) -> Probing:
+        return Probing(self.precision, self.probes, self.tolerance, seed=seed)
+
+    def _traces(self, stage: Stage) -> Traces:
+        batch = np.sort(np.random.default_rng(stage.seed).permutation(len(stage.x))[: self.samples])
+        return channel_traces(stage.net, stage.x[batch], stage.y[batch], self._probing(stage.seed))
+
+    def _report(self, stage: Stage, keep: dict[str, Bools], may_go: dict[str, Bools], traces: Traces) -> None:
+        """What is left of each layer, and of the ratio: sums and groups may have held channels back."""
+        names = weight_keys(stage.net.graph)
+        going, could = (
+            sum(int(flags.sum()) for flags in group) for group in ([~k for k in keep.values()], may_go.values())
+        )
+        stage.report(
+            channels={names[key]: [int(kept.sum()), len(kept)] for key, kept in keep.items()},
+            removed=going / could,
+            precision=self.precision,
+            probes=traces.probes,
+            settled=traces.settled,
+        )

@@ -54,13 +54,13 @@ def forward_all(model: CompressedModel, x: Batch) -> dict[str, Batch]:
 
 
 def calibrate(model: CompressedModel, x: Batch, margin: float = 1.1) -> CompressedModel:
-    """Add ranges (widened by `margin`) and per-element mean squares measured on normalized inputs `x` (B, *shape).
+    """Add ranges (each end moved outwards by the factor `margin`) and per-element mean squares measured on normalized inputs `x` (B, *shape).
 
     The first inputs are kept in the artifact as "stats.samples": the error prediction follows them through the
     network, because errors grow with the values they ride on. They stay with the operator; no plan contains them.
     """
     values = forward_all(model, x)
-    ranges = {name: (float(v.min()) * margin, float(v.max()) * margin) for name, v in values.items()}
+    ranges = {name: _widened(float(v.min()), float(v.max()), margin) for name, v in values.items()}
     stats = {f"stats.{name}": np.mean(v**2, axis=0).astype(np.float32) for name, v in values.items()}
     stats[SAMPLES] = np.asarray(x[:_KEPT_SAMPLES], dtype=np.float32)
     arrays = {k: v for k, v in model.arrays.items() if not k.startswith("stats.")}
@@ -70,6 +70,11 @@ def calibrate(model: CompressedModel, x: Batch, margin: float = 1.1) -> Compress
         top = np.sort(logits, axis=1)
         metadata["median_margin"] = float(np.median(top[:, -1] - top[:, -2]))
     return model.with_(arrays={**arrays, **stats}, ranges=ranges, metadata=metadata)
+
+
+def _widened(low: float, high: float, margin: float) -> tuple[float, float]:
+    """Both ends moved outwards: a positive least value divides where a negative one multiplies."""
+    return min(low * margin, low / margin), max(high * margin, high / margin)
 
 
 def _per_channel(values: npt.NDArray[np.float64] | None, x: Batch) -> npt.NDArray[np.float64]:

@@ -34,7 +34,7 @@ Train = Callable[[TrainableGraph, str], None]  # trains the network in place aft
 
 _GRID = 512  # many more points than coefficients
 # On the digits CNN, fitted on one half of the images and measured on the other, an interval for all channels loses 1.3 to
-# 2.3 times as much at degrees 3 to 7, but a thousandth at 15 (KL 0.00005 against 0.7).
+# 2.7 times as much at degrees 3 to 7, but a thousandth at 15 (KL 0.00005 against 0.7).
 _MOST_PER_CHANNEL = 8
 _SPREAD = 0.05  # part of the weight that lies on the whole interval and not where samples are
 

@@ -24,7 +24,6 @@ from he_runtime.lower.stages import build_stages
 from he_runtime.model import InputSpec
 
 from .approximation import replace_sites
-from .folding import fold
 from .graph import ACTIVATION, Graph
 from .level_tables import degree_levels, fixed_levels, least_losses
 from .merging import planned_ms
@@ -56,8 +55,11 @@ class Selection:
     losses: Mapping[str, Mapping[int, float]]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, as it goes into a model's metadata; degrees of the losses are strings there."""
-        losses = {site: {str(d): loss for d, loss in row.items()} for site, row in self.losses.items()}
+        """Plain data, as it goes into a model's metadata; degrees of the losses are strings there, infinity is None."""
+        losses = {
+            site: {str(d): loss if math.isfinite(loss) else None for d, loss in row.items()}
+            for site, row in self.losses.items()
+        }
         return {"chosen": asdict(self.chosen), "frontier": [asdict(c) for c in self.frontier], "losses": losses}
 
 
@@ -77,7 +79,7 @@ def choose_degrees(
     """
     _check(graph, losses)
     weighed = {
-        site: {d: loss + (loss_per_ms * ms[site][d] if ms else 0.0) for d, loss in row.items()}
+        site: {d: loss + (loss_per_ms * ms[site][d] if ms and loss_per_ms else 0.0) for d, loss in row.items()}
         for site, row in losses.items()
     }
     most = sum(max(map(degree_levels, row)) for row in losses.values())
@@ -140,20 +142,25 @@ def measure_losses(
 
 
 def measure_ms(
-    graph: Graph, x: Float32, degrees: Sequence[int] = DEGREES, *, others: int = 2, table: CostTable | None = None
+    graph: Graph,
+    x: Float32,
+    degrees: Sequence[int] = DEGREES,
+    *,
+    others: int = 2,
+    keep: Mapping[str, int] | None = None,
+    table: CostTable | None = None,
 ) -> Table:
     """site -> degree -> predicted milliseconds of the whole plan with that site at the degree and the rest at `others`.
 
-    Infinite where no ring holds the plan. Only differences between the degrees of a site mean something.
+    `keep` fixes the degree of some sites. Infinite where no ring holds the plan. Only differences between the degrees
+    of a site mean something.
     """
-    cost = planned_ms(x, table)
-    names = [node.name for node in graph.activations()]
+    cost, kept = planned_ms(x, table), dict(keep or {})
+    usual = {node.name: kept.get(node.name, others) for node in graph.activations()}
     found: Table = {}
-    for name in names:
-        found[name] = {}
-        for degree in degrees:
-            changed, _ = replace_sites(graph, x, dict.fromkeys(names, others) | {name: degree})
-            found[name][degree] = cost(fold(changed))
+    for name in usual:
+        options = [kept[name]] if name in kept else degrees
+        found[name] = {d: cost(replace_sites(graph, x, usual | {name: d})[0]) for d in options}
     return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["HerPN"]
 
@@ -56,7 +57,7 @@ class HerPN(nn.Module):
         return a, b, c
 
 
-class _Norm(nn.BatchNorm2d):
+class _Norm(_BatchNorm):
     """Batch norm without gain and offset, for vectors as well as images."""
 
     def __init__(self, channels: int, eps: float, momentum: float) -> None:

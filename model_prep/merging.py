@@ -26,7 +26,7 @@ from he_runtime.lower.conv2d import conv2d_map
 from he_runtime.model import InputSpec, Node
 from he_runtime.reference import calibrate
 
-from .folding import fold_affine
+from .folding import fold, fold_affine
 from .graph import LINEAR_OPS, Graph
 from .polynomial import MIN_STD, RANGE_MARGIN
 from .trainable import Site, TrainableGraph
@@ -52,14 +52,14 @@ def merge_linear(graph: Graph, cost: Cost | None = None) -> Graph:
 
 
 def planned_ms(x: npt.NDArray[np.float32], table: CostTable | None = None) -> Cost:
-    """A cost for `merge_linear`: the predicted latency of the graph's plan, infinite where nothing holds it.
+    """A cost for `merge_linear`: the predicted latency of the graph's plan, folded, infinite where nothing holds it.
 
     `x` (B, *shape) are normalized inputs to calibrate on; the graph must hold no activation any more.
     """
     chosen = table or load_default(default_backend())
 
     def cost(graph: Graph) -> float:
-        model = graph.to_model("candidate", InputSpec("", graph.input_shape))
+        model = fold(graph).to_model("candidate", InputSpec("", graph.input_shape))
         try:
             return price(compile(calibrate(model, x.astype(np.float64)), table=chosen), chosen).latency_ms
         except DoesNotFit:

@@ -1,7 +1,9 @@
 """The reference networks, as plain torch modules: what a user would write, with nothing of this project in them.
 
+The one exception has this project's HerPN in the place of batch norms and activations.
+
 Sizes follow the tutorials and papers that made them customary: TenSEAL's MNIST tutorial, LoLA (Brutzkus et al.,
-ICML 2019), LeNet. Two small ones for scikit-learn's 8x8 digits train in seconds.
+ICML 2019), LeNet. Three small ones for scikit-learn's 8x8 digits train in seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from he_runtime.errors import ModelError, Reason
+
+from .herpn import HerPN
 
 __all__ = ["NETWORKS", "NetworkSpec", "build"]
 
@@ -53,6 +57,22 @@ class DigitsCnn(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.activation(self.bn1(self.conv1(x)))
         x = self.activation(self.bn2(self.conv2(x)))
+        y: Tensor = self.fc(x.flatten(1))
+        return y
+
+
+class DigitsCnnHerpn(nn.Module):
+    """DigitsCnn to be trained without activations: conv3x3(8) - HerPN - conv3x3(16, stride 2) - HerPN - fc(256-10)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.act1 = nn.Conv2d(1, 8, 3, padding=1), HerPN(8)
+        self.conv2, self.act2 = nn.Conv2d(8, 16, 3, stride=2, padding=1), HerPN(16)
+        self.fc = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.conv1(x))
+        x = self.act2(self.conv2(x))
         y: Tensor = self.fc(x.flatten(1))
         return y
 
@@ -142,6 +162,7 @@ class NetworkSpec:
 NETWORKS: dict[str, NetworkSpec] = {
     "digits-mlp": NetworkSpec(DigitsMlp, (1, 8, 8), "digits"),
     "digits-cnn": NetworkSpec(DigitsCnn, (1, 8, 8), "digits"),
+    "digits-cnn-herpn": NetworkSpec(DigitsCnnHerpn, (1, 8, 8), "digits"),
     "mnist-tenseal-cnn": NetworkSpec(TensealCnn, (1, 28, 28), "mnist"),
     "mnist-mlp": NetworkSpec(MnistMlp, (1, 28, 28), "mnist"),
     "mnist-lola": NetworkSpec(Lola, (1, 28, 28), "mnist"),

@@ -117,7 +117,8 @@ def straight_through(values: Tensor, bits: int) -> Tensor:
     limit = 2 ** (bits - 1) - 1
     step = values.detach().abs().max().clamp(min=torch.finfo(values.dtype).tiny) / limit
     rounded = torch.clamp(torch.round(values.detach() / step), -limit, limit) * step
-    result: Tensor = values + (rounded - values.detach())
+    # Exactly on the grid: what is added is zero, and only its gradient is not.
+    result: Tensor = rounded + (values - values.detach())
     return result
 
 

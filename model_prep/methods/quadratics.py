@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..polynomial import constrain, range_penalty, replace_activations
+from ..approximation import replace_sites
+from ..graph import Graph
+from ..polynomial import constrain, range_penalty
 from ..settings import Training, require
 from ..stage import Stage
 from ..train import Hooks
-from ..trainable import TrainableGraph
+from ..trainable import Site, TrainableGraph
 from .method import Card, Method, register
 
 __all__ = ["FIT_SAMPLES", "Quadratics", "site_penalty"]
@@ -30,7 +32,7 @@ FIT_SAMPLES = 2048
 )
 @dataclass(frozen=True)
 class Quadratics(Method):
-    """`blend` is the part of the epochs over which the quadratics are mixed in; a network of squares only passes through.
+    """`blend` is the part of the epochs over which polynomials are mixed in; a network of squares only passes through.
 
     The penalty mean(|x / r|^exponent) keeps each quadratic's input x within the radius r that its activation saw.
     """
@@ -41,25 +43,37 @@ class Quadratics(Method):
     range_exponent: int = 6
 
     def __post_init__(self) -> None:
-        require(0 <= self.blend <= 1, "quadratics", "blend in [0, 1]")
-        require(self.range_penalty >= 0, "quadratics", "range_penalty >= 0")
-        require(self.range_exponent >= 2 and self.range_exponent % 2 == 0, "quadratics", "an even range_exponent >= 2")
+        name = self.card.name
+        require(0 <= self.blend <= 1, name, "blend in [0, 1]")
+        require(self.range_penalty >= 0, name, "range_penalty >= 0")
+        require(self.range_exponent >= 2 and self.range_exponent % 2 == 0, name, "an even range_exponent >= 2")
 
     def apply(self, stage: Stage) -> None:
-        stage.need_unfolded("quadratics")
-        graph, sites = replace_activations(stage.graph(), stage.x[:FIT_SAMPLES])
+        stage.need_unfolded(self.card.name)
+        degrees = {node.name: 2 for node in stage.net.graph.activations()}
+        self.together(stage, degrees)
+        stage.report(sites=len(degrees))
+
+    def together(self, stage: Stage, degrees: Mapping[str, int]) -> None:
+        """Replace activations by polynomials of some degrees, all in one run of training, and mix them in."""
+        net = self.start(stage, *replace_sites(stage.graph(), stage.x[:FIT_SAMPLES], degrees))
+        if not degrees:
+            return
+
+        def mix(progress: float) -> None:
+            net.blend = 1.0 if progress >= self.blend else progress / self.blend
+
+        hooks = Hooks(before_step=mix, after_step=lambda: constrain(net), penalty=stage.penalty)
+        stage.fit(self.training, self.card.name, hooks)
+        net.blend = 1.0
+
+    def start(self, stage: Stage, graph: Graph, sites: Mapping[str, Site]) -> TrainableGraph:
+        """Go on with a network in which activations were replaced; what was pruned before stays pruned."""
         net = TrainableGraph(graph, sites)
+        net.masks = dict(stage.net.masks)
         stage.replace_net(net)
         stage.penalty = site_penalty(stage, self.range_penalty, self.range_exponent)
-        if sites:
-
-            def mix(progress: float) -> None:
-                net.blend = 1.0 if progress >= self.blend else progress / self.blend
-
-            hooks = Hooks(before_step=mix, after_step=lambda: constrain(net), penalty=stage.penalty)
-            stage.fit(self.training, "quadratics", hooks)
-            net.blend = 1.0
-        stage.report(sites=len(sites))
+        return net
 
 
 def site_penalty(stage: Stage, weight: float, exponent: int) -> Callable[[], Tensor] | None:

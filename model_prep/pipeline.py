@@ -29,6 +29,7 @@ from .recipe import Recipe
 from .stage import Stage
 from .train import accuracy, fit
 from .trainable import TrainableGraph
+from .watcher import TEACHER, Watcher
 
 __all__ = ["compress"]
 
@@ -42,13 +43,14 @@ def compress(
     *,
     quiet: bool = False,
     data_directory: Path | str | None = None,
+    watcher: Watcher | None = None,
 ) -> CompressedModel:
     """Train (if the recipe says so), apply the recipe's steps, fold and calibrate a module.
 
     A single method stands for a recipe with that step alone. `model` None builds the recipe's reference network; `data`
     None loads the recipe's data set. A module given by the caller is trained in place. Activations that no step replaces
     become quadratics, fitted and not trained. The metadata report every step, its accuracy on the test set and how far it
-    moved the logits.
+    moved the logits. `watcher` is told of every step, and may put an interrupted compression back on its way.
 
     Raises ModelError where the module cannot be captured or the recipe cannot be met, and DoesNotFit where the packing
     is needed and none holds the network.
@@ -57,12 +59,9 @@ def compress(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe.card.name, steps=(recipe,))
     with _threads(recipe.threads):
         data = _data(recipe, data, data_directory)
-        stage = _trained(recipe, data, model if model is not None else _reference_network(recipe), quiet)
-        for step in _steps(recipe, stage.net.graph):
-            stage.begin_step()
-            step.apply(stage)
-            stage.measure(step.card.name)
-            stage.end_step({"method": step.card.name, "family": step.card.family, "lowers": step.card.lowers})
+        module = model if model is not None else _reference_network(recipe)
+        stage = _untrained(recipe, data, module, quiet)
+        _run_steps(recipe, stage, module, watcher or Watcher(), started)
         stage.fold()
         if not stage.quantizers:
             stage.measure("folded")
@@ -91,13 +90,11 @@ def _reference_network(recipe: Recipe) -> nn.Module:
     return build(recipe.network, recipe.seed)
 
 
-def _trained(recipe: Recipe, data: Dataset, module: nn.Module, quiet: bool) -> Stage:
-    """The module, trained, as a stage whose teacher is the network as trained."""
+def _untrained(recipe: Recipe, data: Dataset, module: nn.Module, quiet: bool) -> Stage:
+    """The module as a stage; what cannot be captured is refused before the training, not after."""
     x = data.normalized("train")
-    _captured(module, data, x)  # what cannot be captured is refused before the training, not after
-    fit(module, x, data.y_train, recipe.teacher, seed=recipe.seed, label="teacher", quiet=quiet)
     graph = fold_affine(_captured(module, data, x))
-    stage = Stage(
+    return Stage(
         name=recipe.name,
         net=TrainableGraph(graph),
         teacher=TrainableGraph(graph),
@@ -110,8 +107,35 @@ def _trained(recipe: Recipe, data: Dataset, module: nn.Module, quiet: bool) -> S
         seed=recipe.seed,
         quiet=quiet,
     )
-    stage.measure("teacher")
-    return stage
+
+
+def _run_steps(recipe: Recipe, stage: Stage, module: nn.Module, watcher: Watcher, started: float) -> None:
+    """The training of the teacher and the recipe's steps, from where the watcher says an earlier run stopped."""
+    steps = _steps(recipe, stage.net.graph)
+    last, total = watcher.restore(stage, recipe, steps), len(steps)
+    before = stage.seconds
+    if last is None:
+        watcher.begins(TEACHER, 0, total)
+        _train(recipe, stage, module)
+        stage.seconds = before + time.monotonic() - started
+        watcher.done(TEACHER, 0, total, stage)
+    for number, step in list(enumerate(steps, 1))[last or 0 :]:
+        watcher.begins(step.card.name, number, total)
+        stage.begin_step(f"step {number} of {total}: {step.card.name}")
+        step.apply(stage)
+        stage.measure(step.card.name)
+        stage.end_step({"method": step.card.name, "family": step.card.family, "lowers": step.card.lowers})
+        stage.seconds = before + time.monotonic() - started
+        watcher.done(step.card.name, number, total, stage)
+    stage.seconds = before
+
+
+def _train(recipe: Recipe, stage: Stage, module: nn.Module) -> None:
+    """Train the module; the stage's network and teacher are what became of it."""
+    fit(module, stage.x, stage.y, recipe.teacher, seed=recipe.seed, label=TEACHER, quiet=stage.quiet)
+    graph = fold_affine(capture(module, stage.x[:2], input_name=stage.input_spec.name))
+    stage.net, stage.teacher = TrainableGraph(graph), TrainableGraph(graph)
+    stage.measure(TEACHER)
 
 
 def _captured(module: nn.Module, data: Dataset, x: npt.NDArray[np.float32]) -> Graph:
@@ -149,7 +173,7 @@ def _describe(recipe: Recipe, data: Dataset, stage: Stage, model: CompressedMode
         "accuracy": {step: round(accuracy(logits, data.y_test), 6) for step, logits in stage.logits.items()},
         "logit_rms_change": _changes(stage.logits),
         "steps": stage.steps,
-        "wall_seconds": round(seconds, 2),
+        "wall_seconds": round(stage.seconds + seconds, 2),
     }
     return model.with_(metadata={**model.metadata, **report})
 

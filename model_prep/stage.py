@@ -52,12 +52,16 @@ class Stage:
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
     logits: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # on the test set, by what was done last
     steps: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0  # wall clock so far, of all runs that an interrupted compression took
+    title: str = ""  # of the step at hand, which its training runs carry
     _runs: int = 0
+    _epochs: int = 0
     _report: dict[str, Any] = field(default_factory=dict)
 
     def fit(self, training: Training, label: str, hooks: Hooks | None = None) -> None:
         """One run of the optimiser, with distillation from the teacher. Runs of one step draw different batches."""
         seed, self._runs = self.seed + self._runs, self._runs + 1
+        self._epochs += training.epochs
         fit(
             self.net,
             self.x,
@@ -66,7 +70,7 @@ class Stage:
             seed=seed,
             teacher=self.teacher,
             hooks=hooks,
-            label=label,
+            label=label if not self.title else self.title if self.title.endswith(label) else f"{self.title}, {label}",
             quiet=self.quiet,
         )
 
@@ -79,15 +83,16 @@ class Stage:
         """On the test set, as the network stands."""
         return accuracy(predict(self.net, self.x_test), self.y_test)
 
-    def begin_step(self) -> None:
-        self._runs, self._report = 0, {}
+    def begin_step(self, title: str = "") -> None:
+        self._runs, self._epochs, self._report, self.title = 0, 0, {}, title
 
     def report(self, **facts: Any) -> None:
         """Plain values about the step at hand, for the model's metadata."""
         self._report.update(facts)
 
     def end_step(self, about: dict[str, Any]) -> None:
-        self.steps.append({**about, **self._report})
+        """Add the step to the metadata, with the epochs that it trained in all."""
+        self.steps.append({**about, "epochs": self._epochs, **self._report})
 
     def report_mask(self, mask: Mask) -> None:
         """What a pruning kept. ModelError where a layer has no weight left."""
@@ -131,7 +136,12 @@ class Stage:
     def to_model(self) -> CompressedModel:
         """The folded network, quantized arrays as integers with their steps."""
         self.fold()
-        model = self.graph().to_model(self.name, self.input_spec, self.labels)
+        return self.snapshot()
+
+    def snapshot(self) -> CompressedModel:
+        """What `to_model` would give now, with this network left as it stands; ModelError while it has activations."""
+        graph = self.graph() if self.folded else fold(self.graph())
+        model = graph.to_model(self.name, self.input_spec, self.labels)
         arrays, steps = dict(model.arrays), dict(model.quantization)
         for key, quantizer in self.quantizers.items():
             levels = quantizer.project(np.asarray(arrays[key], dtype=np.float64))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ..graph import ACTIVATION
-from ..masks import Bools
 from ..settings import Training
 from ..trainable import TrainableGraph, Transform
 from .session import Penalty, Projection, Session, core_hooks, masks_of, need, need_arrays, zero_masked
@@ -124,7 +123,7 @@ def qat(
     before, seen = dict(net.rounding), dict(net.observers)
     zero_masked(net)
     kept = masks_of(net)
-    chosen = {key: _keeping(r, kept[key]) if key in kept else r for key, r in rounding.items()}
+    chosen = {key: _Keeping(r, torch.from_numpy(kept[key])) if key in kept else r for key, r in rounding.items()}
     net.rounding, net.observers = {**before, **chosen}, {**seen, **observers}
 
     def freeze(progress: float) -> None:
@@ -142,13 +141,19 @@ def qat(
 
 def straight_through_of(project: Projection) -> Transform:
     """A quantizer for TrainableGraph.rounding from a NumPy projection: its values forward, the identity backward."""
+    return _StraightThrough(project)
 
-    def rounded(values: Tensor) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class _StraightThrough:
+    """A class, like _Keeping, so that a network can be kept on disk with its quantizers."""
+
+    project: Projection
+
+    def __call__(self, values: Tensor) -> Tensor:
         exact = values.detach()
-        grid = torch.as_tensor(project(exact.double().numpy()), dtype=values.dtype)
+        grid = torch.as_tensor(self.project(exact.double().numpy()), dtype=values.dtype)
         return _passing(grid, values)
-
-    return rounded
 
 
 def _passing(forward: Tensor, backward: Tensor) -> Tensor:
@@ -167,9 +172,15 @@ def harden(net: TrainableGraph) -> None:
     net.rounding = {}
 
 
-def _keeping(rounding: Transform, keep: Bools) -> Transform:
-    mask = torch.from_numpy(keep)
-    return lambda values: rounding(values) * mask
+@dataclass(frozen=True, eq=False)
+class _Keeping:
+    """`rounding`, with the weights outside the mask (a bool tensor) kept zero."""
+
+    rounding: Transform
+    mask: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.rounding(values) * self.mask
 
 
 def _observers(net: TrainableGraph, settings: Qat, nodes: Iterable[str] | None) -> dict[str, ActivationObserver]:

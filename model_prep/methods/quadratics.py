@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..train import Hooks
 from ..trainable import Site, TrainableGraph
 from .method import Card, Method, register
 
-__all__ = ["FIT_SAMPLES", "Quadratics", "site_penalty"]
+__all__ = ["FIT_SAMPLES", "Quadratics", "SitePenalty", "site_penalty"]
 
 FIT_SAMPLES = 2048
 
@@ -76,8 +76,18 @@ class Quadratics(Method):
         return net
 
 
-def site_penalty(stage: Stage, weight: float, exponent: int) -> Callable[[], Tensor] | None:
+def site_penalty(stage: Stage, weight: float, exponent: int) -> SitePenalty | None:
     """The penalty on inputs of polynomials that leave their range, of whatever network the stage has; None for weight 0."""
-    if not weight:
-        return None
-    return lambda: weight * range_penalty(stage.net, exponent)
+    return SitePenalty(stage, weight, exponent) if weight else None
+
+
+@dataclass(frozen=True, eq=False)
+class SitePenalty:
+    """weight * range_penalty of the stage's network as it is when called. A class, so that it can be kept on disk."""
+
+    stage: Stage
+    weight: float
+    exponent: int
+
+    def __call__(self) -> Tensor:
+        return self.weight * range_penalty(self.stage.net, self.exponent)

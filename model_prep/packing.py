@@ -17,6 +17,8 @@ from he_runtime.backends import default_backend
 from he_runtime.compile import compile, lower
 from he_runtime.cost import CostTable, load_default
 from he_runtime.lower.diagonals import DiagonalSet, PackedLinear
+from he_runtime.lower.input_layouts import INPUT_PACKINGS
+from he_runtime.lower.levels import stage_levels
 from he_runtime.lower.maps import LinearMap
 from he_runtime.lower.split import Split
 from he_runtime.lower.stages import LinearStage, build_stages
@@ -31,6 +33,7 @@ __all__ = ["PackedWeights", "packed_classes", "packed_weights", "planned_degree"
 
 Floats = npt.NDArray[np.float64]
 Stages = dict[str, LinearStage]
+_DIAGONAL = tuple(name for name in INPUT_PACKINGS if name != "gathered")  # a gathered layer has no diagonals
 _TOLERANCE = 1e-9  # relative, of a quotient of two entries
 
 
@@ -53,6 +56,7 @@ class PackedWeights:
     diagonals: DiagonalSet
     split: Split
     classes: Ints
+    level: int  # of the layer's operands
 
 
 def packed_classes(graph: Graph, degree: int, table: CostTable | None = None) -> dict[str, Ints]:
@@ -79,7 +83,8 @@ def packed_weights(model: CompressedModel, degree: int, table: CostTable | None 
     pool after it). An array that several layers share lies where the first has it.
     """
     ones = _probed(model, {})
-    packing = lower(ones, degree, 1, table or load_default(default_backend()))[0].packing
+    program, _ = lower(ones, degree, 1, table or load_default(default_backend()), input_packings=_DIAGONAL)
+    packing, levels = program.packing, stage_levels(program.stages)
     base = _linear_stages(ones, degree)
     found: dict[str, PackedWeights] = {}
     for key_of in _rounds(model, base):
@@ -89,7 +94,7 @@ def packed_weights(model: CompressedModel, degree: int, table: CostTable | None 
             one, number, mark = (packing.operand(stages[name])[0] for stages in (base, numbered, marked))
             weights = _weight_of_each_entry(one, number, mark, marks[key])
             if weights is not None and key not in found:
-                found[key] = _located(weights, packing.packed[name], model.arrays[key].shape)
+                found[key] = _located(weights, packing.packed[name], model.arrays[key].shape, levels[name])
     return found
 
 
@@ -133,7 +138,7 @@ def _weight_of_each_entry(base: LinearMap, numbered: LinearMap, marked: LinearMa
     return index if unmixed.all() else None
 
 
-def _located(weights: Ints, packed: PackedLinear, shape: tuple[int, ...]) -> PackedWeights:
+def _located(weights: Ints, packed: PackedLinear, shape: tuple[int, ...], level: int) -> PackedWeights:
     diagonals = packed.diagonals
     pairs = np.unique(np.stack([weights, diagonals.entry_cell.ravel().astype(np.int64)]), axis=1)
     size = int(np.prod(shape))
@@ -141,4 +146,4 @@ def _located(weights: Ints, packed: PackedLinear, shape: tuple[int, ...]) -> Pac
     place = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
     table: npt.NDArray[np.int64] = np.full((size, max(1, int(counts.max()))), -1, dtype=np.int64)
     table[pairs[0], place] = pairs[1]
-    return PackedWeights(pairs, diagonals, packed.split, set_ids(table).reshape(shape))
+    return PackedWeights(pairs, diagonals, packed.split, set_ids(table).reshape(shape), level)

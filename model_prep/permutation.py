@@ -22,7 +22,7 @@ from .diagonals import Ints
 from .graph import LINEAR_OPS
 from .masks import Bools
 
-__all__ = ["permuted"]
+__all__ = ["Reordering", "permuted", "reordering"]
 
 Floats = npt.NDArray[np.float64]
 Masks = Callable[[Mapping[str, Floats]], Mapping[str, Bools]]
@@ -43,32 +43,55 @@ class _Hidden:
         for key in self.rows:
             if key in arrays:
                 arrays[key] = arrays[key].reshape(self.channels, -1)[order].reshape(arrays[key].shape)
+        if self.columns not in arrays:
+            return
         weight = arrays[self.columns]
         arrays[self.columns] = weight.reshape(len(weight), self.channels, -1)[:, order].reshape(weight.shape)
 
 
-def permuted(model: CompressedModel, masks: Masks) -> CompressedModel:
-    """The same function with hidden channels in the order that lets `masks(energies)` keep the most energy.
+@dataclass(frozen=True)
+class Reordering:
+    """Hidden tensors and the new order of their channels, one after the other."""
 
-    `masks` maps squared weights by array, as they would then lie, to the places that may stay. Only tensors between two
-    layers with nothing but activations, pools and reshapes between them are permuted.
+    moves: tuple[tuple[_Hidden, Ints], ...]
+
+    def applied(self, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """The arrays (any that are indexed like the model's) in the new order."""
+        moved = dict(arrays)
+        for tensor, order in self.moves:
+            tensor.moved(moved, order)
+        return moved
+
+
+def reordering(model: CompressedModel, energy: Mapping[str, Floats], masks: Masks) -> Reordering:
+    """The order of hidden channels that lets `masks(energies)` keep the most energy.
+
+    `energy` holds the saliency of each weight by array (a squared weight, or better) and `masks` maps it, as the weights
+    would then lie, to the places that may stay. Only tensors between two layers with nothing but activations, pools and
+    reshapes between them are permuted.
     """
     hidden = _hidden_tensors(model)
-    keys = [n.arrays["weight"] for n in model.nodes if n.op in LINEAR_OPS]
-    energy = {key: np.asarray(model.arrays[key], dtype=np.float64) ** 2 for key in keys}
-    arrays: dict[str, npt.NDArray[Any]] = dict(model.arrays)
-    best, best_arrays = _kept(energy, masks(energy)), dict(arrays)
+    energy = dict(energy)
+    moves: list[tuple[_Hidden, Ints]] = []
+    best, count = _kept(energy, masks(energy)), 0
     for _ in range(_ROUNDS):
         keep = masks(energy)
         for tensor in hidden:
             order = _best_order(tensor, energy, keep)
             tensor.moved(energy, order)
-            tensor.moved(arrays, order)
+            moves.append((tensor, order))
         found = _kept(energy, masks(energy))
         if found <= best:
             break
-        best, best_arrays = found, dict(arrays)
-    return model.with_(arrays=best_arrays)
+        best, count = found, len(moves)
+    return Reordering(tuple(moves[:count]))
+
+
+def permuted(model: CompressedModel, masks: Masks) -> CompressedModel:
+    """The same function with hidden channels in the order that lets `masks(squared weights)` keep the most."""
+    keys = [n.arrays["weight"] for n in model.nodes if n.op in LINEAR_OPS]
+    energy = {key: np.asarray(model.arrays[key], dtype=np.float64) ** 2 for key in keys}
+    return model.with_(arrays=reordering(model, energy, masks).applied(model.arrays))
 
 
 def _kept(energy: Mapping[str, Floats], keep: Mapping[str, Bools]) -> float:

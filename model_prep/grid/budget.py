@@ -1,0 +1,122 @@
+"""Masks of a whole network within a budget of milliseconds.
+
+All layers go down together: of every step that any layer may take, the one that loses least saliency per millisecond saved
+is taken, until the plan is within its budget. A first layer that may be gathered is tried both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import numpy.typing as npt
+
+from he_runtime.compile import lower
+from he_runtime.cost import CostTable
+from he_runtime.errors import ModelError
+from he_runtime.lower.costs import Costs
+from he_runtime.lower.input_layouts import INPUT_PACKINGS
+from he_runtime.lower.levels import stage_levels
+from he_runtime.model import CompressedModel
+
+from ..graph import weight_keys
+from ..packing import packed_weights
+from .layer import Choice, GridLayer, grid_layer
+from .rows import RowLayer, row_layer
+
+__all__ = ["Budget", "Option", "budget_of"]
+
+Floats = npt.NDArray[np.float64]
+Option = GridLayer | RowLayer
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What each weight array may become, and what everything else of the plan costs (`fixed_ms`).
+
+    Arrays that no grid describes (shared, or merged with a pool) are not listed and stay as they are.
+    """
+
+    options: Mapping[str, Sequence[Option]]
+    fixed_ms: float
+
+    @property
+    def least_ms(self) -> float:
+        """The plan with one class left in every layer: no budget below it can be met."""
+        return self.fixed_ms + sum(min(o.least_ms for o in several) for several in self.options.values())
+
+    def masks(self, energy: Mapping[str, Floats], target_ms: float) -> dict[str, Choice]:
+        """Array name -> what stays, within the target; `energy` is the saliency of each weight, in the arrays' shapes.
+
+        ModelError, with the floor, for a target below it.
+        """
+        if target_ms < self.least_ms:
+            raise ModelError(
+                f"cannot prune to {target_ms:.3g} ms: that is below the cheapest network of this shape, need at least "
+                f"{self.least_ms:.3g} ms; try that, or a smaller network"
+            )
+        keys = list(self.options)
+        ends = [
+            self._descend(dict(zip(keys, way, strict=True)), energy, target_ms)
+            for way in product(*self.options.values())
+        ]
+        within = [end for end in ends if self.total_ms(end) <= target_ms]
+        return min(within, key=lambda end: sum(choice.lost for choice in end.values()))
+
+    def _descend(self, way: Mapping[str, Option], energy: Mapping[str, Floats], target_ms: float) -> dict[str, Choice]:
+        paths = {key: option.path(energy[key]) for key, option in way.items()}
+        while self.fixed_ms + sum(path.ms for path in paths.values()) > target_ms:
+            cheapest = min(paths.values(), key=lambda path: path.ratio)
+            if not np.isfinite(cheapest.ratio):
+                break
+            cheapest.step()
+        return {key: path.choice for key, path in paths.items()}
+
+    def total_ms(self, chosen: Mapping[str, Choice]) -> float:
+        return self.fixed_ms + sum(c.ms for c in chosen.values())
+
+    def corrected(self, planned_ms: float, modelled_ms: float) -> Budget:
+        """With the difference between a plan's price and this model's put into what is fixed."""
+        return replace(self, fixed_ms=self.fixed_ms + planned_ms - modelled_ms)
+
+
+def budget_of(
+    model: CompressedModel, degree: int, table: CostTable, planned_ms: float, *, gather: bool = True
+) -> Budget:
+    """The budget of a network that nothing has pruned yet; `planned_ms` is the price of its plan at `degree`.
+
+    With `gather`, a dense first layer may take a gathered input instead of diagonals.
+    """
+    costs = Costs(table, degree)
+    grids = {key: grid_layer(packed, costs) for key, packed in packed_weights(model, degree, table).items()}
+    dense = sum(g.cost(np.ones(g.class_count, dtype=np.bool_)) for g in grids.values())
+    options: dict[str, Sequence[Option]] = {key: [grid] for key, grid in grids.items()}
+    fixed = planned_ms - dense
+    if gather and (found := _gathered(model, degree, table, costs)) is not None:
+        key, rows, folds_ms = found
+        # The folds of a staggered or plain input belong to its grid: a gather has its own.
+        options[key] = [*options[key], RowLayer(rows.lengths, tuple(ms - folds_ms for ms in rows.ms))]
+    return Budget(options, fixed)
+
+
+def _gathered(
+    model: CompressedModel, degree: int, table: CostTable, costs: Costs
+) -> tuple[str, RowLayer, float] | None:
+    """The array of a dense layer that alone reads the input, its gathers, and what folds its diagonals take."""
+    readers = [n for n in model.nodes if model.input.name in n.inputs]
+    while len(readers) == 1 and readers[0].op == "reshape":
+        readers = [n for n in model.nodes if readers[0].name in n.inputs]
+    if len(readers) != 1 or readers[0].op != "dense":
+        return None
+    (node,) = readers
+    program, _ = lower(model, degree, 1, table, input_packings=[n for n in INPUT_PACKINGS if n != "gathered"])
+    packing, level = program.packing, stage_levels(program.stages)[node.name]
+    key = node.arrays["weight"]
+    if key not in weight_keys(model):
+        return None
+    rows = row_layer(model.arrays[key].shape, packing.layouts[node.name], costs, level)
+    folds = packing.packed[node.name].diagonals.fold_count
+    folds_ms = 1e3 * folds * costs.leaves((leaf, level, 1) for leaf in ("rotate", "add"))
+    return None if rows is None else (key, rows, folds_ms)

@@ -1,0 +1,139 @@
+"""DiaGrid: pruning co-designed with the packing, towards a latency in milliseconds. The project's own method.
+
+A layer in diagonal packing is a grid of products on baby and giant lines of rotations (model_prep.grid). Saliency is Fisher
+information times the squared weight; neurons are reordered so that the grid that may stay holds most of it; then what loses
+least saliency per predicted millisecond goes, line by line and cell by cell over all layers together, while training goes
+on, until the plan meets its budget. A dense first layer may instead be gathered by the client, where rows of equal length
+cost next to nothing. (ckks-compression.md, section F2; grids: Halevi, Shoup, CRYPTO 2018; reweighted groups: Ma et al.,
+arXiv 2001.08357; load-balanced rows: Sun et al., arXiv 2112.10898.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from he_runtime.backends import default_backend
+from he_runtime.compile import compile
+from he_runtime.cost import CostTable, load_default, price
+from he_runtime.plan import Plan
+from he_runtime.reference import calibrate
+
+from ..cores.masked import gradual
+from ..cores.session import weights
+from ..fisher import diagonal_fisher
+from ..folding import fold
+from ..grid.budget import Budget, budget_of
+from ..grid.reorder import moved_net, reordering_for
+from ..masks import Bools, Mask
+from ..settings import Training, require
+from ..stage import Stage
+from .method import Card, Method, register
+from .quadratics import FIT_SAMPLES
+
+__all__ = ["DiaGrid"]
+
+Floats = npt.NDArray[np.float64]
+_CORRECTIONS = 4
+
+
+@register(
+    Card(
+        "diagrid",
+        "pruning",
+        "baby steps x giant steps of the packing; rows of equal length in a gathered first layer",
+        "rotations and products in diagonal packing, by their measured cost: milliseconds",
+        "this project",
+    )
+)
+@dataclass(frozen=True)
+class DiaGrid(Method):
+    """The plan's predicted latency comes down to `target_ms`, or to `target_share` of the dense plan's.
+
+    Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part
+    `ramp` of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher
+    information is taken over; 0 ranks by squared weights alone. Raises ModelError for a target below the floor of the
+    network's shape.
+    """
+
+    target_ms: float = 0.0
+    target_share: float = 0.25
+    backend: str = ""
+    gather: bool = True
+    reorder: bool = True
+    saliency: int = 512
+    ramp: float = 0.4
+    training: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=2e-3))
+
+    def __post_init__(self) -> None:
+        require(self.target_ms >= 0, "diagrid", "target_ms >= 0")
+        require(0 < self.target_share <= 1, "diagrid", "target_share in (0, 1]")
+        require(self.saliency >= 0 and 0 <= self.ramp <= 1, "diagrid", "saliency >= 0 and ramp in [0, 1]")
+
+    def apply(self, stage: Stage) -> None:
+        stage.need_unfolded("diagrid")
+        pricing = _Pricing(stage, load_default(self.backend or default_backend()))
+        degree, dense_ms = pricing.degree, pricing.dense_ms
+        target = self.target_ms or self.target_share * dense_ms
+        model = stage.graph().to_model(stage.name, stage.input_spec)
+        budget = budget_of(model, degree, pricing.table, dense_ms, gather=self.gather)
+        fisher = self._fisher(stage)
+        if self.reorder:
+            order = reordering_for(stage.net, _energy(stage, fisher), budget, target)
+            fisher = order.applied(fisher)
+            stage.replace_net(moved_net(stage.net, order))
+        budget = pricing.corrected(budget, _energy(stage, fisher), target)
+
+        def choose(share: float) -> Mask:
+            now = max(target, dense_ms * (target / dense_ms) ** share)
+            chosen = budget.masks(_energy(stage, fisher), now)
+            return Mask({key: choice.keep for key, choice in chosen.items()}, "grid", {"target_ms": target})
+
+        mask = gradual(stage, choose, self.training, self.ramp, penalty=stage.penalty)
+        stage.report_mask(mask)
+        stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep), degree=degree)
+
+    def _fisher(self, stage: Stage) -> dict[str, Floats]:
+        keys = stage.net.weight_keys()
+        if not self.saliency:
+            return {key: np.ones(tuple(stage.net.parameter(key).shape)) for key in keys}
+        count = self.saliency
+        return dict(diagonal_fisher(stage.net, stage.x[:count], stage.y[:count], micro_batch=8))
+
+
+def _energy(stage: Stage, fisher: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Fisher times squared weight: what the loss rises by, to second order, when a weight goes (LeCun et al., 1989)."""
+    return {key: fisher[key] * value**2 for key, value in weights(stage.net).items()}
+
+
+class _Pricing:
+    """What plans of a stage's network cost by one table."""
+
+    def __init__(self, stage: Stage, table: CostTable) -> None:
+        self.table, self._stage = table, stage
+        plan = self._plan({})
+        self.degree, self.dense_ms = plan.params.degree, price(plan, table).latency_ms
+
+    def of(self, keep: Mapping[str, Bools]) -> float:
+        """Predicted milliseconds of the network with these weights only."""
+        return price(self._plan(keep), self.table).latency_ms
+
+    def _plan(self, keep: Mapping[str, Bools]) -> Plan:
+        graph = self._stage.graph()
+        cut = {key: np.asarray(graph.arrays[key]) * mask for key, mask in keep.items()}
+        graph = replace(graph, arrays={**graph.arrays, **cut})
+        model = fold(graph).to_model("diagrid", self._stage.input_spec)
+        return compile(calibrate(model, self._stage.x[:FIT_SAMPLES].astype(np.float64)), table=self.table)
+
+    def corrected(self, budget: Budget, energy: Mapping[str, Floats], target: float) -> Budget:
+        """The budget whose masks' *plans* meet the target: packing and splits change with what is left."""
+        for _ in range(_CORRECTIONS):
+            chosen = budget.masks(energy, target)
+            planned = self.of({key: choice.keep for key, choice in chosen.items()})
+            if 0.97 * target <= planned <= target:
+                break
+            budget = budget.corrected(planned, budget.total_ms(chosen))
+        return budget

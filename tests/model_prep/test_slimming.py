@@ -1,13 +1,10 @@
-"""Physical removal of channels against the network that reads zero in their place, and the choice of what goes."""
+"""Physical removal of channels against the network that reads zero in their place."""
 
 from __future__ import annotations
-
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from he_runtime.errors import ModelError, Reason
@@ -18,131 +15,9 @@ from model_prep.graph import Graph, weight_keys
 from model_prep.masks import Bools
 from model_prep.networks import build
 from model_prep.polynomial import replace_activations
-from model_prep.selection import select_channels
-from model_prep.slimming import removable, resolve, slim, slim_net
+from model_prep.slimming import kept_weights, removable, resolve, slim, slim_net
 from model_prep.trainable import TrainableGraph
-
-SHAPE = (2, 6, 6)
-
-
-class Gated(nn.Module):
-    """A network that reads `gates[layer]` (channels,), zeros and ones, times that layer's channels before the next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gates: dict[str, Tensor] = {}
-
-    def gate(self, layer: str, x: Tensor) -> Tensor:
-        found = self.gates.get(layer)
-        return x if found is None else x * found.reshape((-1,) + (1,) * (x.ndim - 2))
-
-
-def bent(x: Tensor) -> Tensor:
-    """A quadratic that is not zero at zero."""
-    return 0.3 * x * x + 0.5 * x + 0.7
-
-
-class Plain(Gated):
-    """Convolutions with batch norms, a pool, a flatten of blocks of columns, two dense layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.c1, self.b1 = nn.Conv2d(2, 5, 3, padding=1), nn.BatchNorm2d(5)
-        self.c2, self.b2 = nn.Conv2d(5, 7, 3, stride=2, padding=1), nn.BatchNorm2d(7)
-        self.f1, self.f2 = nn.Linear(7 * 4, 6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.gate("c1", bent(self.b1(self.c1(x))))
-        x = self.gate("c2", F.avg_pool2d(bent(self.b2(self.c2(x))), 2, stride=1))
-        x = self.gate("f1", bent(self.f1(x.flatten(1))))
-        y: Tensor = self.f2(x)
-        return y
-
-
-class Residual(Gated):
-    """Two branches add up: the sum keeps the union, and the second sum ties four layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.c1, self.c2 = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
-        self.c3, self.skip = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 6, 1)
-        self.b3, self.f = nn.BatchNorm2d(6), nn.Linear(6 * 36, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.gate("c1", bent(self.c1(x)))
-        inner = self.gate("c2", bent(self.c2(x)))
-        total = self.gate("c3", bent(self.b3(self.c3(inner)) + x))
-        y = self.gate("c3", self.skip(total) + total)
-        z: Tensor = self.f(y.flatten(1))
-        return z
-
-
-class Joined(Gated):
-    """A concatenation, one part of which is the input; then a product of two layers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.c1, self.c2 = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 3, 3, padding=1)
-        self.left, self.right = nn.Conv2d(9, 5, 3), nn.Conv2d(9, 5, 3)
-        self.f = nn.Linear(5 * 16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        both = torch.cat([self.gate("c1", bent(self.c1(x))), x, self.gate("c2", bent(self.c2(x)))], 1)
-        y = self.gate("left", bent(self.left(both)) * bent(self.right(both)))
-        z: Tensor = self.f(y.flatten(1))
-        return z
-
-
-class Depthwise(Gated):
-    """Depthwise with a multiplier of two, then a convolution of two groups."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.c1 = nn.Conv2d(2, 6, 1)
-        self.depth, self.point = nn.Conv2d(6, 12, 3, padding=1, groups=6), nn.Conv2d(12, 4, 1)
-        self.pairs, self.f = nn.Conv2d(4, 6, 3, groups=2), nn.Linear(6 * 16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.gate("c1", bent(self.c1(x)))
-        x = self.gate("depth", bent(self.depth(x)))
-        x = self.gate("point", bent(self.point(x)))
-        x = self.gate("pairs", bent(self.pairs(x)))
-        y: Tensor = self.f(x.flatten(1))
-        return y
-
-
-class Unflattened(Gated):
-    """Features of a dense layer become an image: those of one channel are one unit. A layer is used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.f1, self.twice = nn.Linear(72, 5 * 9), nn.Conv2d(5, 5, 3, padding=1)
-        self.f2 = nn.Linear(5 * 9, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.gate("f1", bent(self.f1(x.flatten(1)))).reshape(-1, 5, 3, 3)
-        for _ in range(2):
-            x = self.gate("twice", bent(self.twice(x)))
-        y: Tensor = self.f2(x.flatten(1))
-        return y
-
-
-NETWORKS: list[type[Gated]] = [Plain, Residual, Joined, Depthwise, Unflattened]
-
-
-@cache
-def network(kind: type[Gated]) -> tuple[Gated, Graph]:
-    """A network in double precision whose batch norms have statistics of their own, and its graph."""
-    torch.manual_seed(7)
-    module = kind().double()
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
-            nn.init.normal_(child.weight)
-            nn.init.normal_(child.bias)
-            nn.init.normal_(child.running_mean)  # type: ignore[arg-type]
-            nn.init.uniform_(child.running_var, 0.5, 2.0)  # type: ignore[arg-type]
-    module.eval()
-    return module, capture(module, torch.zeros(1, *SHAPE, dtype=torch.float64))
+from tests.model_prep.channel_networks import NETWORKS, SHAPE, Depthwise, Gated, Plain, Residual, network
 
 
 def layer_of(key: str) -> str:
@@ -180,6 +55,17 @@ def test_the_slim_network_computes_what_reading_zeros_computes(kind: type[Gated]
     for key, wanted in stays.items():
         assert (wanted >= keep[key]).all()
         assert len(got.arrays[key]) == wanted.sum()
+
+
+@pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
+def test_kept_weights_are_those_that_are_left_in_order(kind: type[Gated]) -> None:
+    _, graph = network(kind)
+    keep = random_keep(graph, np.random.default_rng(3), share=0.5)
+    left, got = kept_weights(graph, keep), slim(graph, keep)
+    assert set(left) == set(weight_keys(graph))
+    for key, flags in left.items():
+        assert flags.shape == np.shape(graph.arrays[key])
+        assert np.array_equal(np.asarray(graph.arrays[key])[flags], np.ravel(got.arrays[key]))
 
 
 @pytest.mark.parametrize("kind", NETWORKS, ids=lambda k: k.__name__)
@@ -339,44 +225,3 @@ def test_a_network_in_training_keeps_its_sites_and_masks() -> None:
             weight *= torch.from_numpy(columns.astype(np.float32)).reshape((1, -1) + (1,) * (weight.ndim - 2))
         images = torch.from_numpy(x)
         assert (slimmed(images) - net(images)).abs().max() < 1e-5
-
-
-def test_the_lowest_scores_go_wherever_they_are() -> None:
-    scores = {"a": np.array([5.0, 0.1, 3.0, 0.2]), "b": np.array([0.3, 9.0, 0.4, 8.0, 7.0, 6.0])}
-    keep = select_channels(scores, 0.4)
-    assert np.flatnonzero(~keep["a"]).tolist() == [1, 3] and np.flatnonzero(~keep["b"]).tolist() == [0, 2]
-
-
-def test_a_weak_layer_keeps_its_strongest_and_the_count_is_exact() -> None:
-    scores = {"weak": np.array([0.1, 0.3, 0.2]), "strong": np.arange(20.0) + 1}
-    keep = select_channels(scores, 0.5)
-    assert keep["weak"].tolist() == [False, True, False]
-    assert sum(int((~k).sum()) for k in keep.values()) == int(0.5 * 23)
-    wide = select_channels({"wide": np.arange(40.0), "other": np.full(60, 100.0)}, 0.39, limit=0.95)
-    assert np.flatnonzero(wide["wide"]).tolist() == [38, 39] and wide["other"].sum() == 59
-
-
-def test_ties_keep_the_lower_index() -> None:
-    keep = select_channels({"a": np.ones(3), "b": np.ones(3)}, 0.5)
-    assert keep["a"].tolist() == [True, True, False] and keep["b"].tolist() == [True, False, False]
-
-
-def test_what_is_not_removable_neither_goes_nor_counts() -> None:
-    scores = {"a": np.zeros(4), "b": np.arange(1.0, 5.0)}
-    keep = select_channels(scores, 0.5, removable={"a": np.zeros(4, dtype=bool), "b": np.ones(4, dtype=bool)})
-    assert keep["a"].all() and keep["b"].tolist() == [False, False, True, True]
-
-
-def test_impossible_ratios_name_the_nearest() -> None:
-    scores = {"a": np.arange(4.0), "b": np.arange(4.0)}
-    with pytest.raises(ModelError, match=r"try a ratio of 0\.75$"):
-        select_channels(scores, 0.9)
-    keep = select_channels(scores, 0.75)
-    assert all(k.tolist() == [False, False, False, True] for k in keep.values())
-    for wrong in (-0.1, 1.0):
-        with pytest.raises(ModelError, match="0 <= ratio < 1"):
-            select_channels(scores, wrong)
-    with pytest.raises(ModelError, match="finite"):
-        select_channels({"a": np.array([1.0, np.nan])}, 0.5)
-    with pytest.raises(ModelError, match="no scores"):
-        select_channels({}, 0.5)

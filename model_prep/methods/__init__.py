@@ -9,6 +9,9 @@ diagonals    whole generalized diagonals of the packing
 gather_scatter    balanced patterns, gathered by the client; hidden layers: cyclic shifts
 block_lasso       pieces of rows or columns inside blocks, or whole blocks
 block_reweighted  rows and columns inside each block
+patterns     patterns of taps in kernels, and whole kernels (module pattern)
+unified      one reweighted penalty for seven structures, with a cap per layer
+crossbars    crossbars of filters and columns, on levels of memristors (module crossbar)
 integers     symmetric integer weights, trained straight through
 """
 
@@ -16,28 +19,34 @@ from __future__ import annotations
 
 from .block_lasso import ReweightedBlocks
 from .block_reweighted import BlockRowsColumns
+from .crossbar import CrossbarAdmm
 from .diagonals import DiagonalClasses
 from .gather_scatter import GatherScatter
 from .integers import IntegerWeights
 from .magnitude import GlobalMagnitude
 from .method import METHODS, Card, Method, method_from, register, table_of
+from .pattern import Patterns
 from .polynomials import ChosenDegrees
 from .quadratics import Quadratics
 from .trace import TracePruning
+from .unified import Unified
 
 __all__ = [
     "METHODS",
     "BlockRowsColumns",
     "Card",
     "ChosenDegrees",
+    "CrossbarAdmm",
     "DiagonalClasses",
     "GatherScatter",
     "GlobalMagnitude",
     "IntegerWeights",
     "Method",
+    "Patterns",
     "Quadratics",
     "ReweightedBlocks",
     "TracePruning",
+    "Unified",
     "method_from",
     "register",
     "table_of",

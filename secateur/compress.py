@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from he_runtime import CompressedModel
+    from model_prep.watcher import Watcher
 
 __all__ = ["compress", "run_recipe", "stage_facts"]
 
@@ -29,23 +30,34 @@ def compress(
     module: Annotated[str | None, typer.Option(help="Your own network, as package.module:factory.")] = None,
     data: Data = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a version that is already there.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget the steps that an interrupted run finished.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train, prune, quantize and plan a network by a recipe."""
+    """Train, prune, quantize and plan a network by a recipe.
+
+    Interrupted, it goes on after the last finished step when called again.
+    """
     from he_runtime import compile
     from model_prep import Recipe
 
     from .artifacts import dense_counts, find_recipe, new_version, save_plan
+    from .compress_steps import Steps
     from .plan import plan_record
+    from .trained import identity
 
     target = new_version(out, Recipe.load(find_recipe(recipe)).name, version, overwrite=overwrite)
-    say("training and compressing ...")
-    model = run_recipe(recipe, module=module, data=data)
+    steps = Steps(_unfinished(target), identity())
+    if restart:
+        steps.forget()
+    model = run_recipe(recipe, module=module, data=data, watcher=steps)
     model.save(target)
     say("planning ...")
     planned, dense = compile(model), dense_counts(model)
     save_plan(planned, dense, target)
     say(f"wrote {target}")
+    steps.forget()
     record = {
         "model": model.name,
         "version": version,
@@ -54,27 +66,56 @@ def compress(
         "metadata": {k: v for k, v in model.metadata.items() if k != "recipe"},
         "dense_counts": dense,
         "plan": plan_record(planned),
+        "steps": steps.rows,
+        "resumed_after": steps.resumed,
+        "picture": _picture(steps.rows, f"{model.name} version {version}", target),
     }
     emit(record, as_json, lambda console: _render(console, record))
 
 
-def run_recipe(recipe: str, *, module: str | None = None, data: Path | None = None) -> CompressedModel:
-    """The model that `recipe` (a name or a path) makes of its own network, or of the user's `module`."""
+def _unfinished(target: Path) -> Path:
+    """Where the steps of a version are kept until it is written: a name that no server serves."""
+    return target.parent.parent / f".{target.parent.name}-{target.name}.unfinished"
+
+
+def _picture(rows: Sequence[dict[str, Any]], title: str, target: Path) -> str | None:
+    """The path of steps.png beside the model; None where there is nothing to draw, or nothing to draw with."""
+    from .compress_steps import write_steps_png
+
+    path = target / "steps.png"
+    try:
+        return str(path) if write_steps_png(rows, title, path) else None
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        say("wrote no PNG: matplotlib is not installed; try pip install 'secateur[plot]'")
+        return None
+
+
+def run_recipe(
+    recipe: str, *, module: str | None = None, data: Path | None = None, watcher: Watcher | None = None
+) -> CompressedModel:
+    """The model that `recipe` (a name or a path) makes of its own network, or of the user's `module`.
+
+    The user's network is made with torch seeded by the recipe, so that a rerun starts from the same weights.
+    """
     from model_prep import Recipe
     from model_prep import compress as run
 
     from .artifacts import find_recipe
 
-    network = None if module is None else _make(module)
-    return run(network, Recipe.load(find_recipe(recipe)), data_directory=data)
+    loaded = Recipe.load(find_recipe(recipe))
+    network = None if module is None else _make(module, loaded.seed)
+    return run(network, loaded, data_directory=data, watcher=watcher)
 
 
-def _make(reference: str) -> nn.Module:
+def _make(reference: str, seed: int) -> nn.Module:
     """The torch module that `package.module:factory` makes; the working directory is searched first."""
     import importlib
     import os
     import sys
 
+    import torch
     from torch import nn
 
     from he_runtime.errors import InputError
@@ -82,7 +123,9 @@ def _make(reference: str) -> nn.Module:
     name, _, attribute = reference.partition(":")
     sys.path.insert(0, os.getcwd())
     try:
-        network = getattr(importlib.import_module(name), attribute)()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = getattr(importlib.import_module(name), attribute)()
     except Exception as error:  # the user's code may fail in any way
         raise InputError(
             f"cannot make a network by {reference!r}: got {type(error).__name__}: {error}, need package.module:factory"
@@ -102,14 +145,21 @@ def stage_facts(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:
+    from .compress_steps import steps_table
+
     metadata, planned = record["metadata"], record["plan"]
     margin = f"; median margin {metadata['median_margin']:.3g}" if "median_margin" in metadata else ""
     facts = [
         ("data", f"{metadata['data']}, {metadata['test_samples']} test samples"),
-        *stage_facts(metadata),
+        ("accuracy, final", f"{metadata['accuracy']['final']:.2%}"),
         ("parameters", f"N={planned['N']}, log2(QP)={planned['log2_qp']:.1f}, {planned['keys']} keys"),
         ("error bound", f"{planned['error_bound']:.3g} per output{margin}"),
     ]
     console.print(facts_table(f"{record['model']} version {record['version']}", facts))
     console.print()
+    console.print(steps_table(record["steps"]))
+    console.print()
     console.print(counts_table({"dense": record["dense_counts"], "compressed": planned["counts"]}))
+    if record["picture"]:
+        console.print()
+        console.print(f"accuracy against predicted latency: {record['picture']}", soft_wrap=True)

@@ -75,10 +75,12 @@ def _identity(recipe: str, data: Path | None) -> str:
 
 
 def identity(*parts: bytes) -> str:
-    """A digest (hex) of `parts` and of the code that trains."""
+    """A digest (hex) of `parts` and of the code that trains: of all its packages, and of what they plan with."""
+    import he_runtime
     import model_prep
 
     hasher = hashlib.sha256()
-    for part in (*parts, *(file.read_bytes() for file in sorted(Path(model_prep.__path__[0]).glob("*.py")))):
+    code = [file for package in (model_prep, he_runtime) for file in sorted(Path(package.__path__[0]).rglob("*.py"))]
+    for part in (*parts, *(file.read_bytes() for file in code)):
         hasher.update(part)
     return hasher.hexdigest()

@@ -16,6 +16,10 @@ from he_runtime.cost import CostTable, load_default
 from he_runtime.plan.counts import leaf_totals
 from secateur.artifacts import dense_twin
 
+COMPRESS_KEYS = {
+    "model", "version", "directory", "model_digest", "metadata", "dense_counts", "plan", "steps", "resumed_after",
+    "picture",
+}  # fmt: skip
 PLAN_KEYS = {
     "model", "model_digest", "plan_digest", "N", "log2_qp", "prime_bits", "special_prime_bits", "gadget", "keys",
     "plaintexts", "ops", "counts", "sigma", "error_bound", "layers",
@@ -30,7 +34,7 @@ ESTIMATE_KEYS = {
 
 def test_compress_writes_what_it_reports(made: Any) -> None:
     record = made.record
-    assert set(record) == {"model", "version", "directory", "model_digest", "metadata", "dense_counts", "plan"}
+    assert set(record) == COMPRESS_KEYS
     model, plan = CompressedModel.load(made.directory), Plan.load(made.directory / "plan")
     assert (record["model"], record["version"], record["directory"]) == ("tiny", "1", str(made.directory))
     assert record["model_digest"] == model.digest == plan.model_digest

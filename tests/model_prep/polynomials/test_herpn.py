@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from he_runtime import compile
 from he_runtime.reference import forward
-from model_prep import export
+from model_prep import Recipe, compress, export
 from model_prep.capture import capture
 from model_prep.herpn import HerPN
 
@@ -105,3 +106,17 @@ def test_each_basis_function_is_normalized_in_training() -> None:
 def test_a_vector_without_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="need \\(batch, channels"):
         HerPN(3)(torch.zeros(3))
+
+
+def test_the_reference_network_learns_digits_and_exports_as_squares() -> None:
+    recipe = Recipe.from_dict(
+        {"name": "herpn", "network": "digits-cnn-herpn", "teacher": {"epochs": 6, "learning_rate": 5e-3}}
+    )
+    model = compress(None, recipe, quiet=True)
+    assert [n.op for n in model.nodes] == ["conv2d", "quadratic", "conv2d", "quadratic", "reshape", "dense"]
+    assert model.metadata["accuracy"]["teacher"] == model.metadata["accuracy"]["final"] >= 0.95
+    assert all(model.node(n.name).attrs == {} for n in model.nodes if n.op == "quadratic")
+    sites = model.metadata["sites"]
+    assert [s["degree"] for s in sites.values()] == [2, 2] and all(s["outside"]["share"] < 0.01 for s in sites.values())
+    plan = compile(model)
+    assert max(v.level for v in plan.values) - min(v.level for v in plan.values) == 2

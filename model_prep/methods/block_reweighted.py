@@ -54,7 +54,7 @@ class BlockRowsColumns(Method):
     columns: int = 16
     filters: int = 8
     channels: int = 4
-    strength: float = 3e-4
+    strength: float = 1e-3
     epsilon: float = 1e-3
     rounds: int = 4
     training: Training = field(default_factory=lambda: Training(epochs=8, learning_rate=3e-3))

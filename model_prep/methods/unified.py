@@ -87,7 +87,7 @@ class Unified(Method):
     rounds: int = 4
     bits: int = 0
     level_rounds: int = 6
-    level_rho: float = 1e-2
+    level_rho: float = 5e-2
     training: Training = field(default_factory=lambda: Training(epochs=8, learning_rate=3e-3))
     retraining: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=3e-3))
     level_training: Training = field(default_factory=lambda: Training(epochs=3, learning_rate=5e-4))
@@ -115,6 +115,7 @@ class Unified(Method):
         stage.need_unfolded("unified")
         labels = self._labels(stage)
         caps = self._caps(stage, labels)
+        self._mask(stage, labels, caps)  # what cannot be met is refused before the training
         report = reweighted(stage, labels, self._reweighting(labels, caps), penalty=stage.penalty, label="unified")
         mask = self._mask(stage, labels, caps)
         retrain(stage, mask, self.retraining, penalty=stage.penalty)
@@ -143,7 +144,7 @@ class Unified(Method):
         if self.structure == "row":
             outputs = output_layer(stage.net.graph)
             layers = {key: layer for key, layer in layers.items() if key != outputs}
-        return {key: structure.labels(layer) for key, layer in layers.items()}
+        return {key: structure.labels(layer).copy() for key, layer in layers.items()}
 
     def _partition(self, stage: Stage) -> Grouped:
         if self.structure == "block":
@@ -177,10 +178,12 @@ class Unified(Method):
         keep: dict[str, Bools] = {}
         for key, groups in labels.items():
             alive = before.get(key, np.ones(groups.shape, dtype=np.bool_))
-            keep[key] = keep_strongest(groups, np.square(values[key]) * alive, caps[key])
-        mask = Mask(keep, self.structure, {"method": "unified reweighting", "caps": dict(caps)})
-        _check_outputs(stage, mask, labels, values)
-        return mask
+            energy = np.square(values[key]) * alive
+            if key == output_layer(stage.net.graph):
+                keep[key] = _keep_outputs(key, groups, energy, caps[key])
+            else:
+                keep[key] = keep_strongest(groups, energy, caps[key])
+        return Mask(keep, self.structure, {"method": "unified reweighting", "caps": dict(caps)})
 
     def _to_levels(self, stage: Stage) -> AdmmReport:
         """Survivors of every layer onto alpha * {-q..q} without zero, on the folded network (section 11, step 4)."""
@@ -235,20 +238,19 @@ def _checked_share(name: str, share: float, groups: int, structure: str) -> int:
     return round(share * groups)
 
 
-def _check_outputs(stage: Stage, mask: Mask, labels: Mapping[str, Ints], values: Mapping[str, Floats]) -> None:
-    """ModelError where an output of the network lost all its weights, with the fewest groups that leave it some."""
-    key = output_layer(stage.net.graph)
-    if key is None or key not in mask.keep:
-        return
-    rows = len(mask.keep[key])
-    if mask.keep[key].reshape(rows, -1).any(axis=1).all():
-        return
-    groups = labels[key]
-    order = np.argsort(-group_energy(groups, np.square(values[key])), kind="stable")
+def _keep_outputs(key: str, groups: Ints, energy: Floats, cap: int) -> Bools:
+    """The `cap` strongest groups, among them the strongest of each row, so that every output depends on the input.
+
+    ModelError where these alone are more, with their number.
+    """
+    order = np.argsort(-group_energy(groups, energy), kind="stable")
     rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(1, len(order) + 1)
-    fewest = int(rank[groups].reshape(rows, -1).min(axis=1).max())
-    raise ModelError(
-        f"cannot prune {key!r} to {int(mask.parameters['caps'][key])} of {len(order)} groups: an output of the network would "
-        f"depend on no input; nearest: {fewest} groups"
-    )
+    rank[order] = np.arange(len(order))
+    needed = np.unique(rank[groups].reshape(len(groups), -1).min(axis=1))
+    if len(needed) > cap:
+        raise ModelError(
+            f"cannot prune {key!r} to {cap} of {len(order)} groups: an output of the network would depend on no input; "
+            f"nearest: {len(needed)} groups"
+        )
+    first = np.concatenate([needed, np.setdiff1d(np.arange(len(order)), needed)])[:cap]
+    return np.asarray(np.isin(rank[groups], first), dtype=np.bool_)

@@ -12,6 +12,7 @@ from he_runtime import Executor, Plan, compile, run_clear
 from he_runtime.backends import default_backend
 from he_runtime.backends.tenseal_secret import SecretKey
 from he_runtime.model import CompressedModel, Node
+from he_runtime.plan import Kind
 from he_runtime.plan.counts import layer_counts, leaf_totals
 from he_runtime.reference import forward
 from he_runtime.ring import EvaluationKeys
@@ -87,9 +88,14 @@ def run_encrypted(model: CompressedModel, x: npt.NDArray[np.float32], batch: int
 
 
 def planned(plan: Plan) -> dict[str, int]:
-    """The plan's own products and squares by layer."""
-    totals: Counter[str] = Counter()
+    """Terms of each linear layer and squares of each activation, by layer.
+
+    A term is a product with a plaintext, or none where the planner finds that its weight is a sign.
+    """
+    terms = Counter(op.layer for op in plan.ops if op.kind is Kind.SQUARE)
+    for op in plan.ops:
+        if op.kind is Kind.LINEAR_TRANSFORM and op.cells is not None:
+            terms[op.layer] += len(op.cells)
     for layer, counts in layer_counts(plan).items():
-        leaves = leaf_totals(counts)
-        totals[layer] += leaves.get("mul_plain", 0) + leaves.get("square", 0)
-    return dict(totals)
+        assert leaf_totals(counts).get("mul_plain", 0) <= terms[layer]
+    return dict(terms)

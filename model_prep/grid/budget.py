@@ -1,7 +1,7 @@
 """Masks of a whole network within a budget of milliseconds.
 
 All layers go down together: of every step that any layer may take, the one that loses least saliency per millisecond saved
-is taken, until the plan is within its budget. A first layer that may be gathered is tried both ways.
+is taken, until the plan is within its budget. A first layer that may be gathered is tried both ways, at every length of row.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from he_runtime.model import CompressedModel
 
 from ..graph import weight_keys
 from ..packing import packed_weights
-from .layer import Choice, GridLayer, grid_layer
-from .rows import RowLayer, row_layer
+from .layer import Choice, GridLayer, GridPath, grid_layer
+from .rows import Fixed, RowLayer, row_layer
 
 __all__ = ["Budget", "Option", "budget_of"]
 
@@ -47,26 +47,31 @@ class Budget:
         """The plan with one class left in every layer: no budget below it can be met."""
         return self.fixed_ms + sum(min(o.least_ms for o in several) for several in self.options.values())
 
-    def masks(self, energy: Mapping[str, Floats], target_ms: float) -> dict[str, Choice]:
-        """Array name -> what stays, within the target; `energy` is the saliency of each weight, in the arrays' shapes.
-
-        ModelError, with the floor, for a target below it.
-        """
+    def need(self, target_ms: float) -> None:
+        """ModelError, with the floor, for a target below it."""
         if target_ms < self.least_ms:
             raise ModelError(
                 f"cannot prune to {target_ms:.3g} ms: that is below the cheapest network of this shape, need at least "
                 f"{self.least_ms:.3g} ms; try that, or a smaller network"
             )
-        keys = list(self.options)
-        ends = [
-            self._descend(dict(zip(keys, way, strict=True)), energy, target_ms)
-            for way in product(*self.options.values())
-        ]
+
+    def masks(self, energy: Mapping[str, Floats], target_ms: float) -> dict[str, Choice]:
+        """Array name -> what stays, within the target; `energy` is the saliency of each weight, in the arrays' shapes.
+
+        ModelError, with the floor, for a target below it.
+        """
+        self.need(target_ms)
+        ways = product(*([(o, k) for o in several for k in range(o.ways)] for several in self.options.values()))
+        ends = [self._descend(way, energy, target_ms) for way in ways]
         within = [end for end in ends if self.total_ms(end) <= target_ms]
         return min(within, key=lambda end: sum(choice.lost for choice in end.values()))
 
-    def _descend(self, way: Mapping[str, Option], energy: Mapping[str, Floats], target_ms: float) -> dict[str, Choice]:
-        paths = {key: option.path(energy[key]) for key, option in way.items()}
+    def _descend(
+        self, way: Sequence[tuple[Option, int]], energy: Mapping[str, Floats], target_ms: float
+    ) -> dict[str, Choice]:
+        paths: dict[str, GridPath | Fixed] = {
+            key: option.paths(energy[key])[k] for key, (option, k) in zip(self.options, way, strict=True)
+        }
         while self.fixed_ms + sum(path.ms for path in paths.values()) > target_ms:
             cheapest = min(paths.values(), key=lambda path: path.ratio)
             if not np.isfinite(cheapest.ratio):

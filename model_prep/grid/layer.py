@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from he_runtime.plan import Kind
 
 from ..packing import PackedWeights
 
-__all__ = ["Choice", "GridLayer", "GridPath", "grid_layer"]
+__all__ = ["Choice", "GridLayer", "GridPath", "grid_layer", "loss_of"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -27,7 +28,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Choice:
-    """Weights to keep (the array's shape), their cost in milliseconds, and the saliency that goes."""
+    """Weights to keep (the array's shape), their cost in milliseconds, and what is lost: -log of the kept share of saliency.
+
+    What a network can still do is taken to be the product of its layers' kept shares: no layer can be emptied for the sake
+    of another, whatever sums of saliencies say, which hold for small changes only.
+    """
 
     keep: Bools
     ms: float
@@ -48,6 +53,8 @@ class GridLayer:
     line_ms: Floats
     cell_ms: float
 
+    ways: ClassVar[int] = 1  # paths
+
     @property
     def class_count(self) -> int:
         return int(self.classes.max()) + 1
@@ -63,9 +70,9 @@ class GridLayer:
         lines = np.unique(self.lines[cells])
         return float(self.cell_ms * len(cells) + self.line_ms[lines[lines >= 0]].sum())
 
-    def path(self, energy: Floats) -> GridPath:
-        """The ways down from the whole layer; `energy` (the array's shape) is the saliency of each weight."""
-        return GridPath(self, energy)
+    def paths(self, energy: Floats) -> list[GridPath]:
+        """The way down from the whole layer; `energy` (the array's shape) is the saliency of each weight."""
+        return [GridPath(self, energy)]
 
 
 class GridPath:
@@ -93,7 +100,7 @@ class GridPath:
 
     @property
     def ratio(self) -> float:
-        """Saliency per millisecond of the next step; infinite when only the strongest class is left."""
+        """What the next step loses per millisecond; infinite when only the strongest class is left."""
         return self._next[0]
 
     def step(self) -> None:
@@ -103,14 +110,15 @@ class GridPath:
     @property
     def choice(self) -> Choice:
         keep = np.asarray(self._alive[self._layer.classes])
-        return Choice(keep, self.ms, float(self._sums[~self._alive].sum()))
+        return Choice(keep, self.ms, loss_of(float(self._sums[self._alive].sum()), float(self._sums.sum())))
 
     def _cheapest(self) -> tuple[float, Ints]:
         """The step that loses least per millisecond: the classes of a line, or one class."""
         classes = np.flatnonzero(self._alive & (np.arange(len(self._alive)) != self._strongest))
         if not len(classes):
             return np.inf, classes
-        single = self._sums[classes] / (self._layer.cell_ms * self._held[classes])
+        kept = float(self._sums[self._alive].sum())
+        single = _losses(self._sums[classes], kept) / (self._layer.cell_ms * self._held[classes])
         best = int(single.argmin())
         found = float(single[best]), classes[best : best + 1]
         on = self._on[self._alive[self._on[:, 0]]]
@@ -120,11 +128,26 @@ class GridPath:
         saved = self._layer.line_ms + self._layer.cell_ms * np.bincount(
             on[:, 1], weights=self._held[on[:, 0]], minlength=count
         )
-        ratio = np.bincount(on[:, 1], weights=self._sums[on[:, 0]], minlength=count) / saved
+        ratio = (
+            _losses(np.bincount(on[:, 1], weights=self._sums[on[:, 0]], minlength=count).astype(np.float64), kept)
+            / saved
+        )
         ratio[np.bincount(on[:, 1], minlength=count) == 0] = np.inf
         ratio[on[on[:, 0] == self._strongest, 1]] = np.inf
         line = int(ratio.argmin())
         return (float(ratio[line]), np.asarray(on[on[:, 1] == line, 0])) if ratio[line] < found[0] else found
+
+
+def loss_of(kept: float, total: float) -> float:
+    """-log of the kept share; of nothing, nothing is lost."""
+    return -float(np.log(max(kept, 1e-300) / total)) if total > 0 else 0.0
+
+
+def _losses(going: Floats, kept: float) -> Floats:
+    """What each step would lose: -log of the share of what is kept now that would stay."""
+    if kept <= 0:
+        return np.zeros(len(going))
+    return np.asarray(-np.log(np.maximum(1 - going / kept, 1e-12)), dtype=np.float64)
 
 
 def grid_layer(packed: PackedWeights, costs: Costs) -> GridLayer:

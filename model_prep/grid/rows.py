@@ -17,9 +17,9 @@ from he_runtime.lower.costs import Costs
 from he_runtime.lower.gather import GatheredLayout, gathered_set
 from he_runtime.lower.maps import LinearMap
 
-from .layer import Choice
+from .layer import Choice, loss_of
 
-__all__ = ["RowLayer", "RowPath", "row_layer"]
+__all__ = ["Fixed", "RowLayer", "row_layer"]
 
 Floats = npt.NDArray[np.float64]
 MOST_UPLOADS = 8
@@ -33,50 +33,42 @@ class RowLayer:
     ms: tuple[float, ...]
 
     @property
+    def ways(self) -> int:
+        """Paths."""
+        return len(self.lengths)
+
+    @property
     def least_ms(self) -> float:
         return self.ms[0]
 
-    def path(self, energy: Floats) -> RowPath:
-        """The ways down from the longest rows; `energy` (out, in) is the saliency of each weight."""
-        return RowPath(self, energy)
+    def paths(self, energy: Floats) -> list[Fixed]:
+        """The strongest weights of each row, at every length; `energy` (out, in) is the saliency of each weight.
+
+        Ends and no ways down: short rows save folds two by two, so a descent would run past every length between.
+        """
+        order = np.argsort(-energy, axis=1, kind="stable")
+        kept = np.cumsum(np.take_along_axis(energy, order, axis=1).sum(axis=0))
+        found = []
+        for length, ms in zip(self.lengths, self.ms, strict=True):
+            keep = np.zeros(energy.shape, dtype=np.bool_)
+            np.put_along_axis(keep, order[:, :length], True, axis=1)
+            found.append(Fixed(Choice(keep, ms, loss_of(float(kept[length - 1]), float(kept[-1])))))
+        return found
 
 
-class RowPath:
-    """A layer on its way down, to whichever shorter rows lose least saliency per millisecond saved."""
+@dataclass(frozen=True)
+class Fixed:
+    """A path that is at its end."""
 
-    def __init__(self, layer: RowLayer, energy: Floats) -> None:
-        self._layer = layer
-        self._order = np.argsort(-energy, axis=1, kind="stable")
-        kept = np.cumsum(np.take_along_axis(energy, self._order, axis=1).sum(axis=0))
-        self._lost = [float(kept[-1] - kept[length - 1]) for length in layer.lengths]
-        self._at = int(np.argmin(self._lost))
+    choice: Choice
+    ratio: float = np.inf
 
     @property
     def ms(self) -> float:
-        return self._layer.ms[self._at]
-
-    @property
-    def ratio(self) -> float:
-        """Saliency per millisecond of the next step; infinite at the shortest rows."""
-        return min(self._ratios(), default=np.inf)
+        return self.choice.ms
 
     def step(self) -> None:
-        self._at = int(np.argmin(self._ratios()))
-
-    @property
-    def choice(self) -> Choice:
-        length = self._layer.lengths[self._at]
-        keep = np.zeros(self._order.shape, dtype=np.bool_)
-        np.put_along_axis(keep, self._order[:, :length], True, axis=1)
-        return Choice(keep, self.ms, self._lost[self._at])
-
-    def _ratios(self) -> list[float]:
-        """Of each shorter length; infinite where it saves nothing."""
-        here, ms = self._lost[self._at], self.ms
-        return [
-            (self._lost[k] - here) / (ms - self._layer.ms[k]) if self._layer.ms[k] < ms else np.inf
-            for k in range(self._at)
-        ]
+        raise AssertionError("a path at its end takes no step")
 
 
 def row_layer(shape: tuple[int, ...], target: Layout, costs: Costs, level: int) -> RowLayer | None:

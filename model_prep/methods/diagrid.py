@@ -22,12 +22,15 @@ from he_runtime.cost import CostTable, load_default, price
 from he_runtime.plan import Plan
 from he_runtime.reference import calibrate
 
+from ..cores.admm import Admm, admm
 from ..cores.masked import gradual
+from ..cores.reweighted import Reweighted, reweighted
 from ..cores.session import weights
 from ..fisher import diagonal_fisher
 from ..folding import fold
 from ..grid.budget import Budget, budget_of
 from ..grid.reorder import moved_net, reordering_for
+from ..grid.towards import budget_projections, grid_groupings
 from ..masks import Bools, Mask
 from ..settings import Training, require
 from ..stage import Stage
@@ -55,7 +58,8 @@ class DiaGrid(Method):
 
     Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part
     `ramp` of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher
-    information is taken over; 0 ranks by squared weights alone. Raises ModelError for a target below the floor of the
+    information is taken over; 0 ranks by squared weights alone. In each of `rounds` channels are reordered and the budget
+    goes down part of the way. Raises ModelError for a target below the floor of the
     network's shape.
     """
 
@@ -65,6 +69,13 @@ class DiaGrid(Method):
     gather: bool = True
     reorder: bool = True
     saliency: int = 512
+    reweighting: Training = field(default_factory=Training)
+    reweighting_rounds: int = 3
+    strength: float = 1e-3
+    admm: Training = field(default_factory=Training)
+    admm_rounds: int = 4
+    rho: float = 1e-2
+    rounds: int = 2
     ramp: float = 0.4
     training: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=2e-3))
 
@@ -72,6 +83,7 @@ class DiaGrid(Method):
         require(self.target_ms >= 0, "diagrid", "target_ms >= 0")
         require(0 < self.target_share <= 1, "diagrid", "target_share in (0, 1]")
         require(self.saliency >= 0 and 0 <= self.ramp <= 1, "diagrid", "saliency >= 0 and ramp in [0, 1]")
+        require(self.rounds >= 1, "diagrid", "rounds >= 1")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("diagrid")
@@ -80,21 +92,45 @@ class DiaGrid(Method):
         target = self.target_ms or self.target_share * dense_ms
         model = stage.graph().to_model(stage.name, stage.input_spec)
         budget = budget_of(model, degree, pricing.table, dense_ms, gather=self.gather)
-        fisher = self._fisher(stage)
-        if self.reorder:
-            order = reordering_for(stage.net, _energy(stage, fisher), budget, target)
-            fisher = order.applied(fisher)
-            stage.replace_net(moved_net(stage.net, order))
-        budget = pricing.corrected(budget, _energy(stage, fisher), target)
-
-        def choose(share: float) -> Mask:
-            now = max(target, dense_ms * (target / dense_ms) ** share)
-            chosen = budget.masks(_energy(stage, fisher), now)
-            return Mask({key: choice.keep for key, choice in chosen.items()}, "grid", {"target_ms": target})
-
-        mask = gradual(stage, choose, self.training, self.ramp, penalty=stage.penalty)
+        budget.need(target)
+        fisher, mask = self._fisher(stage), None
+        for turn in range(self.rounds):
+            before, now = (dense_ms * (target / dense_ms) ** (part / self.rounds) for part in (turn, turn + 1))
+            if self.reorder:
+                order = reordering_for(stage.net, _energy(stage, fisher), budget, now)
+                fisher = order.applied(fisher)
+                stage.replace_net(moved_net(stage.net, order))
+            budget = pricing.corrected(budget, _energy(stage, fisher), now)
+            if turn == 0:
+                self._towards(stage, budget, fisher, now)
+            mask = self._descend(stage, budget, fisher, (before, now))
+        assert mask is not None
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep), degree=degree)
+
+    def _descend(self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], way: tuple[float, float]) -> Mask:
+        """Train while the budget falls from the first of `way` to the second, in equal ratios; then retrain."""
+        start, target = way
+
+        def choose(share: float) -> Mask:
+            chosen = budget.masks(_energy(stage, fisher), start * (target / start) ** share)
+            return Mask({key: choice.keep for key, choice in chosen.items()}, "grid", {"target_ms": target})
+
+        part = replace(self.training, epochs=-(-self.training.epochs // self.rounds))
+        return gradual(stage, choose, part, self.ramp, penalty=stage.penalty)
+
+    def _towards(self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float) -> None:
+        """Training that moves the weights towards a grid within the budget, before any is cut."""
+        if self.reweighting.epochs:
+            groupings = grid_groupings(budget, budget.masks(_energy(stage, fisher), target))
+            settings = Reweighted(self.reweighting, self.reweighting_rounds, self.strength)
+            if groupings:
+                reweighted(stage, groupings, settings, penalty=stage.penalty)
+        if self.admm.epochs:
+            chosen = budget.masks(_energy(stage, fisher), target)
+            settings_ = Admm(self.admm, self.admm_rounds, self.rho, hard=False)
+            report = admm(stage, budget_projections(budget, fisher, chosen), settings_, penalty=stage.penalty)
+            stage.report(residuals=[round(worst, 4) for worst in report.worst])
 
     def _fisher(self, stage: Stage) -> dict[str, Floats]:
         keys = stage.net.weight_keys()

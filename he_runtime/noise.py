@@ -139,6 +139,12 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
             return NoiseValue(4 * x.mean_square, 4 * x.variance, x.level, x.scale)
         return NoiseValue(x.mean_square + y.mean_square, x.variance + y.variance, x.level, x.scale)
 
+    def sub(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:
+        return self.add(x, y)
+
+    def negate(self, x: NoiseValue) -> NoiseValue:
+        return x
+
     def add_plain(self, x: NoiseValue, plaintext: int) -> NoiseValue:
         squared, variance, _ = self._operand(plaintext)
         return NoiseValue(x.mean_square + squared, x.variance + variance, x.level, x.scale)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from ..plan import Kind, Op, Plan
@@ -36,6 +36,12 @@ class Evaluator(ABC, Generic[H]):
 
     @abstractmethod
     def add(self, x: H, y: H) -> H: ...
+
+    @abstractmethod
+    def sub(self, x: H, y: H) -> H: ...
+
+    @abstractmethod
+    def negate(self, x: H) -> H: ...
 
     @abstractmethod
     def add_plain(self, x: H, plaintext: int) -> H: ...
@@ -68,6 +74,14 @@ class Evaluator(ABC, Generic[H]):
         """Called with every computed value and its index in the plan; a hook for exact scales or statistics."""
         return x
 
+    def term(self, x: H, plaintext: int) -> H:
+        """A product with an operand that is a sign, without the sign: for ciphertexts no operation, x as it is."""
+        return x
+
+    def reread(self, x: H, scale: float) -> H:
+        """A sum of such terms at the scale of products: no arithmetic, but a copy where a handle holds its scale."""
+        return x
+
     def turned(self, x: H, step: int) -> H:
         """A rotation by `step`, by way of steps that have keys."""
         for part in self.plan.route(step):
@@ -81,17 +95,35 @@ class Evaluator(ABC, Generic[H]):
         for j, baby in op.babies:
             check()
             rotated[j, baby] = self.turned(xs[j], baby)
-        sums: dict[tuple[int, int], H] = {}
-        for i, j, baby, giant, plaintext in op.cells.tolist():
-            check()
-            term = self.mul_plain(rotated[j, baby], plaintext)
-            sums[i, giant] = self.add(sums[i, giant], term) if (i, giant) in sums else term
+        sums = self._sums(op, rotated, check)
         outputs: dict[int, H] = {}
         for i, giant in op.groups:
             check()
             part = self.turned(sums[i, giant], giant) if giant else sums[i, giant]
             outputs[i] = self.add(outputs[i], part) if i in outputs else part
         return [outputs[i] for i in range(len(op.outputs))]
+
+    def _sums(self, op: Op, rotated: Mapping[tuple[int, int], H], check: Check) -> dict[tuple[int, int], H]:
+        """(output, giant step) -> its sum of products. Terms of one sign are added without any, in sums of their own."""
+        assert op.cells is not None
+        parts: dict[int, dict[tuple[int, int], H]] = {0: {}, 1: {}, -1: {}}
+        for i, j, baby, giant, plaintext in op.cells.tolist():
+            check()
+            sign, x = self.plan.signs.get(plaintext, 0), rotated[j, baby]
+            term = self.term(x, plaintext) if sign else self.mul_plain(x, plaintext)
+            part = parts[sign]
+            part[i, giant] = self.add(part[i, giant], term) if (i, giant) in part else term
+        products, plus, minus = parts[0], parts[1], parts[-1]
+        scale, given = self.plan.values[op.outputs[0]].scale, {id(x) for x in rotated.values()}
+        sums = dict(products)
+        for group, x in plus.items():
+            if group in products or (group not in minus and id(x) in given):
+                x = self.reread(x, scale)
+            sums[group] = self.add(sums[group], x) if group in sums else x
+        for group, x in minus.items():
+            x = self.reread(x, scale) if group in products else x
+            sums[group] = self.sub(sums[group], x) if group in sums else self.negate(x)
+        return sums
 
 
 def _leaf(evaluator: Evaluator[H], op: Op, xs: Sequence[H]) -> H:

@@ -47,6 +47,15 @@ class ClearEvaluator(Evaluator[ClearValue]):
     def add(self, x: ClearValue, y: ClearValue) -> ClearValue:
         return self._result("add", x, x.slots + y.slots)
 
+    def sub(self, x: ClearValue, y: ClearValue) -> ClearValue:
+        return self._result("sub", x, x.slots - y.slots)
+
+    def negate(self, x: ClearValue) -> ClearValue:
+        return self._result("negate", x, -x.slots)
+
+    def term(self, x: ClearValue, plaintext: int) -> ClearValue:
+        return ClearValue(x.slots * np.abs(self._operand(plaintext)), x.level)  # numbers here have no scale
+
     def add_plain(self, x: ClearValue, plaintext: int) -> ClearValue:
         return self._result("add_plain", x, x.slots + self._operand(plaintext))
 

@@ -179,6 +179,20 @@ class NativeEvaluator(Evaluator[NativeValue]):
     def add(self, x: NativeValue, y: NativeValue) -> NativeValue:
         return self._call("add", self._kernel.add, x, y.data)
 
+    def sub(self, x: NativeValue, y: NativeValue) -> NativeValue:
+        return self._call("sub", self._subtracted, x, y.data)
+
+    def negate(self, x: NativeValue) -> NativeValue:
+        return self._call("negate", self._negated, x)
+
+    def _subtracted(self, ring: Any, x: Any, y: Any, task: Any) -> Any:
+        return self._kernel.add(ring, x, self._negated(ring, y, task), task)
+
+    def _negated(self, ring: Any, x: Any, task: Any) -> Any:
+        """The kernel has no subtraction; minus one is a constant of it."""
+        minus = self._kernel.constant(ring, x.level, False, [q - 1 for q in self.plan.params.primes[: x.level + 1]])
+        return self._kernel.mul_plain(ring, x, minus, task)
+
     def add_plain(self, x: NativeValue, plaintext: int) -> NativeValue:
         return self._call("add_plain", self._kernel.add_plain, x, self._backend.plaintext(plaintext))
 

@@ -137,6 +137,17 @@ class PyfhelEvaluator(Evaluator[PyfhelValue]):
     def add(self, x: PyfhelValue, y: PyfhelValue) -> PyfhelValue:
         return self._call("add", self._he.add, x, y.ct)
 
+    def sub(self, x: PyfhelValue, y: PyfhelValue) -> PyfhelValue:
+        return self._call("sub", self._he.sub, x, y.ct)
+
+    def negate(self, x: PyfhelValue) -> PyfhelValue:
+        return self._call("negate", self._he.negate, x)
+
+    def reread(self, x: PyfhelValue, scale: float) -> PyfhelValue:
+        copy = self._copy(copy_ctxt=x.ct)
+        copy.scale = scale
+        return PyfhelValue(copy, x.level)
+
     def add_plain(self, x: PyfhelValue, plaintext: int) -> PyfhelValue:
         return self._call("add_plain", self._he.add_plain, x, self._plaintext(plaintext))
 

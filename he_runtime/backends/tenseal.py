@@ -101,6 +101,18 @@ class TensealEvaluator(Evaluator[Any]):
     def add(self, x: Any, y: Any) -> Any:
         return self._call("add", self._seal.add, x, y)
 
+    def sub(self, x: Any, y: Any) -> Any:
+        return self._call("sub", self._seal.sub, x, y)
+
+    def negate(self, x: Any) -> Any:
+        return self._call("negate", self._seal.negate, x)
+
+    def reread(self, x: Any, scale: float) -> Any:
+        copy = self._new()
+        self._seal.mod_switch_to(x, x.parms_id(), copy)  # to where it is: SEAL's bindings have no other copy
+        copy.scale = scale
+        return copy
+
     def add_plain(self, x: Any, plaintext: int) -> Any:
         return self._call("add_plain", self._seal.add_plain, x, self._backend.plaintext(plaintext))
 

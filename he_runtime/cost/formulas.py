@@ -39,6 +39,8 @@ def _switch(n: int, b: int, k: int) -> tuple[int, int]:
 
 # leaf -> function of live primes n, digits b, special primes k: (transforms, passes)
 _WORK: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
+    "sub": lambda n, b, k: (0, 2 * n),
+    "negate": lambda n, b, k: (0, 2 * n),
     "add": lambda n, b, k: (0, 2 * n),
     "add_plain": lambda n, b, k: (0, 2 * n),
     "mul_plain": lambda n, b, k: (0, 2 * n),

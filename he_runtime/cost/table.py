@@ -28,7 +28,8 @@ _MAX_ENTRIES = 20_000
 _FIELDS = {"format", "version", "backend", "threads", "machine", "libraries", "date", "kind", "entries", "digest"}
 
 Key = tuple[str, int, int]  # (leaf, degree, level)
-_SAME_WORK = {"conjugate": "rotate", "rotate": "conjugate"}  # one automorphism and one key switch each
+# One automorphism and one key switch each; one pass over a ciphertext.
+_SAME_WORK = {"conjugate": "rotate", "rotate": "conjugate", "sub": "add", "negate": "add"}
 
 
 @dataclass(frozen=True)

@@ -25,21 +25,23 @@ Vector = npt.NDArray[np.float64]
 def quadratic(low: Lowering, stage: QuadraticStage) -> Values:
     """One product and one rescale; a square needs no plaintext."""
     e, level = low.emission, low.levels[stage.name]
-    product = low.targets.product(level)
+    product, plain, rescale = low.targets.product_of(stage), low.targets.is_plain(stage), bool(stage.rescales)
     a, b, c = (low.spread(stage.name, v) for v in (stage.a, stage.b, stage.c))
+    exact = product if low.scales.steps else None  # ciphertexts of several scales are brought to one, to the last bit
     results = {}
     for k, value in low.tensors[stage.input].items():
-        if stage.is_square:
+        if plain:
             x = e.aligned(value, level, low.targets.squared(stage), stage.layer)
-            results[k] = low.at_rest(stage.layer, e.op(Kind.SQUARE, stage.layer, x), bool(stage.rescales))
+            results[k] = low.at_rest(stage.layer, e.op(Kind.SQUARE, stage.layer, x), rescale)
         elif a[k].any():
             x = _coefficient_room(low, value, level, product, stage.layer)
             scaled = low.times(stage.layer, x, a[k], product / e.values[x].scale ** 2)
             inner = low.shifted(stage.layer, scaled, b[k])
-            results[k] = low.at_rest(stage.layer, e.op(Kind.MUL, stage.layer, inner, x))
+            results[k] = low.at_rest(stage.layer, e.op(Kind.MUL, stage.layer, inner, x, scale=exact), rescale)
         elif b[k].any():
             x = e.lowered(value, level, stage.layer)
-            results[k] = low.at_rest(stage.layer, low.times(stage.layer, x, b[k], product / e.values[x].scale))
+            scaled = low.times(stage.layer, x, b[k], product / e.values[x].scale, exact)
+            results[k] = low.at_rest(stage.layer, scaled, rescale)
     return low.biased(stage.layer, results, c)
 
 
@@ -47,7 +49,7 @@ def _coefficient_room(low: Lowering, value: int, level: int, product: float, lay
     """The value at `level`, at a scale whose square leaves room for the coefficient's."""
     e = low.emission
     have = e.values[value]
-    if product >= have.scale**2 * 2**MIN_RAISE_BITS:
+    if low.scales.steps or product >= have.scale**2 * 2**MIN_RAISE_BITS:
         return e.lowered(value, level, layer)
     return e.aligned(value, level, math.sqrt(product / low.scales.coefficient), layer)
 

@@ -79,11 +79,11 @@ class Lowering:
         plain = e.plain(e.pool.intern(constant), kind.level, kind.scale)
         return e.op(Kind.ADD_PLAIN, layer, value, plaintext=plain)
 
-    def times(self, layer: str, value: int, factor: Vector, scale: float) -> int:
-        """The value times a vector encoded at `scale`."""
+    def times(self, layer: str, value: int, factor: Vector, scale: float, exact: float | None = None) -> int:
+        """The value times a vector encoded at `scale`; `exact` is the scale of the result where that is known."""
         e = self.emission
         plain = e.plain(e.pool.intern(factor), e.values[value].level, scale)
-        return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain)
+        return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain, scale=exact)
 
     def brought(self, layer: str, value: int, factor: Vector, scale: float) -> int:
         """The value times a vector, at exactly this scale."""

@@ -11,7 +11,7 @@ from .constants import Constants
 from .leaf_counts import Counts, ciphertext_leaves, linear_leaves
 from .levels import stage_levels
 from .packing import Packing
-from .stage_types import LinearStage, Stage
+from .stage_types import LinearStage, Stage, Vector
 
 __all__ = ["Program", "Scales", "Values"]
 
@@ -27,15 +27,16 @@ class Scales:
     fewer factors to leave room for, and at a larger scale rescaling leaves them a smaller error. Whole bits, so that a sum
     of tensors of two levels brings them together exactly.
 
-    With `steps`, linear stages have integer weights: multiples of a step, encoded at scale 1 / step. Delta is then the
-    scale of the input only, and those of all other tensors follow from it.
+    With `steps`, linear stages have integer weights: multiples of a step of their row, encoded at scale 1 / step. Delta is
+    then the scale of the input only, and those of all other tensors follow from it; `coefficient` is that of the largest
+    coefficient of a quadratic.
     """
 
     delta: float
     last: float
     coefficient: float = 2.0**16
     rises: tuple[int, ...] = ()
-    steps: Mapping[str, float] = field(default_factory=dict)
+    steps: Mapping[str, Vector] = field(default_factory=dict)  # per ciphertext, or one for all
 
     def at_rest(self, level: int) -> float:
         """The scale of tensors at rest at a level."""

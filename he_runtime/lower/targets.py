@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from ..errors import DoesNotFit
 from ..params import CkksParams
 from .emission import MIN_RAISE_BITS
+from .integers import integral_product, is_plain
 from .levels import is_lazy, readers_of
 from .polynomial_scales import PolynomialScales, polynomial_scales
 from .program import Scales
-from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
+from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage, Vector
 
 __all__ = ["Targets"]
 
@@ -30,6 +33,7 @@ class Targets:
         self._source = source  # the input's level
         self._by_name = {s.name: s for s in stages}
         self._found: dict[str, float] = {}
+        self._integral: dict[str, Vector] = {}
         self._polynomials: dict[tuple[str, float], PolynomialScales] = {}
 
     def rest(self, level: int) -> float:
@@ -43,7 +47,7 @@ class Targets:
     def of(self, name: str) -> float:
         """The scale of a tensor; of an unrescaled one the least that a reader on its own level asks for."""
         if self.scales.steps:
-            return self._integral(name)
+            return float(self.integral(name)[0])
         if not is_lazy(self.stages, name):
             return self._resting(name)
         if name not in self._found:
@@ -57,18 +61,32 @@ class Targets:
         stage = self._by_name.get(name)
         return self.rest(self._source if stage is None else self.levels[name] - stage.rescales)
 
-    def _integral(self, name: str) -> float:
-        """The scale that follows from the input's where every weight is an integer."""
+    def integral(self, name: str) -> Vector:
+        """The scales that follow from the input's where every weight is an integer: (1,), or one per ciphertext."""
         stage = self._by_name.get(name)
         if stage is None:
-            return self.rest(self._source)
-        if name not in self._found:
-            below = self.of(stage.inputs[0])
+            return np.array([self.rest(self._source)])
+        if name not in self._integral:
+            below = self.integral(stage.inputs[0])
             if isinstance(stage, LinearStage):
-                self._found[name] = below / self.scales.steps[name]
+                self._integral[name] = below / self.scales.steps[name]
             else:
-                self._found[name] = below**2 / (self.params.primes[self.levels[name]] if stage.rescales else 1)
-        return self._found[name]
+                assert isinstance(stage, QuadraticStage)
+                product = integral_product(stage, below, self.scales.coefficient)
+                self._integral[name] = np.array(
+                    [product / (self.params.primes[self.levels[name]] if stage.rescales else 1)]
+                )
+        return self._integral[name]
+
+    def product_of(self, stage: QuadraticStage) -> float:
+        """The scale of a quadratic before its rescale."""
+        if self.scales.steps:
+            return integral_product(stage, self.integral(stage.input), self.scales.coefficient)
+        return self.product(self.levels[stage.name])
+
+    def is_plain(self, stage: QuadraticStage) -> bool:
+        """Whether a quadratic costs no product with a plaintext."""
+        return is_plain(stage, self.integral(stage.input)) if self.scales.steps else stage.is_square
 
     def squared(self, stage: QuadraticStage) -> float:
         """The scale at which a value is squared."""

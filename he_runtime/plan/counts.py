@@ -1,8 +1,8 @@
 """Planned leaf operations in closed form.
 
 Independent of any evaluator: executed counters come from the leaf routines themselves, and the two must agree. A backend
-expands LINEAR_TRANSFORM by its own rule: into rotations, products and sums, or, on the native kernel, into the stages of one
-fused call.
+expands LINEAR_TRANSFORM by its own rule: into rotations, products (none by a sign) and sums, or, on the native kernel, into the
+stages of one fused call.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from .ops import Kind, Op
 
@@ -90,10 +93,21 @@ def _leaves(plan: Plan, op: Op) -> Iterator[tuple[str, int]]:
         yield op.kind.value, 1
         return
     assert op.cells is not None
-    cells = len(op.cells)
     yield Kind.ROTATE.value, sum(len(plan.route(step)) for _, step in (*op.babies, *op.groups) if step)
-    yield Kind.MUL_PLAIN.value, cells
-    yield Kind.ADD.value, cells - len(op.outputs)  # every product but the first of each output joins by one addition
+    signs = np.array([plan.signs.get(p, 0) for p in op.cells[:, 4].tolist()], dtype=np.int64)
+    yield Kind.MUL_PLAIN.value, int((signs == 0).sum())
+    # What has the sign -1 is summed by itself, and taken away from the rest of its group.
+    negative, others = (_groups(op, signs == -1), _groups(op, signs != -1))
+    yield Kind.SUB.value, len(negative & others)
+    yield Kind.NEGATE.value, len(negative - others)
+    # Every term but the first of each output joins by one addition or subtraction.
+    yield Kind.ADD.value, len(signs) - len(op.outputs) - len(negative & others)
+
+
+def _groups(op: Op, chosen: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
+    """(output, giant step) of the chosen cells."""
+    assert op.cells is not None
+    return {(i, b) for i, b in op.cells[chosen][:, [0, 3]].tolist()}
 
 
 def product_leaf(plan: Plan, op: Op) -> str:

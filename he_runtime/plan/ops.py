@@ -24,6 +24,8 @@ RELATIVE_SCALE_TOLERANCE = 2.0**-40  # float64 rounding over a chain of products
 
 class Kind(StrEnum):
     ADD = "add"
+    SUB = "sub"
+    NEGATE = "negate"
     ADD_PLAIN = "add_plain"
     MUL_PLAIN = "mul_plain"
     MUL = "mul"
@@ -66,7 +68,8 @@ class Plaintext:
 class Op:
     """One operation. `cells` belongs to LINEAR_TRANSFORM: rows (output, input, baby step, giant step, plaintext).
 
-    LINEAR_TRANSFORM: out_i = sum_b rot_b( sum_{j,a} plaintext_{i,j,a,b} * rot_a(in_j) ), rotations to the left.
+    LINEAR_TRANSFORM: out_i = sum_b rot_b( sum_{j,a} plaintext_{i,j,a,b} * rot_a(in_j) ), rotations to the left. A plaintext that
+    is the integer 1 or -1 is a sign: its product is the operand itself, at the scale of the product (Plan.sign).
     `layer` names the model layer that the op belongs to, for listings and prices.
     """
 
@@ -104,6 +107,10 @@ def _add(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType
     x, y = types
     _need(x.level == y.level and x.same_scale(y.scale), op, "operands of one level and scale")
     return ValueType(x.level, x.scale, max(x.size, y.size))
+
+
+def _negate(op: Op, types: Types, _: Plaintext | None, __: CkksParams) -> ValueType:
+    return types[0]
 
 
 def _add_plain(op: Op, types: Types, plain: Plaintext | None, _: CkksParams) -> ValueType:
@@ -164,6 +171,8 @@ def _transform(op: Op, types: Types, plain: Plaintext | None, params: CkksParams
 
 TYPING: dict[Kind, Rule] = {
     Kind.ADD: _add,
+    Kind.SUB: _add,
+    Kind.NEGATE: _negate,
     Kind.ADD_PLAIN: _add_plain,
     Kind.MUL_PLAIN: _mul_plain,
     Kind.MUL: _mul,

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..client_spec import ClientSpec, SlotMap, TensorSpec
+from ..encoding import constant
 from ..params import CkksParams
 from ..ring import RELINEARIZATION, KeyRequest, KeySetSpec
 from .ops import Kind, Op, Plaintext, ValueType
@@ -134,6 +135,18 @@ class Plan:
         from .counts import plan_counts
 
         return plan_counts(self, backend)
+
+    @cached_property
+    def signs(self) -> Mapping[int, int]:
+        """Operands that are encoded as the integer 1 or -1: plaintext -> which. In a transform they cost no product."""
+        found: dict[int, int] = {}
+        for index, plain in enumerate(self.plaintexts):
+            vector = self.vectors[plain.vector]
+            if len(vector) == 1:
+                integer = round(constant(float(vector[0]), plain.scale) * plain.scale)
+                if abs(integer) == 1:
+                    found[index] = integer
+        return found
 
     def is_direct(self, op: Op) -> bool:
         """Whether an op is a linear transform all of whose steps have keys of their own: it can run as one fused call."""

@@ -13,6 +13,8 @@ __all__ = ["first_overflow", "verify"]
 # (inputs, needs a plaintext); a linear transform has any number of inputs.
 _ARITY: dict[Kind, tuple[int, bool]] = {
     Kind.ADD: (2, False),
+    Kind.SUB: (2, False),
+    Kind.NEGATE: (1, False),
     Kind.ADD_PLAIN: (1, True),
     Kind.MUL_PLAIN: (1, True),
     Kind.MUL: (2, False),

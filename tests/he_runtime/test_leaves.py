@@ -42,7 +42,7 @@ def single_op(kind: Kind, level: int) -> Plan:
         return len(values) - 1
 
     match kind:
-        case Kind.ADD | Kind.MUL:
+        case Kind.ADD | Kind.SUB | Kind.MUL:
             out = emit(kind, 0, 1)
         case Kind.RELINEARIZE:
             out = emit(kind, emit(Kind.SQUARE, 0))

@@ -49,10 +49,11 @@ def digits() -> Dataset:
     return load("digits")
 
 
-def wide(*steps: Mapping[str, object]) -> Recipe:
-    quadratics = {"method": "quadratics", "training": QUICK}
-    teacher = {"epochs": 8, "learning_rate": 3e-3}
-    return Recipe.from_dict({"name": "wide", "teacher": teacher, "steps": [quadratics, *steps]})
+def wide(*steps: Mapping[str, object], epochs: int = 8) -> Recipe:
+    """`epochs` of training for the network and for its quadratics."""
+    training = {"epochs": epochs, "learning_rate": 4e-3}
+    steps = ({"method": "quadratics", "training": training}, *steps)
+    return Recipe.from_dict({"name": "wide", "teacher": training, "steps": list(steps)})
 
 
 def compressed(recipe: Recipe, digits: Dataset) -> CompressedModel:
@@ -131,7 +132,7 @@ def test_products_follow_from_the_mask(model: CompressedModel, plan: Plan) -> No
 
 
 def test_as_many_weights_unbalanced_take_more_products(digits: Dataset) -> None:
-    dense = compressed(wide(), digits)
+    dense = compressed(wide(epochs=2), digits)
     weight = np.asarray(dense.arrays["first.weight"], dtype=np.float64)
     unstructured = Weights().keep(Layer("w", "dense", weight.shape), weight**2, KEPT / COLUMNS)
     assert unstructured.sum() == ROWS * KEPT
@@ -157,7 +158,7 @@ def short(network: str, **settings: object) -> Recipe:
     return Recipe.from_dict(table)
 
 
-@pytest.mark.parametrize(("bank", "per_row"), [(8, 8), (8, 2), (4, 1)])
+@pytest.mark.parametrize(("bank", "per_row"), [(8, 8), (8, 2)])
 def test_without_cyclic_every_layer_is_balanced(bank: int, per_row: int) -> None:
     model = compress(
         None, short("digits-mlp", cyclic=False, bank=bank, per_row=per_row, density=0.25, solver="greedy"), quiet=True

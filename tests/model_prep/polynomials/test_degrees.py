@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from functools import lru_cache
 
 import numpy as np
@@ -174,3 +175,12 @@ def test_impossible_requests_are_refused() -> None:
         choose_degrees(graph, losses | {next(iter(losses)): {2: float("inf")}}, 5)
     with pytest.raises(ModelError, match="need an activation"):
         planned_levels(graph, {"layers.0": 2})
+
+
+def test_what_is_ruled_out_stays_out_and_is_plain_data() -> None:
+    graph, _ = network(Chain)
+    losses = {site: {2: 0.1, 4: 0.01, 8: float("inf")} for site in (n.name for n in graph.activations())}
+    ms = {site: {2: 1.0, 4: float("inf"), 8: 1.0} for site in losses}
+    free, weighed = (choose_degrees(graph, losses, 9, ms=ms, loss_per_ms=w) for w in (0.0, 1e-9))
+    assert set(free.chosen.degrees.values()) == {4} and set(weighed.chosen.degrees.values()) == {2}
+    assert "Infinity" not in json.dumps(free.to_json()) and free.to_json()["losses"]["relu"]["8"] is None

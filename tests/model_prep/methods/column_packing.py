@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from he_runtime import Executor, Plan, compile, run_clear
-from he_runtime.backends import default_backend
 from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime.cost import load_default
 from he_runtime.model import CompressedModel, Node
 from he_runtime.plan import Kind
 from he_runtime.plan.counts import layer_counts, leaf_totals
@@ -67,10 +67,12 @@ class Encrypted:
     plan: Plan
 
 
-def run_encrypted(model: CompressedModel, x: npt.NDArray[np.float32], batch: int = BATCH) -> Encrypted:
-    """All samples (n, *shape) at once, on the default back end; executed counters must be the planned ones."""
-    backend, samples = default_backend(), x.astype(np.float64)
-    plan = compile(model, degrees=(DEGREE, 2 * DEGREE), batch=batch)
+def run_encrypted(
+    model: CompressedModel, x: npt.NDArray[np.float32], batch: int = BATCH, backend: str = "tenseal"
+) -> Encrypted:
+    """All samples (n, *shape) at once; executed counters must be the planned ones."""
+    samples = x.astype(np.float64)
+    plan = compile(model, degrees=(DEGREE, 2 * DEGREE), batch=batch, table=load_default(backend))
     key, spec = SecretKey.generate(plan.params), plan.client_spec()
     executor = Executor(plan, backend)
     loaded = executor.load_keys(EvaluationKeys(plan.params.digest, {r.element: r for r in key.make_keys(plan.keys)}))

@@ -53,7 +53,7 @@ def digits() -> Dataset:
 def trained(digits: Dataset) -> nn.Module:
     torch.manual_seed(0)
     net = Net()
-    recipe = Recipe.from_dict({"name": "net", "teacher": {"epochs": 25, "learning_rate": 3e-3}})
+    recipe = Recipe.from_dict({"name": "net", "teacher": {"epochs": 16, "learning_rate": 3e-3}})
     compress(net, recipe, digits, quiet=True)
     return net
 

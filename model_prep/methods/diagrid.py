@@ -75,7 +75,7 @@ class DiaGrid(Method):
     admm: Training = field(default_factory=Training)
     admm_rounds: int = 4
     rho: float = 1e-2
-    rounds: int = 2
+    rounds: int = 1
     ramp: float = 0.4
     training: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=2e-3))
 

@@ -87,11 +87,11 @@ class BlockRowsColumns(Method):
         retrain(stage, mask, self.retraining, penalty=stage.penalty)
 
     def structure(self, layer: Layer) -> BlockRowsAndColumns:
-        """The blocks of a layer."""
-        if layer.op == "dense":
-            return BlockRowsAndColumns(self.rows, self.columns)
-        height, width = layer.kernel
-        return BlockRowsAndColumns(self.filters, self.channels * height * width)
+        """The blocks of a layer, none larger than its matrix view."""
+        taps, (height, width) = layer.kernel[0] * layer.kernel[1], layer.matrix_shape
+        dense = layer.op == "dense"
+        rows, columns = (self.rows, self.columns) if dense else (self.filters, self.channels * taps)
+        return BlockRowsAndColumns(min(rows, height), min(columns, width))
 
     def _settings(self) -> Reweighted:
         return Reweighted(self.training, rounds=self.rounds, strength=self.strength, epsilon=self.epsilon, power=2)

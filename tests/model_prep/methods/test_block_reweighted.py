@@ -123,7 +123,7 @@ def test_encrypted_equals_clear(plan: Plan) -> None:
     assert_encrypted_equals_clear(plan, load("digits").normalized("test")[:100].astype(np.float64))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 5), (16, 16), (1000, 1000)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (7, 5), (16, 16), (10**6, 10**6)])
 def test_dense_layers_in_blocks_of_any_size(rows: int, columns: int) -> None:
     """From single weights to the whole matrix; 7 x 5 divides no layer."""
     model = compress(None, short("digits-mlp", rows=rows, columns=columns, layers={"fc3": 0.6}), quiet=True)
@@ -139,6 +139,8 @@ def test_a_convolution_is_cut_at_input_channels() -> None:
     layer = Layer("w", "conv2d", (6, 5, 3, 2))
     structure = BlockRowsColumns(filters=4, channels=2).structure(layer)
     assert (structure.rows, structure.columns) == (4, 2 * 3 * 2)
+    whole = BlockRowsColumns(filters=10**9, channels=10**9).structure(layer)
+    assert (whole.rows, whole.columns) == layer.matrix_shape, "no block is larger than its layer"
     assert BlockRowsColumns(rows=5, columns=3).structure(Layer("w", "dense", (6, 5))).columns == 3
 
 

@@ -212,6 +212,8 @@ def write_plot(points: Sequence[Record], path: Path) -> str | None:
 
 def _panel(axis: Any, points: Sequence[Record], packing: str, methods: Sequence[str]) -> None:
     """One dot per setting, at the mean accuracy and the median latency of its seeds; a line through each method's."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     for k, method in enumerate(methods):
         dots: dict[str, list[tuple[float, float]]] = {}
         own = False
@@ -229,5 +231,8 @@ def _panel(axis: Any, points: Sequence[Record], packing: str, methods: Sequence[
             markersize=11 if method == DENSE else 7, markerfacecolor=color if own else "none", linewidth=0.8, alpha=0.9,
         )  # fmt: skip
     axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(0.12)
     axis.grid(alpha=0.25, which="both")

@@ -13,10 +13,13 @@ patterns     patterns of taps in kernels, and whole kernels (module pattern)
 unified      one reweighted penalty for seven structures, with a cap per layer
 crossbars    crossbars of filters and columns, on levels of memristors (module crossbar)
 integers     symmetric integer weights, trained straight through
+progressive  ever sparser steps of ADMM
+levels       ever fewer bits, down to signs (module binary)
 """
 
 from __future__ import annotations
 
+from .binary import Levels
 from .block_lasso import ReweightedBlocks
 from .block_reweighted import BlockRowsColumns
 from .crossbar import CrossbarAdmm
@@ -27,6 +30,7 @@ from .magnitude import GlobalMagnitude
 from .method import METHODS, Card, Method, method_from, register, table_of
 from .pattern import Patterns
 from .polynomials import ChosenDegrees
+from .progressive import ProgressiveAdmm
 from .quadratics import Quadratics
 from .trace import TracePruning
 from .unified import Unified
@@ -41,8 +45,10 @@ __all__ = [
     "GatherScatter",
     "GlobalMagnitude",
     "IntegerWeights",
+    "Levels",
     "Method",
     "Patterns",
+    "ProgressiveAdmm",
     "Quadratics",
     "ReweightedBlocks",
     "TracePruning",

@@ -1,0 +1,145 @@
+"""Levels by ADMM and growing shares: signs exactly, and nothing but additions for them under encryption."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from he_runtime import Executor, Plan, compile
+from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime.cost import load_default
+from he_runtime.errors import ModelError
+from he_runtime.model import CompressedModel
+from he_runtime.plan.counts import layer_counts, leaf_totals
+from he_runtime.reference import forward
+from he_runtime.ring import EvaluationKeys
+from model_prep import Recipe, compress
+from model_prep.data import Dataset, load
+from tests.model_prep.methods.column_packing import BATCH, counted
+
+SHORT: dict[str, Any] = {
+    "admm": {"rounds": 3, "rho": 0.1, "growth": 2.0, "hard": False, "training": {"epochs": 2, "learning_rate": 1e-2}},
+    "settle": {"shares": [0.4, 0.7, 1.0], "training": {"epochs": 2, "learning_rate": 1e-2}},
+}
+
+
+def recipe(network: str, *steps: dict[str, Any], epochs: int = 10) -> Recipe:
+    teacher = {"epochs": epochs, "learning_rate": 5e-3}
+    return Recipe.from_dict({"name": "levels", "network": network, "teacher": teacher, "steps": list(steps)})
+
+
+def quadratics(epochs: int) -> dict[str, Any]:
+    return {"method": "quadratics", "training": {"epochs": epochs, "learning_rate": 2e-3}}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load("digits")
+
+
+@pytest.fixture(scope="module")
+def few(digits: Dataset) -> Dataset:
+    return digits.subset(256, 32)
+
+
+@pytest.fixture(scope="module")
+def binary(digits: Dataset) -> CompressedModel:
+    steps = [quadratics(4), {"method": "levels", "ladder": [1], **SHORT}]
+    return compress(None, recipe("digits-cnn", *steps), digits, quiet=True)
+
+
+def layer_weights(model: CompressedModel) -> dict[str, np.ndarray]:
+    return {n.name: np.asarray(model.arrays[n.arrays["weight"]]) for n in model.nodes if "weight" in n.arrays}
+
+
+def step(model: CompressedModel) -> dict[str, Any]:
+    return dict(next(s for s in model.metadata["steps"] if s["method"] == "levels"))
+
+
+def planned(model: CompressedModel, **options: Any) -> Plan:
+    return compile(model, table=load_default("tenseal"), degrees=(8192, 16384), batch=BATCH, **options)
+
+
+def test_every_row_is_a_sign_times_one_scale(binary: CompressedModel) -> None:
+    for name, weight in layer_weights(binary).items():
+        rows = np.abs(weight.reshape(len(weight), -1))
+        np.testing.assert_allclose(rows, np.broadcast_to(rows[:, :1], rows.shape), rtol=1e-6, err_msg=name)
+        assert (rows > 0).all()
+    residuals = step(binary)["residuals"][-1]
+    assert residuals[-1] < residuals[0]
+    assert set(step(binary)["levels"].values()) == {2}
+
+
+def test_encrypted_it_decides_alike_without_a_product_in_its_linear_layers(
+    binary: CompressedModel, digits: Dataset
+) -> None:
+    plan = planned(binary)
+    x = digits.normalized("test")[:100].astype(np.float64)
+    key, spec = SecretKey.generate(plan.params), plan.client_spec()
+    executor = Executor(plan, "tenseal")
+    keys = executor.load_keys(EvaluationKeys(plan.params.digest, {r.element: r for r in key.make_keys(plan.keys)}))
+    sent = [key.encrypt(v, spec.input.level, spec.input.scale) for v in spec.input.pack(x)]
+    found = spec.output.unpack(np.stack([key.decrypt(ct) for ct in executor.run(sent, keys)]), len(x))
+    clear = forward(binary, x)
+    assert (found.argmax(1) == clear.argmax(1)).sum() >= 99
+    assert float(np.abs(found - clear).max()) <= 1.5 * plan.error_bound
+    assert executor.counters == plan.counts
+    layers = {name: leaf_totals(counts) for name, counts in layer_counts(plan).items()}
+    terms = counted(binary)  # non-zeros times positions
+    for node in binary.nodes:
+        if node.op in ("conv2d", "dense"):
+            counts, outputs = layers[node.name], int(np.prod(node.shape))
+            assert "mul_plain" not in counts and "rescale" not in counts
+            assert sum(counts.get(leaf, 0) for leaf in ("add", "sub")) == terms[node.name] - outputs
+        elif node.op == "quadratic":
+            assert layers[node.name]["mul_plain"] == terms[node.name]  # channels have scales of their own
+
+
+def test_signs_need_fewer_primes_than_real_weights(binary: CompressedModel) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {k: v * rng.uniform(0.98, 1.02, v.shape) if k.endswith("weight") else v for k, v in binary.arrays.items()}
+    real, signs = planned(binary.with_(arrays=arrays)), planned(binary)
+    assert (signs.params.degree, len(signs.params.primes)) < (real.params.degree, len(real.params.primes))
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(2, 3), (1, 2), (4, 15)])
+def test_a_folded_network_leaves_as_integers_of_one_scale(bits: int, levels: int, few: Dataset) -> None:
+    short = {k: {**v, "training": {"epochs": 1}} for k, v in SHORT.items()}
+    steps = [quadratics(1), {"method": "levels", "ladder": [8, bits], "folded": True, **short}]
+    model = compress(None, recipe("digits-mlp", *steps, epochs=2), few, quiet=True)
+    for name, integers in layer_weights(model).items():
+        assert integers.dtype == np.int8 and len(np.unique(integers)) <= levels, name
+        if bits <= 2:
+            assert np.abs(integers).max() == 1
+    assert len(step(model)["residuals"]) == 2
+    plan = planned(model)
+    products = [leaf_totals(c).get("mul_plain", 0) for c in layer_counts(plan).values()]
+    assert bits > 2 or not any(products)
+
+
+def test_pruned_weights_stay_zero_and_survivors_are_signs(few: Dataset) -> None:
+    short = {k: {**v, "training": {"epochs": 1}} for k, v in SHORT.items()}
+    cut = {"method": "magnitude", "density": 0.2, "training": {"epochs": 1}}
+    steps = [quadratics(1), cut, {"method": "levels", "ladder": [4, 1], "folded": True, **short}]
+    model = compress(None, recipe("digits-mlp", *steps, epochs=2), few, quiet=True)
+    nonzeros = next(s for s in model.metadata["steps"] if s["method"] == "magnitude")["nonzeros"]
+    weights = layer_weights(model).values()
+    assert sum(int(np.count_nonzero(w)) for w in weights) == nonzeros
+    assert all(np.abs(w).max() == 1 for w in weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ladder": []}, "ladder of bits"),
+        ({"ladder": [9]}, "ladder of bits"),
+        ({"ladder": [2, 4]}, "ladder that falls"),
+        ({"admm": {"hard": True}}, "hard = false"),
+        ({"settle": {"shares": [0.5]}}, "end at 1"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        recipe("digits-mlp", {"method": "levels", **settings})

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,7 +51,7 @@ def digits() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def trained(digits: Dataset) -> nn.Module:
+def trained(digits: Dataset) -> Net:
     torch.manual_seed(0)
     net = Net()
     recipe = Recipe.from_dict({"name": "net", "teacher": {"epochs": 16, "learning_rate": 3e-3}})
@@ -63,9 +64,9 @@ def pruned(net: nn.Module, data: Dataset, **settings: Any) -> CompressedModel:
     return compress(net, Recipe.from_dict({"name": "net", "steps": [step]}), data, quiet=True)
 
 
-def kernels(model: CompressedModel, name: str) -> np.ndarray:
+def kernels(model: CompressedModel, name: str) -> npt.NDArray[np.bool_]:
     """(out, in, 3, 3), True where a weight is."""
-    return np.asarray(model.arrays[f"{name}.weight"]) != 0
+    return np.asarray(np.not_equal(model.arrays[f"{name}.weight"], 0), dtype=np.bool_)
 
 
 def library(model: CompressedModel) -> set[bytes]:
@@ -83,7 +84,7 @@ def test_every_surviving_kernel_has_a_pattern(
     assert 1 <= len(patterns) <= 4
     for name, share in (("conv1", 1.0), ("conv2", connectivity)):
         kept = kernels(model, name)
-        alive = kept.any(axis=(2, 3))
+        alive = np.asarray(kept.any(axis=(2, 3)))
         assert alive.sum() == round(share * alive.size)
         assert (kept.sum(axis=(2, 3))[alive] == 4).all() and kept[alive][:, 1, 1].all()
         assert {k.tobytes() for k in kept[alive]} <= patterns
@@ -95,7 +96,7 @@ def test_every_surviving_kernel_has_a_pattern(
     assert model.metadata["accuracy"]["final"] >= model.metadata["accuracy"]["teacher"] - 0.1
 
 
-def test_the_library_is_the_networks_own(trained: nn.Module, digits: Dataset) -> None:
+def test_the_library_is_the_networks_own(trained: Net, digits: Dataset) -> None:
     """Counted by hand: the four largest of each kernel, the centre among them."""
     weights = [layer.detach().numpy() for layer in (trained.conv1.weight, trained.conv2.weight)]
     seen: dict[bytes, int] = {}

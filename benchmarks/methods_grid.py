@@ -101,7 +101,15 @@ def _levels(budget: Budget, bits: int) -> Settings:
 
 def _named(name: str) -> Callable[[Budget, Any], Settings]:
     """`_rounds` for a method that trains in rounds on one of several structures."""
-    return lambda budget, value: {**budget.in_rounds(), "structure": name}
+    return lambda budget, value: {**budget.in_rounds(), "structure": name, "level_training": budget.training(0)}
+
+
+def _progressive(budget: Budget, density: float) -> Settings:
+    """Two steps of half the budget each: half of that in rounds, half for retraining."""
+    rounds, part = (3, budget.epochs // 2) if budget.epochs >= 30 else (2, budget.epochs // 2)
+    each = max(1, part // 2 // rounds)
+    admm = {"rounds": rounds, "training": budget.training(each), "rho": 1e-2, "growth": 1.5}
+    return {"densities": (density**0.5, density), "admm": admm, "training": budget.training(part - rounds * each)}
 
 
 _SHARES = (0.5, 0.25, 0.1, 0.05)
@@ -109,6 +117,7 @@ ROWS: dict[str, Row] = {
     DENSE: Row("magnitude", DIAGONAL, "density", (1.0,), (1.0,)),
     "polynomials": Row("polynomials", DIAGONAL, "degree", (2, 3), (3,), before=True),
     "magnitude": Row("magnitude", COLUMN, "density", _SHARES, (0.1, 0.02)),
+    "progressive": Row("progressive", COLUMN, "density", _SHARES, (0.1, 0.02), _progressive),
     "trace": Row("trace", COLUMN, "ratio", (0.25, 0.5, 0.75), (0.5, 0.75)),
     "diagonals": Row("diagonals", DIAGONAL, "density", _SHARES, (0.25, 0.1)),
     "diagrid": Row("diagrid", DIAGONAL, "target_share", (0.5, 0.35, 0.25), (0.35, 0.2)),
@@ -122,7 +131,7 @@ ROWS: dict[str, Row] = {
     "integers": Row("integers", COLUMN, "bits", (8, 4), (8, 4)),
     "levels": Row("levels", COLUMN, "bits", (8, 2, 1), (2, 1), _levels),
 }
-_NOT_A_SETTING = {"levels": "bits"}  # a value that `settings` has turned into others
+_NOT_A_SETTING = {"levels": "bits", "progressive": "density"}  # a value that `settings` has turned into others
 
 
 @dataclass(frozen=True)

@@ -91,14 +91,17 @@ class Bench:
             model = compress(None, candidate.recipe, quiet=True, data_directory=self.data, watcher=shared)
         except SecateurError as error:
             return {"made": False, "why": error.message, "wall_seconds": time.monotonic() - started}
-        record = {"made": True} | network_facts(model) | self._measured(model)
+        record = {"made": True} | network_facts(model) | self._measured(model, BUDGETS[candidate.network].no_column)
         return record | {"wall_seconds": time.monotonic() - started}
 
-    def _measured(self, model: CompressedModel) -> Record:
-        """Both packings: the price by the shipped table, and the time in turn with single operations."""
+    def _measured(self, model: CompressedModel, no_column: str = "") -> Record:
+        """Both packings, unless there is a reason against column: the price by the shipped table, and the time in turn with single operations."""
         plans: dict[str, Plan] = {}
         found: dict[str, Record] = {}
         for packing in PACKINGS:
+            if packing == COLUMN and no_column:
+                found[packing] = {"fits": False, "why": no_column}
+                continue
             try:
                 plans[packing] = planned(model, packing, self.table)
                 found[packing] = {"fits": True} | priced(plans[packing], self.table)

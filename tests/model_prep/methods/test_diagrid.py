@@ -1,0 +1,94 @@
+"""DiaGrid: the plan meets its budget, operations follow from the mask by hand, the network still answers encrypted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from he_runtime import CompressedModel, Plan, compile, price
+from he_runtime.cost import load_default
+from he_runtime.errors import ModelError
+from he_runtime.plan import Kind
+from he_runtime.reference import forward
+from model_prep import Recipe, compress
+from model_prep.data import load
+from model_prep.methods import METHODS, DiaGrid
+from model_prep.settings import Training
+from secateur.local import Local
+
+TABLE = "tenseal"
+SHARE = 0.65
+
+
+@pytest.fixture(scope="module")
+def model() -> CompressedModel:
+    step = {
+        "method": "diagrid",
+        "target_share": SHARE,
+        "backend": TABLE,
+        "training": {"epochs": 8, "learning_rate": 4e-3},
+    }
+    table = {
+        "name": "gridded",
+        "network": "digits-mlp",
+        "teacher": {"epochs": 15, "learning_rate": 5e-3},
+        "steps": [{"method": "quadratics", "training": {"epochs": 4, "learning_rate": 2e-3}}, step],
+    }
+    return compress(None, Recipe.from_dict(table), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def plan(model: CompressedModel) -> Plan:
+    return compile(model, table=load_default(TABLE))
+
+
+def test_the_plan_meets_its_budget(model: CompressedModel, plan: Plan) -> None:
+    report = model.metadata["steps"][1]
+    assert report["target_ms"] == pytest.approx(SHARE * report["dense_ms"])
+    planned = price(plan, load_default(TABLE)).latency_ms
+    assert planned == pytest.approx(report["planned_ms"], rel=0.05)
+    assert planned <= 1.03 * report["target_ms"]
+    assert model.metadata["accuracy"]["diagrid"] >= 0.9
+
+
+def test_products_are_the_diagonals_that_the_mask_leaves(model: CompressedModel, plan: Plan) -> None:
+    """A dense layer (m, n) has min(m, n) diagonals, padded to powers of two: (column - row) mod that."""
+    cells = {op.layer: len(op.cells) for op in plan.ops if op.kind is Kind.LINEAR_TRANSFORM}
+    for name, count in cells.items():
+        weight = np.asarray(model.arrays[f"{name}.weight"])
+        rows, columns = np.nonzero(weight)
+        modulus = min(1 << (side - 1).bit_length() for side in weight.shape)
+        longest = int(np.bincount(rows).max())
+        diagonals = len(np.unique((columns - rows) % modulus))
+        gathered = -(-longest * 64 // (plan.params.degree // 2))  # a gathered first layer: its rows' length in slots
+        staggered = {1} if name == "fc1" else set()  # all diagonals of a staggered 64 x 64 layer are one operand
+        assert count in {diagonals, gathered if name == "fc1" else diagonals, *staggered}, name
+    assert cells["fc2"] < 64
+
+
+def test_encrypted_answers_are_the_clear_ones(model: CompressedModel, plan: Plan) -> None:
+    local = Local(plan, TABLE)
+    x = load("digits").normalized("test")[:100].astype(np.float64)
+    wanted = forward(model, x)
+    got = np.stack([local.timed(image)[1] for image in x])
+    assert local.executor.counters == plan.counts_on(TABLE)
+    assert (got.argmax(1) == wanted.argmax(1)).sum() >= 99
+    assert np.abs(got - wanted).max() <= 1.5 * plan.error_bound
+
+
+def test_a_target_below_the_floor_is_refused_with_the_floor() -> None:
+    with pytest.raises(ModelError, match=r"cannot prune to 0.01 ms: .* need at least"):
+        compress(
+            None,
+            Recipe.from_dict(
+                {"name": "x", "network": "digits-mlp", "steps": [{"method": "diagrid", "target_ms": 0.01}]}
+            ),
+            load("digits").subset(200, 50),
+            quiet=True,
+        )
+
+
+def test_settings_are_checked_and_registered() -> None:
+    assert METHODS["diagrid"] is DiaGrid and DiaGrid.card.family == "pruning"
+    with pytest.raises(ModelError, match="target_share"):
+        DiaGrid(target_share=0.0, training=Training())

@@ -6,6 +6,7 @@ polynomials  activations to polynomials of chosen degrees, or to nothing
 magnitude    the largest weights of the whole network
 trace        whole channels, cut out of the network
 diagonals    whole generalized diagonals of the packing
+diagrid      grids of baby and giant steps within a latency budget
 gather_scatter    balanced patterns, gathered by the client; hidden layers: cyclic shifts
 block_lasso       pieces of rows or columns inside blocks, or whole blocks
 block_reweighted  rows and columns inside each block
@@ -24,6 +25,7 @@ from .block_lasso import ReweightedBlocks
 from .block_reweighted import BlockRowsColumns
 from .crossbar import CrossbarAdmm
 from .diagonals import DiagonalClasses
+from .diagrid import DiaGrid
 from .gather_scatter import GatherScatter
 from .integers import IntegerWeights
 from .magnitude import GlobalMagnitude
@@ -41,6 +43,7 @@ __all__ = [
     "Card",
     "ChosenDegrees",
     "CrossbarAdmm",
+    "DiaGrid",
     "DiagonalClasses",
     "GatherScatter",
     "GlobalMagnitude",

@@ -14,8 +14,8 @@ from torch import nn
 from he_runtime.model import CompressedModel, InputSpec
 from he_runtime.reference import calibrate, normalize
 
-from .capture import capture
-from .folding import fold
+from .capture.capture import capture
+from .folding.folding import fold
 
 __all__ = ["export"]
 

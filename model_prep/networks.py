@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from he_runtime.errors import ModelError, Reason
 
-from .herpn import HerPN
+from .polynomials.herpn import HerPN
 
 __all__ = ["NETWORKS", "NetworkSpec", "build"]
 

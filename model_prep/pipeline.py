@@ -18,13 +18,13 @@ from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.reference import calibrate, forward
 
-from .capture import capture
+from .capture.capture import capture
 from .data import Dataset, load
-from .folding import fold_affine
+from .folding.folding import fold_affine
 from .graph import Graph
 from .methods import Method, Quadratics
 from .networks import build
-from .ranges import monitor, settle_ranges
+from .polynomials.ranges import monitor, settle_ranges
 from .recipe import Recipe
 from .stage import Stage
 from .train import accuracy, fit

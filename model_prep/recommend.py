@@ -23,7 +23,7 @@ from .constraints import Constraints, Cost, cost_of, unmet
 from .graph import Graph, weight_keys
 from .methods import METHODS
 from .networks import NETWORKS
-from .packing import packed_classes
+from .packing.packing import packed_classes
 from .recipe import Recipe
 from .reference_models import random_reference
 

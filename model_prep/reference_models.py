@@ -8,11 +8,11 @@ import torch
 from he_runtime.model import CompressedModel
 from he_runtime.reference import calibrate
 
-from .capture import capture
+from .capture.capture import capture
 from .data import load
-from .folding import fold
+from .folding.folding import fold
 from .networks import NETWORKS, build
-from .polynomial import replace_activations
+from .polynomials.polynomial import replace_activations
 
 __all__ = ["random_reference"]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, InputSpec
 
-from .folding import fold
+from .folding.folding import fold
 from .graph import Graph
 from .masks import Mask
 from .quantizers import Quantizer

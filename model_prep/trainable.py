@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from he_runtime.model import Node
 
-from .activations import ACTIVATIONS
 from .graph import ACTIVATION, Graph, weight_keys
+from .polynomials.activations import ACTIVATIONS
 
 __all__ = ["Site", "TrainableGraph", "Transform", "on_interval", "straight_through"]
 

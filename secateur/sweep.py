@@ -85,7 +85,7 @@ def sweep(
 
 def _points(packing: list[str] | None, pattern: list[str] | None, sparsity: list[float] | None) -> list[Point]:
     from he_runtime.errors import InputError
-    from model_prep.patterns import PATTERNS
+    from model_prep.packing.patterns import PATTERNS
 
     packings, patterns, sparsities = packing or PACKINGS, pattern or PATTERNS, sparsity or SPARSITIES
     for what, chosen, known in (("packing", packings, PACKINGS), ("pattern", patterns, PATTERNS)):
@@ -173,7 +173,7 @@ def _progress(total: int, timer: Timer) -> Iterator[Any]:
 def _circumstances(model: CompressedModel, backend: str, timer: Timer, points: list[Point]) -> dict[str, Any]:
     import datetime
 
-    from model_prep.patterns import PATTERNS
+    from model_prep.packing.patterns import PATTERNS
 
     used = {point.pattern for point in points}
     return {

@@ -95,7 +95,7 @@ class Study:
     def sparse(self, point: Point) -> CompressedModel:
         """The network of a point; the last one is kept."""
         from he_runtime.cost import load_default
-        from model_prep.patterns import sparsify
+        from model_prep.packing.patterns import sparsify
 
         if point.pattern == DENSE:
             return self.model
@@ -225,7 +225,7 @@ def model_facts(model: CompressedModel) -> dict[str, Any]:
     """What a record says of a sparse network."""
     import numpy as np
 
-    from model_prep.lines import weight_keys
+    from model_prep.packing.lines import weight_keys
 
     weights = [model.arrays[key] for key in weight_keys(model)]
     nonzeros, size = sum(int(np.count_nonzero(w)) for w in weights), sum(w.size for w in weights)

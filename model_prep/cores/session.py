@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from he_runtime.errors import ModelError
 
 from ..masks import Bools, Mask
-from ..polynomial import constrain
+from ..polynomials.polynomial import constrain
 from ..settings import Training
 from ..train import Hooks, fit
 from ..trainable import TrainableGraph

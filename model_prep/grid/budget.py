@@ -22,7 +22,7 @@ from he_runtime.lower.levels import stage_levels
 from he_runtime.model import CompressedModel
 
 from ..graph import weight_keys
-from ..packing import packed_weights
+from ..packing.packing import packed_weights
 from .layer import Choice, GridLayer, GridPath, grid_layer
 from .rows import Fixed, RowLayer, row_layer
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from he_runtime.lower.costs import Costs
 from he_runtime.plan import Kind
 
-from ..packing import PackedWeights
+from ..packing.packing import PackedWeights
 
 __all__ = ["Choice", "GridLayer", "GridPath", "grid_layer", "loss_of"]
 

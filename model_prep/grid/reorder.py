@@ -11,7 +11,7 @@ import torch
 
 from he_runtime.model import InputSpec
 
-from ..permutation import Reordering, reordering
+from ..channels.permutation import Reordering, reordering
 from ..trainable import TrainableGraph
 from .budget import Budget
 

@@ -1,4 +1,4 @@
-"""Whole generalized diagonals of the planner's own packing, the strongest of each layer (model_prep.diagonals)."""
+"""Whole generalized diagonals of the planner's own packing, the strongest of each layer (model_prep.packing.diagonals)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from he_runtime.errors import ModelError
 
 from ..cores.masked import gradual
 from ..cores.session import weights
-from ..diagonals import diagonal_mask
 from ..graph import weight_keys
 from ..masks import Mask
-from ..packing import packed_classes, planned_degree
+from ..packing.diagonals import diagonal_mask
+from ..packing.packing import packed_classes, planned_degree
 from ..settings import Training, require
 from ..stage import Stage
 from .method import Card, Method, register

@@ -22,12 +22,12 @@ from he_runtime.cost import CostTable, load_default, price
 from he_runtime.plan import Plan
 from he_runtime.reference import calibrate
 
+from ..channels.fisher import diagonal_fisher
 from ..cores.admm import Admm, admm
 from ..cores.masked import gradual
 from ..cores.reweighted import Reweighted, reweighted
 from ..cores.session import weights
-from ..fisher import diagonal_fisher
-from ..folding import fold
+from ..folding.folding import fold
 from ..grid.budget import Budget, budget_of
 from ..grid.reorder import moved_net, reordering_for
 from ..grid.towards import budget_projections, grid_groupings

@@ -21,7 +21,7 @@ from ..cores.masked import gradual
 from ..cores.session import weights
 from ..graph import Graph, weight_keys
 from ..masks import Mask
-from ..packing import packed_classes, planned_degree
+from ..packing.packing import packed_classes, planned_degree
 from ..settings import Training, require
 from ..stage import Stage
 from ..structures import Balanced, Bools, Diagonals, Floats, Layer, Structure, Weights, gather_cycles

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from he_runtime.chebyshev import MAX_DEGREE
 from he_runtime.errors import ModelError
 
-from ..approximation import replace_progressively
-from ..degrees import DEGREES, choose_degrees, measure_losses, measure_ms, planned_levels
 from ..graph import LINEAR_OPS, Graph
-from ..merging import planned_ms, simplified
-from ..polynomial import constrain
+from ..polynomials.approximation import replace_progressively
+from ..polynomials.degrees import DEGREES, choose_degrees, measure_losses, measure_ms, planned_levels
+from ..polynomials.merging import planned_ms, simplified
+from ..polynomials.polynomial import constrain
 from ..settings import require
 from ..stage import Stage
 from ..train import Hooks

@@ -1,4 +1,4 @@
-"""Activations to learned quadratics, mixed in slowly and distilled (model_prep.polynomial)."""
+"""Activations to learned quadratics, mixed in slowly and distilled (model_prep.polynomials.polynomial)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..approximation import replace_sites
 from ..graph import Graph
-from ..polynomial import constrain, range_penalty
+from ..polynomials.approximation import replace_sites
+from ..polynomials.polynomial import constrain, range_penalty
 from ..settings import Training, require
 from ..stage import Stage
 from ..train import Hooks

@@ -19,13 +19,13 @@ import numpy as np
 
 from he_runtime.errors import ModelError
 
+from ..channels.hessian import Probing, Traces, channel_sensitivity, channel_traces
+from ..channels.selection import select_channels
+from ..channels.slimming import kept_weights, removable, resolve, slim_net
 from ..cores.session import core_hooks, masks_of
 from ..graph import weight_keys
-from ..hessian import Probing, Traces, channel_sensitivity, channel_traces
 from ..masks import Bools, Mask
-from ..selection import select_channels
 from ..settings import Training, require
-from ..slimming import kept_weights, removable, resolve, slim_net
 from ..stage import Stage
 from .method import Card, Method, register
 

@@ -23,7 +23,7 @@ from ..cores.reweighted import Reweighted, reweighted
 from ..cores.session import Floats, Projection, masks_of, need, weights
 from ..graph import weight_keys
 from ..masks import Bools, Mask
-from ..packing import packed_classes, planned_degree
+from ..packing.packing import packed_classes, planned_degree
 from ..quantizers import AlphaQ
 from ..settings import Training, require
 from ..stage import Stage

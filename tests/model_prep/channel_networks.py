@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model_prep.capture import capture
+from model_prep.capture.capture import capture
 from model_prep.graph import Graph
 
 __all__ = ["NETWORKS", "SHAPE", "Depthwise", "Gated", "Plain", "Residual", "network"]

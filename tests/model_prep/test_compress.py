@@ -17,7 +17,7 @@ from model_prep import Recipe, compress
 from model_prep.data import Dataset, load
 from model_prep.graph import Graph
 from model_prep.methods import DiagonalClasses, diagonals
-from model_prep.packing import packed_classes
+from model_prep.packing.packing import packed_classes
 
 TRAINING = {"epochs": 6, "learning_rate": 4e-3}
 BASE = {"name": "tiny", "teacher": {"epochs": 12, "learning_rate": 5e-3}}

@@ -13,9 +13,9 @@ from he_runtime.compile import lower
 from he_runtime.cost import load_default
 from he_runtime.model import CompressedModel, Node
 from model_prep import export
-from model_prep.diagonals import contiguous_positions, diagonal_classes, diagonal_mask, set_ids
 from model_prep.graph import Graph
-from model_prep.packing import packed_classes
+from model_prep.packing.diagonals import contiguous_positions, diagonal_classes, diagonal_mask, set_ids
+from model_prep.packing.packing import packed_classes
 from model_prep.reference_models import random_reference
 
 SEAL = load_default("tenseal")  # where products cost enough that a packing always follows their number

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 
 from he_runtime.errors import ModelError
 from he_runtime.model import Node
-from model_prep.capture import capture
+from model_prep.capture.capture import capture
+from model_prep.channels.fisher import diagonal_fisher
 from model_prep.data import load
-from model_prep.fisher import diagonal_fisher
 from model_prep.graph import Graph
 from model_prep.networks import build
-from model_prep.polynomial import replace_activations
+from model_prep.polynomials.polynomial import replace_activations
 from model_prep.trainable import TrainableGraph, straight_through
 
 
@@ -66,7 +66,7 @@ def test_it_sees_quadratics_masks_and_roundings(graph: Graph, digits: tuple[np.n
 def test_chunks_add_up(graph: Graph, digits: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
     net = TrainableGraph(graph)
     whole = diagonal_fisher(net, *digits)
-    monkeypatch.setattr("model_prep.fisher._CHUNK_ENTRIES", 7 * sum(w.size for w in whole.values()))
+    monkeypatch.setattr("model_prep.channels.fisher._CHUNK_ENTRIES", 7 * sum(w.size for w in whole.values()))
     parts = diagonal_fisher(net, *digits)
     assert all(np.allclose(parts[key], whole[key], rtol=1e-4, atol=1e-9) for key in whole)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 from he_runtime.reference import calibrate, forward
-from model_prep.folding import fold
+from model_prep.folding.folding import fold
 from model_prep.graph import Graph
 from model_prep.quantize import quantize_model
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from he_runtime.errors import ModelError
 from he_runtime.model import Node
-from model_prep.capture import capture
+from model_prep.capture.capture import capture
+from model_prep.channels.hessian import Probing, channel_sensitivity, channel_traces, hutchinson
+from model_prep.channels.selection import select_channels
+from model_prep.channels.slimming import removable
 from model_prep.data import load
 from model_prep.graph import Graph
-from model_prep.hessian import Probing, channel_sensitivity, channel_traces, hutchinson
 from model_prep.networks import build
-from model_prep.selection import select_channels
 from model_prep.settings import Training
-from model_prep.slimming import removable
 from model_prep.train import fit
 from model_prep.trainable import TrainableGraph
 

@@ -12,10 +12,10 @@ from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 from he_runtime.plan.counts import leaf_totals
 from he_runtime.reference import calibrate, forward
+from model_prep.channels.permutation import permuted
 from model_prep.graph import weight_keys
-from model_prep.lines import packed_lines
-from model_prep.patterns import PATTERNS, kept_counts, sparsify
-from model_prep.permutation import permuted
+from model_prep.packing.lines import packed_lines
+from model_prep.packing.patterns import PATTERNS, kept_counts, sparsify
 from model_prep.reference_models import random_reference
 
 SEAL = load_default("tenseal")  # a back end without a fused transform: every rotation counts the same

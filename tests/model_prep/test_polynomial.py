@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model_prep.activations import ACTIVATIONS, evaluate
-from model_prep.capture import capture
-from model_prep.polynomial import (
+from model_prep.capture.capture import capture
+from model_prep.polynomials.activations import ACTIVATIONS, evaluate
+from model_prep.polynomials.polynomial import (
     MAX_CENTER,
     MIN_CURVATURE,
     constrain,

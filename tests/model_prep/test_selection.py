@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from he_runtime.errors import ModelError
-from model_prep.selection import select_channels
+from model_prep.channels.selection import select_channels
 
 
 def test_the_lowest_scores_go_wherever_they_are() -> None:

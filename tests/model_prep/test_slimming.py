@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from he_runtime.errors import ModelError, Reason
 from he_runtime.model import InputSpec, Node
 from he_runtime.reference import forward
-from model_prep.capture import capture
+from model_prep.capture.capture import capture
+from model_prep.channels.slimming import kept_weights, removable, resolve, slim, slim_net
 from model_prep.graph import Graph, weight_keys
 from model_prep.masks import Bools
 from model_prep.networks import build
-from model_prep.polynomial import replace_activations
-from model_prep.slimming import kept_weights, removable, resolve, slim, slim_net
+from model_prep.polynomials.polynomial import replace_activations
 from model_prep.trainable import TrainableGraph
 from tests.model_prep.channel_networks import NETWORKS, SHAPE, Depthwise, Gated, Plain, Residual, network
 

@@ -14,8 +14,8 @@ from he_runtime.errors import ModelError, Reason
 from he_runtime.model import InputSpec
 from he_runtime.reference import forward
 from model_prep import export
-from model_prep.capture import capture
-from model_prep.folding import fold
+from model_prep.capture.capture import capture
+from model_prep.folding.folding import fold
 
 
 class Square(nn.Module):

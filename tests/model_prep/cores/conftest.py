@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from model_prep.capture import capture
+from model_prep.capture.capture import capture
 from model_prep.cores.session import SimpleSession
 from model_prep.data import load
-from model_prep.folding import fold_affine
+from model_prep.folding.folding import fold_affine
 from model_prep.graph import Graph
 from model_prep.networks import build
 from model_prep.settings import Training

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model_prep.capture import capture
+from model_prep.capture.capture import capture
 from model_prep.cores.admm import Admm, admm
 from model_prep.cores.masked import retrain
 from model_prep.cores.reweighted import Reweighted, reweighted
 from model_prep.cores.session import SimpleSession, weights
-from model_prep.folding import fold_affine
+from model_prep.folding.folding import fold_affine
 from model_prep.masks import Mask
 from model_prep.networks import build
 from model_prep.settings import Training

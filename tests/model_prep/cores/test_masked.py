@@ -13,7 +13,7 @@ from model_prep.cores.masked import gradual, reached_share, retrain
 from model_prep.cores.session import SimpleSession, set_masks, weights
 from model_prep.graph import Graph
 from model_prep.masks import Mask, magnitude_mask, scheduled_density
-from model_prep.polynomial import MAX_CENTER, MIN_CURVATURE, replace_activations
+from model_prep.polynomials.polynomial import MAX_CENTER, MIN_CURVATURE, replace_activations
 from model_prep.settings import Training
 from model_prep.trainable import TrainableGraph
 

@@ -19,7 +19,7 @@ from model_prep import Recipe, compress
 from model_prep.data import Dataset, load
 from model_prep.graph import Graph, weight_keys
 from model_prep.methods import GatherScatter
-from model_prep.packing import packed_classes
+from model_prep.packing.packing import packed_classes
 from model_prep.structures import Balanced, Layer, Weights, decode_gather, encode_gather, gather_cycles, peel
 from tests.model_prep.methods.block_checks import assert_encrypted_equals_clear
 

@@ -14,8 +14,8 @@ from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.reference import forward
 from model_prep import Recipe, compress
+from model_prep.channels.hessian import Traces
 from model_prep.data import Dataset, load
-from model_prep.hessian import Traces
 from model_prep.methods import METHODS, TracePruning, trace
 from model_prep.trainable import TrainableGraph
 from tests.model_prep.channel_networks import Residual

@@ -20,7 +20,7 @@ from model_prep import Recipe, compress
 from model_prep.data import Dataset, load
 from model_prep.graph import Graph
 from model_prep.methods import Unified
-from model_prep.packing import packed_classes
+from model_prep.packing.packing import packed_classes
 from tests.model_prep.methods.column_packing import counted, planned, run_encrypted
 
 SHORT = {"training": {"epochs": 2, "learning_rate": 3e-3}, "retraining": {"epochs": 5, "learning_rate": 3e-3}}

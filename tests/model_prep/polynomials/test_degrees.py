@@ -16,12 +16,12 @@ from he_runtime import Plan, compile
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, InputSpec
 from he_runtime.reference import calibrate
-from model_prep.approximation import replace_sites
-from model_prep.capture import capture
-from model_prep.degrees import DEGREES, choose_degrees, measure_losses, measure_ms, planned_levels
-from model_prep.folding import fold, fold_affine
+from model_prep.capture.capture import capture
+from model_prep.folding.folding import fold, fold_affine
 from model_prep.graph import Graph
-from model_prep.merging import merge_linear
+from model_prep.polynomials.approximation import replace_sites
+from model_prep.polynomials.degrees import DEGREES, choose_degrees, measure_losses, measure_ms, planned_levels
+from model_prep.polynomials.merging import merge_linear
 
 
 class Chain(nn.Module):

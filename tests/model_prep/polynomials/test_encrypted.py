@@ -12,10 +12,10 @@ from he_runtime.backends.tenseal_secret import SecretKey
 from he_runtime.model import InputSpec
 from he_runtime.reference import calibrate, forward
 from he_runtime.ring import EvaluationKeys
-from model_prep.approximation import replace_sites
-from model_prep.capture import capture
-from model_prep.folding import fold
-from model_prep.ranges import monitor, settle_ranges
+from model_prep.capture.capture import capture
+from model_prep.folding.folding import fold
+from model_prep.polynomials.approximation import replace_sites
+from model_prep.polynomials.ranges import monitor, settle_ranges
 from model_prep.trainable import TrainableGraph
 
 

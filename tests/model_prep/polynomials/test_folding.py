@@ -7,7 +7,7 @@ import pytest
 
 from he_runtime.model import InputSpec, Node
 from he_runtime.reference import forward
-from model_prep.folding import fold
+from model_prep.folding.folding import fold
 from model_prep.graph import Graph
 
 

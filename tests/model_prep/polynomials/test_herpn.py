@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from he_runtime import compile
 from he_runtime.reference import forward
 from model_prep import Recipe, compress, export
-from model_prep.capture import capture
-from model_prep.herpn import HerPN
+from model_prep.capture.capture import capture
+from model_prep.polynomials.herpn import HerPN
 
 
 class Net(nn.Module):

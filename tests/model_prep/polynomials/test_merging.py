@@ -11,9 +11,9 @@ from torch import nn
 
 from he_runtime.model import InputSpec, Node
 from he_runtime.reference import forward
-from model_prep.capture import capture
+from model_prep.capture.capture import capture
 from model_prep.graph import Graph
-from model_prep.merging import merge_linear, planned_ms
+from model_prep.polynomials.merging import merge_linear, planned_ms
 
 
 def captured(module: nn.Module, shape: tuple[int, ...]) -> tuple[Graph, np.ndarray]:

@@ -8,7 +8,7 @@ import pytest
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 from he_runtime.reference import forward
-from model_prep.ranges import count_outside, monitor, record_ranges, settle_ranges
+from model_prep.polynomials.ranges import count_outside, monitor, record_ranges, settle_ranges
 
 RNG = np.random.default_rng(0)
 

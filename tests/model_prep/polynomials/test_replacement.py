@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from he_runtime.errors import ModelError
 from he_runtime.model import InputSpec
 from he_runtime.reference import forward
-from model_prep.activations import ACTIVATIONS, evaluate
-from model_prep.approximation import fit_chebyshev, fit_line, replace_progressively, replace_sites
-from model_prep.capture import capture
-from model_prep.folding import fold
+from model_prep.capture.capture import capture
+from model_prep.folding.folding import fold
 from model_prep.graph import Graph
-from model_prep.merging import simplified
-from model_prep.polynomial import constrain, range_penalty
+from model_prep.polynomials.activations import ACTIVATIONS, evaluate
+from model_prep.polynomials.approximation import fit_chebyshev, fit_line, replace_progressively, replace_sites
+from model_prep.polynomials.merging import simplified
+from model_prep.polynomials.polynomial import constrain, range_penalty
 from model_prep.settings import Training
 from model_prep.train import Hooks, fit
 from model_prep.trainable import TrainableGraph

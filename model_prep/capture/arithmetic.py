@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .capture_values import Call, Constant, Floats, Poly, Unsupported
+from .values import Call, Constant, Floats, Poly, Unsupported
 
 __all__ = ["add", "affine", "div", "mul", "neg", "power", "rsub", "square"]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from he_runtime.chebyshev import interval
 from he_runtime.model import Node
 
-from .graph import Graph
+from ..graph import Graph
 
 __all__ = ["full", "per_channel", "push"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from he_runtime.errors import ModelError
 
-from .trainable import TrainableGraph, Transform
+from ..trainable import TrainableGraph, Transform
 
 __all__ = ["PRECISIONS", "Probing", "Traces", "channel_sensitivity", "channel_traces", "hutchinson"]
 

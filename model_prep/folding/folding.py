@@ -4,8 +4,8 @@ A quadratic a*x^2 + b*x + c with a != 0 is sgn(a) * (sqrt|a| * (x + b/2a))^2 + (
 ckks-compression.md, section D). The inner scale and shift go into the layer before, the sign and the constant into the
 layers after, and what is left is one square: one product and one rescale, no plaintext.
 
-Two primitives do the work. `push` (folding_push.py) absorbs "this value is scale*v + shift" into everything that reads
-it; `pull` (folding_pull.py) makes a value's producers compute scale*v + shift. Both return None where that is not exact
+Two primitives do the work. `push` (push.py) absorbs "this value is scale*v + shift" into everything that reads
+it; `pull` (pull.py) makes a value's producers compute scale*v + shift. Both return None where that is not exact
 (a constant before a zero-padded convolution, a value that something else reads too), and then the caller leaves the
 graph as it was.
 """
@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from he_runtime.model import Node
 
-from .folding_pull import only_reader, pull
-from .folding_push import full, push
-from .graph import Graph
+from ..graph import Graph
+from .pull import only_reader, pull
+from .push import full, push
 
 __all__ = ["fold", "fold_affine", "fold_quadratics"]
 

@@ -21,10 +21,10 @@ from he_runtime.chebyshev import MAX_DEGREE
 from he_runtime.errors import ModelError
 from he_runtime.model import Node
 
+from ..graph import Graph
+from ..trainable import Site, TrainableGraph
 from .activations import evaluate
-from .graph import Graph
 from .polynomial import MIN_STD, RANGE_MARGIN, quadratic_site
-from .trainable import Site, TrainableGraph
 
 __all__ = ["Train", "fit_chebyshev", "fit_line", "replace_progressively", "replace_sites"]
 

@@ -12,7 +12,7 @@ import torch
 
 from he_runtime.model import Node
 
-from .graph import Array
+from ..graph import Array
 
 __all__ = ["Builder", "Call", "Constant", "Floats", "Poly", "Unsupported"]
 

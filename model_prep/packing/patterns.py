@@ -20,11 +20,11 @@ from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.reference import SAMPLES, calibrate
 
+from ..channels.permutation import permuted
+from ..graph import weight_keys
+from ..masks import Bools, Mask
 from .diagonals import Ints
-from .graph import weight_keys
 from .lines import Lines, packed_lines
-from .masks import Bools, Mask
-from .permutation import permuted
 
 __all__ = ["PATTERNS", "kept_counts", "pattern_mask", "sparsify"]
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from he_runtime.model import CompressedModel, Node
 
-from .masks import Bools, Mask
+from ..masks import Bools, Mask
 
 __all__ = [
     "Ints",

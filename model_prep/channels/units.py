@@ -16,8 +16,8 @@ import numpy.typing as npt
 from he_runtime.errors import ModelError, Reason
 from he_runtime.model import Node
 
-from .graph import ACTIVATION, Graph
-from .masks import Bools
+from ..graph import ACTIVATION, Graph
+from ..masks import Bools
 
 __all__ = ["ChannelUnits"]
 

@@ -17,7 +17,7 @@ from he_runtime.lower.polynomial import depth
 from he_runtime.lower.stage_types import MultiplyStage, QuadraticStage
 from he_runtime.model import Node
 
-from .graph import Graph
+from ..graph import Graph
 
 __all__ = ["Table", "degree_levels", "fixed_levels", "least_losses"]
 

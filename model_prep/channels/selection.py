@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from he_runtime.errors import ModelError
 
-from .masks import Bools
+from ..masks import Bools
 
 __all__ = ["LAYER_LIMIT", "select_channels"]
 

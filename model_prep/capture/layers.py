@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .capture_arithmetic import affine
-from .capture_values import Call, Constant, Floats, Poly, Unsupported
+from .arithmetic import affine
+from .values import Call, Constant, Floats, Poly, Unsupported
 
 __all__ = [
     "adaptive_avg_pool2d",

@@ -18,9 +18,9 @@ from scipy.optimize import linear_sum_assignment
 
 from he_runtime.model import CompressedModel, Node
 
-from .diagonals import Ints
-from .graph import LINEAR_OPS
-from .masks import Bools
+from ..graph import LINEAR_OPS
+from ..masks import Bools
+from ..packing.diagonals import Ints
 
 __all__ = ["Reordering", "permuted", "reordering"]
 

@@ -25,9 +25,9 @@ from he_runtime.lower.stages import LinearStage, build_stages
 from he_runtime.model import CompressedModel, InputSpec
 from he_runtime.reference import calibrate
 
+from ..folding.folding import fold
+from ..graph import LINEAR_OPS, Graph, weight_keys
 from .diagonals import Ints, contiguous_classes, set_ids
-from .folding import fold
-from .graph import LINEAR_OPS, Graph, weight_keys
 
 __all__ = ["PackedWeights", "packed_classes", "packed_weights", "planned_degree"]
 

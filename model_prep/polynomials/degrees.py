@@ -23,11 +23,11 @@ from he_runtime.lower.levels import stage_levels
 from he_runtime.lower.stages import build_stages
 from he_runtime.model import InputSpec
 
+from ..graph import ACTIVATION, Graph
+from ..trainable import TrainableGraph
 from .approximation import replace_sites
-from .graph import ACTIVATION, Graph
 from .level_tables import degree_levels, fixed_levels, least_losses
 from .merging import planned_ms
-from .trainable import TrainableGraph
 
 __all__ = ["DEGREES", "Choice", "Selection", "choose_degrees", "measure_losses", "measure_ms", "planned_levels"]
 

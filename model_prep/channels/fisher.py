@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, vmap
 
 from he_runtime.errors import ModelError
 
-from .trainable import TrainableGraph
+from ..trainable import TrainableGraph
 
 __all__ = ["diagonal_fisher"]
 

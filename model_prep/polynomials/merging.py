@@ -26,10 +26,10 @@ from he_runtime.lower.conv2d import conv2d_map
 from he_runtime.model import InputSpec, Node
 from he_runtime.reference import calibrate
 
-from .folding import fold, fold_affine
-from .graph import LINEAR_OPS, Graph
+from ..folding.folding import fold, fold_affine
+from ..graph import LINEAR_OPS, Graph
+from ..trainable import Site, TrainableGraph
 from .polynomial import MIN_STD, RANGE_MARGIN
-from .trainable import Site, TrainableGraph
 
 __all__ = ["merge_linear", "planned_ms", "simplified"]
 

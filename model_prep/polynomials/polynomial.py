@@ -20,9 +20,9 @@ import torch
 
 from he_runtime.model import Node
 
+from ..graph import Graph
+from ..trainable import Site, TrainableGraph, on_interval
 from .activations import evaluate
-from .graph import Graph
-from .trainable import Site, TrainableGraph, on_interval
 
 __all__ = [
     "MAX_CENTER",

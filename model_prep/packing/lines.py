@@ -15,8 +15,8 @@ from he_runtime.lower.diagonals import DiagonalSet
 from he_runtime.lower.split import Split
 from he_runtime.model import CompressedModel
 
+from ..graph import weight_keys
 from .diagonals import Ints, contiguous_classes
-from .graph import weight_keys
 from .packing import PackedWeights, packed_weights
 
 __all__ = ["Lines", "packed_lines", "weight_keys"]

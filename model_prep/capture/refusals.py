@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .capture_values import Unsupported
+from .values import Unsupported
 
 __all__ = ["refusal"]
 

@@ -1,6 +1,6 @@
 """Physical removal of channels: a network of fewer channels, not one of more zeros (EHAP, arXiv 2306.07030, step 4).
 
-Rows and bias of the layer, coefficients per channel after it and the columns of its readers go; channel_units.py says
+Rows and bias of the layer, coefficients per channel after it and the columns of its readers go; units.py says
 which must go together. Removed means zero everywhere: the constant that a shift or an activation would have made of a
 zero goes too. The slim network computes exactly what the network computes whose removed channels read zero in front of
 every linear layer.
@@ -18,10 +18,10 @@ import torch
 
 from he_runtime.model import Node
 
-from .channel_units import ChannelUnits
-from .graph import Graph, weight_keys
-from .masks import Bools
-from .trainable import Site, TrainableGraph
+from ..graph import Graph, weight_keys
+from ..masks import Bools
+from ..trainable import Site, TrainableGraph
+from .units import ChannelUnits
 
 __all__ = ["kept_weights", "removable", "resolve", "slim", "slim_net"]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import capture_arithmetic as arithmetic
-from . import capture_layers as layers
-from .capture_values import Call, Poly, Unsupported
-from .graph import ACTIVATION
+from ..graph import ACTIVATION
+from . import arithmetic, layers
+from .values import Call, Poly, Unsupported
 
 __all__ = ["HANDLERS", "SUPPORTED"]
 

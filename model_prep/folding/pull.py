@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from he_runtime.model import Node
 
-from .folding_push import full, per_channel
-from .graph import LINEAR_OPS, Graph
+from ..graph import LINEAR_OPS, Graph
+from .push import full, per_channel
 
 __all__ = ["only_reader", "pull"]
 

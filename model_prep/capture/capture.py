@@ -17,11 +17,11 @@ from torch.export.graph_signature import OutputKind
 
 from he_runtime.errors import ModelError
 
-from .capture_ops import HANDLERS, SUPPORTED
-from .capture_refusals import refusal
-from .capture_trace import source_line, trace, unsupported
-from .capture_values import Builder, Call, Constant, Poly, Unsupported
-from .graph import Graph
+from ..graph import Graph
+from .ops import HANDLERS, SUPPORTED
+from .refusals import refusal
+from .trace import source_line, trace, unsupported
+from .values import Builder, Call, Constant, Poly, Unsupported
 
 __all__ = ["capture"]
 

@@ -61,10 +61,19 @@ class Budget:
         ModelError, with the floor, for a target below it.
         """
         self.need(target_ms)
+        return min(self.ends(energy, target_ms), key=lambda end: sum(choice.lost for choice in end.values()))
+
+    def ends(self, energy: Mapping[str, Floats], target_ms: float) -> list[dict[str, Choice]]:
+        """Where every way leads that comes within the target: one for each length of rows, and one for the grid."""
         ways = product(*([(o, k) for o in several for k in range(o.ways)] for several in self.options.values()))
         ends = [self._descend(way, energy, target_ms) for way in ways]
-        within = [end for end in ends if self.total_ms(end) <= target_ms]
-        return min(within, key=lambda end: sum(choice.lost for choice in end.values()))
+        return [end for end in ends if self.total_ms(end) <= target_ms]
+
+    def at_least(self, chosen: Mapping[str, Choice], *, exactly: bool = False) -> Budget:
+        """Only the ways on which each layer has the kind that was chosen for it, and rows no shorter (or just as long)."""
+        return replace(
+            self, options={key: [_narrowed(several, chosen[key], exactly)] for key, several in self.options.items()}
+        )
 
     def _descend(
         self, way: Sequence[tuple[Option, int]], energy: Mapping[str, Floats], target_ms: float
@@ -85,6 +94,15 @@ class Budget:
     def corrected(self, planned_ms: float, modelled_ms: float) -> Budget:
         """With the difference between a plan's price and this model's put into what is fixed."""
         return replace(self, fixed_ms=self.fixed_ms + planned_ms - modelled_ms)
+
+
+def _narrowed(several: Sequence[Option], chosen: Choice, exactly: bool) -> Option:
+    for option in several:
+        if isinstance(option, RowLayer) and (length := option.length_of(chosen.keep)):
+            last = option.lengths.index(length) + 1 if exactly else len(option.lengths)
+            kept = slice(option.lengths.index(length), last)
+            return RowLayer(option.lengths[kept], option.ms[kept])
+    return next(option for option in several if isinstance(option, GridLayer))
 
 
 def budget_of(

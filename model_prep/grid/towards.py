@@ -35,9 +35,7 @@ def grid_groupings(budget: Budget, chosen: Mapping[str, Choice]) -> dict[str, li
 
 
 def _is_row_choice(budget: Budget, key: str, choice: Choice) -> bool:
-    lengths = {n for o in budget.options[key] if isinstance(o, RowLayer) for n in o.lengths}
-    rows = choice.keep.reshape(len(choice.keep), -1).sum(axis=1)
-    return bool(lengths) and bool((rows == rows[0]).all()) and int(rows[0]) in lengths
+    return any(isinstance(o, RowLayer) and o.length_of(choice.keep) for o in budget.options[key])
 
 
 def _groupings(grid: GridLayer) -> list[Grouping]:

@@ -31,6 +31,7 @@ from ..folding.folding import fold
 from ..grid.budget import Budget, budget_of
 from ..grid.reorder import moved_net, reordering_for
 from ..grid.towards import budget_projections, grid_groupings
+from ..grid.trial import best_by_trial
 from ..masks import Bools, Mask
 from ..settings import Training, require
 from ..stage import Stage
@@ -58,9 +59,10 @@ class DiaGrid(Method):
 
     Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part
     `ramp` of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher
-    information is taken over; 0 ranks by squared weights alone. In each of `rounds` channels are reordered and the budget
-    goes down part of the way. Raises ModelError for a target below the floor of the
-    network's shape.
+    information is taken over; 0 ranks by squared weights alone. Where a first layer may be gathered, the `trials` best
+    divisions of the budget are each trained by `trial`, and the best goes on. `reweighting` and `admm`, off by default, train
+    towards a grid before the descent. In each of `rounds` channels are reordered and the budget goes down part of the way.
+    Raises ModelError for a target below the floor of the network's shape.
     """
 
     target_ms: float = 0.0
@@ -75,6 +77,8 @@ class DiaGrid(Method):
     admm: Training = field(default_factory=Training)
     admm_rounds: int = 4
     rho: float = 1e-2
+    trials: int = 6
+    trial: Training = field(default_factory=lambda: Training(epochs=2, learning_rate=2e-3))
     rounds: int = 1
     ramp: float = 0.4
     training: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=2e-3))
@@ -103,16 +107,31 @@ class DiaGrid(Method):
             budget = pricing.corrected(budget, _energy(stage, fisher), now)
             if turn == 0:
                 self._towards(stage, budget, fisher, now)
-            mask = self._descend(stage, budget, fisher, (before, now))
+            wide, budget = self._divided(stage, budget, fisher, now)
+            mask = self._descend(stage, (wide, budget), fisher, (before, now))
         assert mask is not None
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep), degree=degree)
 
-    def _descend(self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], way: tuple[float, float]) -> Mask:
+    def _divided(
+        self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float
+    ) -> tuple[Budget, Budget]:
+        """Budgets for the way down and for its end, once trials have chosen how the layers divide the target."""
+        ends = budget.ends(_energy(stage, fisher), target)
+        if len(ends) < 2 or not (self.trial.epochs and self.trials):
+            return budget, budget
+        best, losses = best_by_trial(stage, ends, self.trials, self.trial)
+        stage.report(trial_losses=[round(loss, 4) for loss in losses])
+        return budget.at_least(best), budget.at_least(best, exactly=True)
+
+    def _descend(
+        self, stage: Stage, budgets: tuple[Budget, Budget], fisher: Mapping[str, Floats], way: tuple[float, float]
+    ) -> Mask:
         """Train while the budget falls from the first of `way` to the second, in equal ratios; then retrain."""
         start, target = way
 
         def choose(share: float) -> Mask:
+            budget = budgets[0] if share < 1 else budgets[1]
             chosen = budget.masks(_energy(stage, fisher), start * (target / start) ** share)
             return Mask({key: choice.keep for key, choice in chosen.items()}, "grid", {"target_ms": target})
 

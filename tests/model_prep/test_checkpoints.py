@@ -177,7 +177,7 @@ def test_a_state_that_cannot_be_kept_is_not(recipe: Recipe, digits: Dataset, tmp
 @pytest.mark.parametrize(
     "made",
     [os.system, eval, np.load, Path, METHODS.get, "model_prep.data os", "model_prep.data os.system"],
-    ids=str,
+    ids=["system", "eval", "load", "Path", "bound method", "name in another module", "dotted name"],
 )
 def test_nothing_but_data_comes_out_of_a_file(made: Any) -> None:
     data = f"c{made.replace(' ', chr(10))}\n.".encode() if isinstance(made, str) else pickle.dumps(made)

@@ -61,7 +61,8 @@ class Budget:
         ModelError, with the floor, for a target below it.
         """
         self.need(target_ms)
-        return min(self.ends(energy, target_ms), key=lambda end: sum(choice.lost for choice in end.values()))
+        ends = self.ends(energy, target_ms) or [self._strongest(energy)]
+        return min(ends, key=lambda end: sum(choice.lost for choice in end.values()))
 
     def ends(self, energy: Mapping[str, Floats], target_ms: float) -> list[dict[str, Choice]]:
         """Where every way leads that comes within the target: one for each length of rows, and one for the grid."""
@@ -74,6 +75,11 @@ class Budget:
         return replace(
             self, options={key: [_narrowed(several, chosen[key], exactly)] for key, several in self.options.items()}
         )
+
+    def _strongest(self, energy: Mapping[str, Floats]) -> dict[str, Choice]:
+        """The end of the cheapest way: one class in each layer, or the shortest rows."""
+        shortest = {key: min(several, key=lambda o: o.least_ms) for key, several in self.options.items()}
+        return self._descend([(option, 0) for option in shortest.values()], energy, 0.0)
 
     def _descend(
         self, way: Sequence[tuple[Option, int]], energy: Mapping[str, Floats], target_ms: float

@@ -83,8 +83,13 @@ def row_layer(shape: tuple[int, ...], target: Layout, costs: Costs, level: int) 
     together = target.slots // target.period
     powers = [2**k for k in range(together.bit_length())]
     lengths = [n for n in (*powers, *(k * together for k in range(2, MOST_UPLOADS + 1))) if n < shape[1]]
-    ms = [1e3 * costs.linear(gathered_set(_gather(shape, length, target)), level) for length in lengths]
+    ms = [_ms(_gather(shape, length, target), costs, level) for length in lengths]
     return RowLayer(tuple(lengths), tuple(ms)) if lengths else None
+
+
+def _ms(layout: GatheredLayout, costs: Costs, level: int) -> float:
+    """Of the layer, and of taking in what is uploaded beyond one ciphertext."""
+    return 1e3 * (costs.linear(gathered_set(layout), level) + costs.border(layout.ciphertexts - 1, level))
 
 
 def _gather(shape: tuple[int, ...], length: int, target: Layout) -> GatheredLayout:

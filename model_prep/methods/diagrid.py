@@ -19,7 +19,7 @@ import numpy.typing as npt
 from he_runtime.backends import default_backend
 from he_runtime.compile import compile
 from he_runtime.cost import CostTable, load_default, price
-from he_runtime.plan import Plan
+from he_runtime.model import CompressedModel
 from he_runtime.reference import calibrate
 
 from ..channels.fisher import diagonal_fisher
@@ -42,6 +42,7 @@ __all__ = ["DiaGrid"]
 
 Floats = npt.NDArray[np.float64]
 _CORRECTIONS = 4
+_ANY_ERROR = 1e3  # of a logit
 
 
 @register(
@@ -107,14 +108,14 @@ class DiaGrid(Method):
             budget = pricing.corrected(budget, _energy(stage, fisher), now)
             if turn == 0:
                 self._towards(stage, budget, fisher, now)
-            wide, budget = self._divided(stage, budget, fisher, now)
+            wide, budget = self._divided(stage, pricing, budget, fisher, now)
             mask = self._descend(stage, (wide, budget), fisher, (before, now))
         assert mask is not None
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep), degree=degree)
 
     def _divided(
-        self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float
+        self, stage: Stage, pricing: _Pricing, budget: Budget, fisher: Mapping[str, Floats], target: float
     ) -> tuple[Budget, Budget]:
         """Budgets for the way down and for its end, once trials have chosen how the layers divide the target."""
         ends = budget.ends(_energy(stage, fisher), target)
@@ -122,7 +123,8 @@ class DiaGrid(Method):
             return budget, budget
         best, losses = best_by_trial(stage, ends, self.trials, self.trial)
         stage.report(trial_losses=[round(loss, 4) for loss in losses])
-        return budget.at_least(best), budget.at_least(best, exactly=True)
+        exact = pricing.corrected(budget.at_least(best, exactly=True), _energy(stage, fisher), target)
+        return replace(budget.at_least(best), fixed_ms=exact.fixed_ms), exact
 
     def _descend(
         self, stage: Stage, budgets: tuple[Budget, Budget], fisher: Mapping[str, Floats], way: tuple[float, float]
@@ -169,19 +171,23 @@ class _Pricing:
 
     def __init__(self, stage: Stage, table: CostTable) -> None:
         self.table, self._stage = table, stage
-        plan = self._plan({})
+        plan = compile(self._model({}), table=table)
         self.degree, self.dense_ms = plan.params.degree, price(plan, table).latency_ms
 
     def of(self, keep: Mapping[str, Bools]) -> float:
-        """Predicted milliseconds of the network with these weights only."""
-        return price(self._plan(keep), self.table).latency_ms
+        """Predicted milliseconds of the network with these weights only, in the ring of the dense plan.
 
-    def _plan(self, keep: Mapping[str, Bools]) -> Plan:
+        Its margins are worth nothing before it is trained again, so the error budget is left out of it.
+        """
+        plan = compile(self._model(keep), table=self.table, degrees=(self.degree,), max_error=_ANY_ERROR)
+        return price(plan, self.table).latency_ms
+
+    def _model(self, keep: Mapping[str, Bools]) -> CompressedModel:
         graph = self._stage.graph()
         cut = {key: np.asarray(graph.arrays[key]) * mask for key, mask in keep.items()}
         graph = replace(graph, arrays={**graph.arrays, **cut})
         model = fold(graph).to_model("diagrid", self._stage.input_spec)
-        return compile(calibrate(model, self._stage.x[:FIT_SAMPLES].astype(np.float64)), table=self.table)
+        return calibrate(model, self._stage.x[:FIT_SAMPLES].astype(np.float64))
 
     def corrected(self, budget: Budget, energy: Mapping[str, Floats], target: float) -> Budget:
         """The budget whose masks' *plans* meet the target: packing and splits change with what is left."""

@@ -99,7 +99,7 @@ def test_bench_accuracy(ask: Any, recipe: Path, cache: Path) -> None:
     assert record["images"] == record["argmax_matches"] == 3
     assert record["within_bound"]
     assert record["rms_over_sigma"] == pytest.approx(record["rms_error"] / record["sigma"])
-    assert set(record["stage_accuracy"]) == {"teacher", "polynomial", "pruned", "folded", "final"}
+    assert set(record["stage_accuracy"]) == {"teacher", "quadratics", "diagonals", "integers", "final"}
 
 
 def test_bench_latency(ask: Any) -> None:

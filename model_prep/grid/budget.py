@@ -70,6 +70,17 @@ class Budget:
         ends = [self._descend(way, energy, target_ms) for way in ways]
         return [end for end in ends if self.total_ms(end) <= target_ms]
 
+    def with_rows(self, length: int, *, exactly: bool = False) -> Budget:
+        """Only gathered first layers with rows no shorter than `length` (or just as long).
+
+        ModelError, naming the lengths there are, where no first layer has such a gather.
+        """
+        gathered = {key: o for key, several in self.options.items() for o in several if isinstance(o, RowLayer)}
+        lengths = sorted({n for o in gathered.values() for n in o.lengths})
+        if length not in lengths:
+            raise ModelError(f"cannot gather rows of {length}: need one of {lengths or 'a dense first layer'}; try 0")
+        return replace(self, options={**self.options, **{k: [_rows(o, length, exactly)] for k, o in gathered.items()}})
+
     def at_least(self, chosen: Mapping[str, Choice], *, exactly: bool = False) -> Budget:
         """Only the ways on which each layer has the kind that was chosen for it, and rows no shorter (or just as long)."""
         return replace(
@@ -105,10 +116,14 @@ class Budget:
 def _narrowed(several: Sequence[Option], chosen: Choice, exactly: bool) -> Option:
     for option in several:
         if isinstance(option, RowLayer) and (length := option.length_of(chosen.keep)):
-            last = option.lengths.index(length) + 1 if exactly else len(option.lengths)
-            kept = slice(option.lengths.index(length), last)
-            return RowLayer(option.lengths[kept], option.ms[kept])
+            return _rows(option, length, exactly)
     return next(option for option in several if isinstance(option, GridLayer))
+
+
+def _rows(option: RowLayer, length: int, exactly: bool) -> RowLayer:
+    first = option.lengths.index(length)
+    kept = slice(first, first + 1 if exactly else None)
+    return RowLayer(option.lengths[kept], option.ms[kept])
 
 
 def budget_of(

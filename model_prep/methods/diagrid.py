@@ -60,8 +60,9 @@ class DiaGrid(Method):
 
     Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part
     `ramp` of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher
-    information is taken over; 0 ranks by squared weights alone. Where a first layer may be gathered, the `trials` best
-    divisions of the budget are each trained by `trial`, and the best goes on. `reweighting` and `admm`, off by default, train
+    information is taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows` weights in
+    each row (0: whichever loses least). With `trials`, that many divisions of the budget are each trained by `trial`, and the
+    best goes on. `reweighting` and `admm`, off by default, train
     towards a grid before the descent. In each of `rounds` channels are reordered and the budget goes down part of the way.
     Raises ModelError for a target below the floor of the network's shape.
     """
@@ -70,6 +71,7 @@ class DiaGrid(Method):
     target_share: float = 0.25
     backend: str = ""
     gather: bool = True
+    rows: int = 0
     reorder: bool = True
     saliency: int = 512
     reweighting: Training = field(default_factory=Training)
@@ -78,7 +80,7 @@ class DiaGrid(Method):
     admm: Training = field(default_factory=Training)
     admm_rounds: int = 4
     rho: float = 1e-2
-    trials: int = 6
+    trials: int = 0
     trial: Training = field(default_factory=lambda: Training(epochs=2, learning_rate=2e-3))
     rounds: int = 1
     ramp: float = 0.4
@@ -88,6 +90,7 @@ class DiaGrid(Method):
         require(self.target_ms >= 0, "diagrid", "target_ms >= 0")
         require(0 < self.target_share <= 1, "diagrid", "target_share in (0, 1]")
         require(self.saliency >= 0 and 0 <= self.ramp <= 1, "diagrid", "saliency >= 0 and ramp in [0, 1]")
+        require(self.rows >= 0 and self.trials >= 0, "diagrid", "rows >= 0 and trials >= 0")
         require(self.rounds >= 1, "diagrid", "rounds >= 1")
 
     def apply(self, stage: Stage) -> None:
@@ -117,7 +120,10 @@ class DiaGrid(Method):
     def _divided(
         self, stage: Stage, pricing: _Pricing, budget: Budget, fisher: Mapping[str, Floats], target: float
     ) -> tuple[Budget, Budget]:
-        """Budgets for the way down and for its end, once trials have chosen how the layers divide the target."""
+        """Budgets for the way down and for its end; trials, if any, choose how the layers divide the target."""
+        if self.rows:
+            exact = pricing.corrected(budget.with_rows(self.rows, exactly=True), _energy(stage, fisher), target)
+            return replace(budget.with_rows(self.rows), fixed_ms=exact.fixed_ms), exact
         ends = budget.ends(_energy(stage, fisher), target)
         if len(ends) < 2 or not (self.trial.epochs and self.trials):
             return budget, budget

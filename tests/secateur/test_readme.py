@@ -47,9 +47,17 @@ def test_the_client_code_runs(service: Any, images: Any, tmp_path: Path, capsys:
 
 
 def test_the_researchers_code_runs(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = (block for block in BLOCKS if "compress" in block)
+    (block,) = (block for block in BLOCKS if "Recipe" in block)
     name = re.search(r'"(recipes/.+?)"', block)
     assert name is not None and (ROOT / name[1]).is_file()
     exec(block.replace(name[1], str(recipe)), {})
     printed = capsys.readouterr().out
     assert printed.startswith("plan tiny") and "'rotate'" in printed
+
+
+def test_the_code_with_a_method_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (block for block in BLOCKS if "DiaGrid" in block)
+    scope: dict[str, Any] = {}
+    exec(block, scope)
+    step = scope["model"].metadata["steps"][-1]
+    assert float(capsys.readouterr().out) == step["planned_ms"] <= 1.03 * step["target_ms"]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from he_runtime.errors import ModelError
 
-__all__ = ["Bools", "Mask", "magnitude_mask", "scheduled_density"]
+__all__ = ["Bools", "Mask", "magnitude_mask"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -50,12 +50,6 @@ class Mask:
             "multiply_add_density": self.multiply_add_density(positions),
             "parameters": dict(self.parameters),
         }
-
-
-def scheduled_density(final: float, progress: float, ramp: float) -> float:
-    """1 - S*(1 - (1 - t)^3) with t rising to 1 over the part `ramp` of training, S = 1 - final."""
-    t = 1.0 if progress >= ramp else progress / ramp
-    return 1.0 - (1.0 - final) * (1.0 - (1.0 - t) ** 3)
 
 
 def magnitude_mask(weights: Mapping[str, npt.NDArray[Any]], density: float, minimum: float = 0.0005) -> Mask:

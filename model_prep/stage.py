@@ -17,6 +17,7 @@ from he_runtime.model import CompressedModel, InputSpec
 from .folding.folding import fold
 from .graph import Graph
 from .masks import Mask
+from .quantize import quantize_model
 from .quantizers import Quantizer
 from .settings import Training
 from .structures import Layer, layers_of
@@ -141,12 +142,4 @@ class Stage:
     def snapshot(self) -> CompressedModel:
         """What `to_model` would give now, with this network left as it stands; ModelError while it has activations."""
         graph = self.graph() if self.folded else fold(self.graph())
-        model = graph.to_model(self.name, self.input_spec, self.labels)
-        arrays, steps = dict(model.arrays), dict(model.quantization)
-        for key, quantizer in self.quantizers.items():
-            levels = quantizer.project(np.asarray(arrays[key], dtype=np.float64))
-            if levels.codebook is None and levels.zero_point == 0:
-                arrays[key], steps[key] = levels.compact(), levels.scale
-            else:
-                arrays[key] = levels.values
-        return model.with_(arrays=arrays, quantization=steps)
+        return quantize_model(graph.to_model(self.name, self.input_spec, self.labels), self.quantizers)

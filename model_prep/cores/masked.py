@@ -28,7 +28,7 @@ def retrain(
 def reached_share(progress: float, ramp: float) -> float:
     """1 - (1 - t)^3 with t rising from 0 to 1 over the part `ramp` of training: how much of the final sparsity is due.
 
-    The density of the moment is 1 - (1 - final density) * share, as masks.scheduled_density.
+    The density of the moment is 1 - (1 - final density) * share (Gupta et al., arXiv 2209.14624, section 4).
     """
     t = 1.0 if progress >= ramp else progress / ramp
     return 1.0 - (1.0 - t) ** 3

@@ -13,6 +13,7 @@ from he_runtime.reference import calibrate, forward
 from model_prep.folding.folding import fold
 from model_prep.graph import Graph
 from model_prep.quantize import quantize_model
+from model_prep.quantizers import Symmetric
 
 Floats = npt.NDArray[np.float64]
 CONV = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
@@ -234,7 +235,7 @@ def test_quantized_arrays_become_real_and_statistics_go() -> None:
     s = Sketch(9)
     y = s.quadratic(s.conv("x", (2, 3), 4), (3, 4, 4))
     s.dense(s.flatten(y, (3, 4, 4)), 48, 2)
-    model = quantize_model(calibrate(s.model(), s.batch()), ["conv2d0.weight"], 8)
+    model = quantize_model(calibrate(s.model(), s.batch()), {"conv2d0.weight": Symmetric(8)})
     folded = folded_model(model)
     assert not folded.quantization and not folded.ranges
     assert not [k for k in folded.arrays if k.startswith("stats.")]

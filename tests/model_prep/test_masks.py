@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_runtime.errors import ModelError
-from model_prep.masks import Mask, magnitude_mask, scheduled_density
+from model_prep.masks import Mask, magnitude_mask
 
 SHAPES = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=6)
 
@@ -90,11 +88,3 @@ def test_multiply_add_density_counts_positions() -> None:
     mask = Mask({"conv": np.array([True, False]), "fc": np.array([True, True])}, "unstructured")
     assert mask.multiply_add_density({"conv": 9, "fc": 1}) == (9 + 2) / (18 + 2)
     assert mask.density == 0.75
-
-
-def test_the_schedule_is_cubic_and_ends_at_the_target() -> None:
-    ramp = [scheduled_density(0.1, t, 0.5) for t in np.linspace(0, 1, 21)]
-    assert ramp[0] == 1.0 and ramp[10] == ramp[-1] == pytest.approx(0.1)
-    assert all(a >= b for a, b in itertools.pairwise(ramp))
-    assert ramp[5] == pytest.approx(1 - 0.9 * (1 - 0.5**3))
-    assert scheduled_density(0.1, 0.0, 0.0) == pytest.approx(0.1)

@@ -115,7 +115,7 @@ def test_a_target_below_the_floor_is_refused_with_the_floor(mlp: CompressedModel
 
 @pytest.mark.parametrize("backend", TABLES)
 def test_row_lengths_have_the_price_of_their_plans(backend: str) -> None:
-    """A gathered first layer with equal rows costs in a plan what the row layer says."""
+    """A gathered first layer with equal rows costs in a plan what the row layer says, uploads included."""
     model = random_reference("mnist-mlp")
     found, _ = budget(model, backend)
     key = "fc1.weight"
@@ -131,6 +131,6 @@ def test_row_lengths_have_the_price_of_their_plans(backend: str) -> None:
         if length in (8, 32, 64):
             masked = model.with_(arrays={**model.arrays, key: model.arrays[key] * choice.keep})
             plan = compile(masked, table=table, input_packings=("gathered",))
-            at[length] = choice.ms, next(x.ms for x in price(plan, table).layers if x.name == "fc1")
+            at[length] = choice.ms, price(plan, table).latency_ms
     modelled, planned = np.array([at[n] for n in (8, 32, 64)]).T
-    assert np.diff(modelled) == pytest.approx(np.diff(planned), rel=0.15, abs=0.02 * planned.max())
+    assert np.diff(modelled) == pytest.approx(np.diff(planned), rel=0.1, abs=0.02 * planned.max())

@@ -58,12 +58,12 @@ _ANY_ERROR = 1e3  # of a logit
 class DiaGrid(Method):
     """The plan's predicted latency comes down to `target_ms`, or to `target_share` of the dense plan's.
 
-    Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part
-    `ramp` of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher
-    information is taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows` weights in
-    each row (0: whichever loses least). With `trials`, that many divisions of the budget are each trained by `trial`, and the
-    best goes on. `reweighting` and `admm`, off by default, train
-    towards a grid before the descent. In each of `rounds` channels are reordered and the budget goes down part of the way.
+    Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part `ramp`
+    of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher information is
+    taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows` weights in each row (0: whichever
+    loses least). With `trials`, that many divisions of the budget are each trained by `trial`, and the best goes on.
+    `reweighting` and `admm`, off by default, train towards a grid before the descent. In each of `rounds` channels are
+    reordered and the budget goes down part of the way.
     Raises ModelError for a target below the floor of the network's shape.
     """
 

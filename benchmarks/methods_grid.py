@@ -83,11 +83,6 @@ def _rounds(budget: Budget, value: Any) -> Settings:
     return budget.in_rounds()
 
 
-def _untried(budget: Budget, value: Any) -> Settings:
-    """Trials train copies, which the others have none of."""
-    return {"trial": budget.training(0), "training": budget.training(budget.epochs)}
-
-
 def _crossbars(budget: Budget, value: Any) -> Settings:
     """A third for the rounds, a third in as many runs as there are shares to map, the rest for retraining."""
     shares = (0.5, 0.8, 1.0) if budget.epochs >= 30 else (1.0,)
@@ -129,7 +124,7 @@ ROWS: dict[str, Row] = {
     "progressive": Row("progressive", COLUMN, "density", _SHARES, (0.1, 0.02), _progressive),
     "trace": Row("trace", COLUMN, "ratio", (0.25, 0.5, 0.75), (0.5, 0.75)),
     "diagonals": Row("diagonals", DIAGONAL, "density", _SHARES, (0.25, 0.1)),
-    "diagrid": Row("diagrid", DIAGONAL, "target_share", (0.5, 0.35, 0.25), (0.35, 0.2), _untried),
+    "diagrid": Row("diagrid", DIAGONAL, "target_share", (0.5, 0.35, 0.25), (0.35, 0.2)),
     "gather-scatter": Row("gather-scatter", DIAGONAL, "density", _SHARES, (0.25, 0.125)),
     "block-lasso": Row("block-lasso", COLUMN, "density", _SHARES[:3], (0.25, 0.1), _rounds),
     "block-reweighted": Row("block-reweighted", COLUMN, "density", _SHARES[:3], (0.25, 0.1), _rounds),

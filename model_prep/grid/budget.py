@@ -61,31 +61,23 @@ class Budget:
         ModelError, with the floor, for a target below it.
         """
         self.need(target_ms)
-        ends = self.ends(energy, target_ms) or [self._strongest(energy)]
-        return min(ends, key=lambda end: sum(choice.lost for choice in end.values()))
-
-    def ends(self, energy: Mapping[str, Floats], target_ms: float) -> list[dict[str, Choice]]:
-        """Where every way leads that comes within the target: one for each length of rows, and one for the grid."""
         ways = product(*([(o, k) for o in several for k in range(o.ways)] for several in self.options.values()))
         ends = [self._descend(way, energy, target_ms) for way in ways]
-        return [end for end in ends if self.total_ms(end) <= target_ms]
+        within = [end for end in ends if self.total_ms(end) <= target_ms] or [self._strongest(energy)]
+        return min(within, key=lambda end: sum(choice.lost for choice in end.values()))
 
     def with_rows(self, length: int, *, exactly: bool = False) -> Budget:
-        """Only gathered first layers with rows no shorter than `length` (or just as long).
+        """Only gathered first layers with rows no shorter than `length` (or just as long); 0 leaves everything open.
 
         ModelError, naming the lengths there are, where no first layer has such a gather.
         """
+        if length == 0:
+            return self
         gathered = {key: o for key, several in self.options.items() for o in several if isinstance(o, RowLayer)}
         lengths = sorted({n for o in gathered.values() for n in o.lengths})
         if length not in lengths:
             raise ModelError(f"cannot gather rows of {length}: need one of {lengths or 'a dense first layer'}; try 0")
         return replace(self, options={**self.options, **{k: [_rows(o, length, exactly)] for k, o in gathered.items()}})
-
-    def at_least(self, chosen: Mapping[str, Choice], *, exactly: bool = False) -> Budget:
-        """Only the ways on which each layer has the kind that was chosen for it, and rows no shorter (or just as long)."""
-        return replace(
-            self, options={key: [_narrowed(several, chosen[key], exactly)] for key, several in self.options.items()}
-        )
 
     def _strongest(self, energy: Mapping[str, Floats]) -> dict[str, Choice]:
         """The end of the cheapest way: one class in each layer, or the shortest rows."""
@@ -111,13 +103,6 @@ class Budget:
     def corrected(self, planned_ms: float, modelled_ms: float) -> Budget:
         """With the difference between a plan's price and this model's put into what is fixed."""
         return replace(self, fixed_ms=self.fixed_ms + planned_ms - modelled_ms)
-
-
-def _narrowed(several: Sequence[Option], chosen: Choice, exactly: bool) -> Option:
-    for option in several:
-        if isinstance(option, RowLayer) and (length := option.length_of(chosen.keep)):
-            return _rows(option, length, exactly)
-    return next(option for option in several if isinstance(option, GridLayer))
 
 
 def _rows(option: RowLayer, length: int, exactly: bool) -> RowLayer:

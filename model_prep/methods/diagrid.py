@@ -31,7 +31,6 @@ from ..folding.folding import fold
 from ..grid.budget import Budget, budget_of
 from ..grid.reorder import moved_net, reordering_for
 from ..grid.towards import budget_projections, grid_groupings
-from ..grid.trial import best_by_trial
 from ..masks import Bools, Mask
 from ..settings import Training, require
 from ..stage import Stage
@@ -61,9 +60,7 @@ class DiaGrid(Method):
     Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part `ramp`
     of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher information is
     taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows` weights in each row (0: whichever
-    loses least). With `trials`, that many divisions of the budget are each trained by `trial`, and the best goes on.
-    `reweighting` and `admm`, off by default, train towards a grid before the descent. In each of `rounds` channels are
-    reordered and the budget goes down part of the way.
+    loses least). `reweighting` and `admm`, off by default, train towards a grid before the descent.
     Raises ModelError for a target below the floor of the network's shape.
     """
 
@@ -80,9 +77,6 @@ class DiaGrid(Method):
     admm: Training = field(default_factory=Training)
     admm_rounds: int = 4
     rho: float = 1e-2
-    trials: int = 0
-    trial: Training = field(default_factory=lambda: Training(epochs=2, learning_rate=2e-3))
-    rounds: int = 1
     ramp: float = 0.4
     training: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=2e-3))
 
@@ -90,8 +84,7 @@ class DiaGrid(Method):
         require(self.target_ms >= 0, "diagrid", "target_ms >= 0")
         require(0 < self.target_share <= 1, "diagrid", "target_share in (0, 1]")
         require(self.saliency >= 0 and 0 <= self.ramp <= 1, "diagrid", "saliency >= 0 and ramp in [0, 1]")
-        require(self.rows >= 0 and self.trials >= 0, "diagrid", "rows >= 0 and trials >= 0")
-        require(self.rounds >= 1, "diagrid", "rounds >= 1")
+        require(self.rows >= 0, "diagrid", "rows >= 0")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("diagrid")
@@ -101,50 +94,29 @@ class DiaGrid(Method):
         model = stage.graph().to_model(stage.name, stage.input_spec)
         budget = budget_of(model, degree, pricing.table, dense_ms, gather=self.gather)
         budget.need(target)
-        fisher, mask = self._fisher(stage), None
-        for turn in range(self.rounds):
-            before, now = (dense_ms * (target / dense_ms) ** (part / self.rounds) for part in (turn, turn + 1))
-            if self.reorder:
-                order = reordering_for(stage.net, _energy(stage, fisher), budget, now)
-                fisher = order.applied(fisher)
-                stage.replace_net(moved_net(stage.net, order))
-            budget = pricing.corrected(budget, _energy(stage, fisher), now)
-            if turn == 0:
-                self._towards(stage, budget, fisher, now)
-            wide, budget = self._divided(stage, pricing, budget, fisher, now)
-            mask = self._descend(stage, (wide, budget), fisher, (before, now))
-        assert mask is not None
+        fisher = self._fisher(stage)
+        if self.reorder:
+            order = reordering_for(stage.net, _energy(stage, fisher), budget, target)
+            fisher = order.applied(fisher)
+            stage.replace_net(moved_net(stage.net, order))
+        end = pricing.corrected(budget.with_rows(self.rows, exactly=True), _energy(stage, fisher), target)
+        self._towards(stage, end, fisher, target)
+        way = replace(budget.with_rows(self.rows), fixed_ms=end.fixed_ms)
+        mask = self._descend(stage, way, end, fisher, (dense_ms, target))
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep), degree=degree)
 
-    def _divided(
-        self, stage: Stage, pricing: _Pricing, budget: Budget, fisher: Mapping[str, Floats], target: float
-    ) -> tuple[Budget, Budget]:
-        """Budgets for the way down and for its end; trials, if any, choose how the layers divide the target."""
-        if self.rows:
-            exact = pricing.corrected(budget.with_rows(self.rows, exactly=True), _energy(stage, fisher), target)
-            return replace(budget.with_rows(self.rows), fixed_ms=exact.fixed_ms), exact
-        ends = budget.ends(_energy(stage, fisher), target)
-        if len(ends) < 2 or not (self.trial.epochs and self.trials):
-            return budget, budget
-        best, losses = best_by_trial(stage, ends, self.trials, self.trial)
-        stage.report(trial_losses=[round(loss, 4) for loss in losses])
-        exact = pricing.corrected(budget.at_least(best, exactly=True), _energy(stage, fisher), target)
-        return replace(budget.at_least(best), fixed_ms=exact.fixed_ms), exact
-
     def _descend(
-        self, stage: Stage, budgets: tuple[Budget, Budget], fisher: Mapping[str, Floats], way: tuple[float, float]
+        self, stage: Stage, way: Budget, end: Budget, fisher: Mapping[str, Floats], fall: tuple[float, float]
     ) -> Mask:
-        """Train while the budget falls from the first of `way` to the second, in equal ratios; then retrain."""
-        start, target = way
+        """Train while the budget falls, in equal ratios, by what may be on the way and then at the end; then retrain."""
+        start, target = fall
 
         def choose(share: float) -> Mask:
-            budget = budgets[0] if share < 1 else budgets[1]
-            chosen = budget.masks(_energy(stage, fisher), start * (target / start) ** share)
+            chosen = (way if share < 1 else end).masks(_energy(stage, fisher), start * (target / start) ** share)
             return Mask({key: choice.keep for key, choice in chosen.items()}, "grid", {"target_ms": target})
 
-        part = replace(self.training, epochs=-(-self.training.epochs // self.rounds))
-        return gradual(stage, choose, part, self.ramp, penalty=stage.penalty)
+        return gradual(stage, choose, self.training, self.ramp, penalty=stage.penalty)
 
     def _towards(self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float) -> None:
         """Training that moves the weights towards a grid within the budget, before any is cut."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from he_runtime import Executor, Plan, compile, run_clear
-from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime import Plan, compile, run_clear
 from he_runtime.cost import load_default
 from he_runtime.model import CompressedModel
 from he_runtime.plan.counts import layer_counts, leaf_totals
-from he_runtime.ring import EvaluationKeys
+from tests.model_prep.methods.encrypted import encrypted_outputs
 
 __all__ = ["assert_encrypted_equals_clear", "assert_products", "one_feature", "products"]
 
@@ -53,17 +52,6 @@ def assert_encrypted_equals_clear(plan: Plan, images: npt.NDArray[np.float64]) -
 
     Executed counters are the planned ones.
     """
-    secret, spec = SecretKey.generate(plan.params), plan.client_spec()
-    executor = Executor(plan, "tenseal")
-    records = {record.element: record for record in secret.make_keys(plan.keys)}
-    keys = executor.load_keys(EvaluationKeys(plan.params.digest, records))
-    got = []
-    for start in range(0, len(images), plan.batch):
-        some = images[start : start + plan.batch]
-        sent = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(some)]
-        answer = executor.run(sent, keys)
-        assert executor.counters == plan.counts
-        got.append(spec.output.unpack(np.stack([secret.decrypt(ct) for ct in answer]), len(some)))
-    logits, clear = np.concatenate(got), run_clear(plan, images)
+    logits, clear = encrypted_outputs(plan, images), run_clear(plan, images)
     assert np.abs(logits - clear).max() <= 1.5 * plan.error_bound  # six sigmas, of a sigma measured to a third
     assert (logits.argmax(axis=1) == clear.argmax(axis=1)).sum() >= 0.99 * len(images)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from he_runtime import Executor, Plan, compile, run_clear
-from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime import Plan, compile, run_clear
 from he_runtime.cost import load_default
 from he_runtime.model import CompressedModel, Node
 from he_runtime.plan import Kind
 from he_runtime.plan.counts import layer_counts, leaf_totals
 from he_runtime.reference import forward
-from he_runtime.ring import EvaluationKeys
+from tests.model_prep.methods.encrypted import encrypted_outputs
 
 DEGREE = 8192
 BATCH = DEGREE // 2
@@ -73,19 +72,9 @@ def run_encrypted(
     """All samples (n, *shape) at once; executed counters must be the planned ones."""
     samples = x.astype(np.float64)
     plan = compile(model, degrees=(DEGREE, 2 * DEGREE), batch=batch, table=load_default(backend))
-    key, spec = SecretKey.generate(plan.params), plan.client_spec()
-    executor = Executor(plan, backend)
-    loaded = executor.load_keys(EvaluationKeys(plan.params.digest, {r.element: r for r in key.make_keys(plan.keys)}))
-    outputs = []
-    for start in range(0, len(samples), batch):
-        some = samples[start : start + batch]
-        sent = [key.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(some)]
-        answer = executor.run(sent, loaded)
-        assert executor.counters == plan.counts_on(backend)
-        outputs.append(spec.output.unpack(np.stack([key.decrypt(ct) for ct in answer]), len(some)))
+    found = encrypted_outputs(plan, samples, backend)
     clear = forward(model, samples)
     np.testing.assert_allclose(run_clear(plan, samples[:batch]), clear[:batch], atol=1e-6 * float(np.abs(clear).max()))
-    found = np.concatenate(outputs)
     return Encrypted(found, float(np.abs(found - clear).max()), plan)
 
 

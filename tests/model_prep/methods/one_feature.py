@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from he_runtime import Executor, Plan, compile
-from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime import Plan, compile
 from he_runtime.cost import load_default
 from he_runtime.model import CompressedModel
 from he_runtime.plan.counts import leaf_totals
-from he_runtime.ring import EvaluationKeys
+from tests.model_prep.methods.encrypted import encrypted_outputs
 
 __all__ = ["Run", "run", "tap_positions", "uses"]
 
@@ -39,7 +38,7 @@ def uses(chosen: npt.NDArray[np.bool_], size: int = 0, stride: int = 1, padding:
 
 @dataclass(frozen=True)
 class Run:
-    """Decrypted logits (n, classes), what the executor counted, by leaf, and the plan."""
+    """Decrypted logits (n, classes), what the executor counted (as planned), by leaf, and the plan."""
 
     logits: npt.NDArray[np.float64]
     totals: dict[str, int]
@@ -51,11 +50,4 @@ def run(model: CompressedModel, images: npt.NDArray[np.float64]) -> Run:
     table = load_default("tenseal")
     # The default share of the margin lets a few images of a hundred change class; a fifth of it lets none.
     plan = compile(model, degrees=(DEGREE,), batch=DEGREE // 2, table=table, margin_share=0.05)
-    secret, spec = SecretKey.generate(plan.params), plan.client_spec()
-    executor = Executor(plan, "tenseal")
-    records = {record.element: record for record in secret.make_keys(plan.keys)}
-    keys = executor.load_keys(EvaluationKeys(plan.params.digest, records))
-    sent = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(images)]
-    received = np.stack([secret.decrypt(ciphertext) for ciphertext in executor.run(sent, keys)])
-    assert executor.counters == plan.counts
-    return Run(spec.output.unpack(received, len(images)), leaf_totals(executor.counters), plan)
+    return Run(encrypted_outputs(plan, images), leaf_totals(plan.counts), plan)

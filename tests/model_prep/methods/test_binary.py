@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from he_runtime import Executor, Plan, compile
-from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime import Plan, compile
 from he_runtime.cost import load_default
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
 from he_runtime.plan.counts import layer_counts, leaf_totals
 from he_runtime.reference import forward
-from he_runtime.ring import EvaluationKeys
 from model_prep import Recipe, compress
 from model_prep.data import Dataset, load
 from tests.model_prep.methods.column_packing import BATCH, counted
+from tests.model_prep.methods.encrypted import encrypted_outputs
 
 SHORT: dict[str, Any] = {
     "admm": {"rounds": 3, "rho": 0.1, "growth": 2.0, "hard": False, "training": {"epochs": 2, "learning_rate": 1e-2}},
@@ -77,15 +76,10 @@ def test_encrypted_it_decides_alike_without_a_product_in_its_linear_layers(
 ) -> None:
     plan = planned(binary)
     x = digits.normalized("test")[:100].astype(np.float64)
-    key, spec = SecretKey.generate(plan.params), plan.client_spec()
-    executor = Executor(plan, "tenseal")
-    keys = executor.load_keys(EvaluationKeys(plan.params.digest, {r.element: r for r in key.make_keys(plan.keys)}))
-    sent = [key.encrypt(v, spec.input.level, spec.input.scale) for v in spec.input.pack(x)]
-    found = spec.output.unpack(np.stack([key.decrypt(ct) for ct in executor.run(sent, keys)]), len(x))
+    found = encrypted_outputs(plan, x)
     clear = forward(binary, x)
     assert (found.argmax(1) == clear.argmax(1)).sum() >= 99
     assert float(np.abs(found - clear).max()) <= 1.5 * plan.error_bound
-    assert executor.counters == plan.counts
     layers = {name: leaf_totals(counts) for name, counts in layer_counts(plan).items()}
     terms = counted(binary)  # non-zeros times positions
     for node in binary.nodes:

@@ -12,17 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from he_runtime import Executor, Plan, compile
+from he_runtime import Plan, compile
 from he_runtime.backends import default_backend
-from he_runtime.backends.tenseal_secret import SecretKey
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, OutputSpec
 from he_runtime.plan.counts import leaf_totals
 from he_runtime.reference import forward
-from he_runtime.ring import EvaluationKeys
 from model_prep import Recipe, compress
 from model_prep.data import Dataset, load
 from model_prep.methods import ChosenDegrees, Quadratics
+from tests.model_prep.methods.encrypted import encrypted_outputs
 
 TRAINING = {"epochs": 4, "learning_rate": 3e-3}
 PRODUCTS = {0: 0, 2: 1, 3: 2, 4: 2, 6: 3, 8: 4, 15: 7}  # of ciphertexts, in one polynomial
@@ -89,21 +88,13 @@ def test_mixed_degrees_answer_under_encryption_as_in_the_clear(mixed: Compressed
     # far below that, and each key would turn over one or two of them: what is asked for here is an error that none has.
     plan, backend = compile(mixed, max_error=0.02), default_backend()
     assert levels_of(plan) == closed_form({"relu": 4, "silu": 3}) == 4
-    secret, spec = SecretKey.generate(plan.params), plan.client_spec()
-    executor = Executor(plan, backend)
-    keys = executor.load_keys(EvaluationKeys(plan.params.digest, {r.element: r for r in secret.make_keys(plan.keys)}))
     images = digits.normalized("test")[:100].astype(np.float64)
-    answers = []
-    for image in images[:, None]:
-        sent = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(image)]
-        received = np.stack([secret.decrypt(ciphertext) for ciphertext in executor.run(sent, keys)])
-        assert executor.counters == plan.counts_on(backend)
-        answers.append(spec.output.unpack(received, 1)[0])
-    totals = leaf_totals(executor.counters)
+    answers = encrypted_outputs(plan, images, backend)
+    totals = leaf_totals(plan.counts_on(backend))
     assert totals["square"] + totals["mul"] == PRODUCTS[4] + PRODUCTS[3]
     clear = forward(mixed, images)
-    assert (np.argmax(answers, 1) == clear.argmax(1)).sum() >= 99
-    assert 0 < np.abs(np.array(answers) - clear).max() <= 1.5 * plan.error_bound
+    assert (answers.argmax(1) == clear.argmax(1)).sum() >= 99
+    assert 0 < np.abs(answers - clear).max() <= 1.5 * plan.error_bound
 
 
 def test_the_artifact_has_its_intervals_and_what_leaves_them(mixed: CompressedModel, digits: Dataset) -> None:

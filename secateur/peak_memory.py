@@ -63,7 +63,7 @@ def _resident(field: str) -> int:
 
 def _evaluate(folder: Path, backend: str) -> dict[str, int]:
     from he_runtime.backends import BACKENDS
-    from server.he_model import build
+    from server.engine.he_model import build
 
     importlib.import_module(BACKENDS[backend][0], "he_runtime.backends")  # the library itself is not the plan's memory
     before = _resident("VmRSS")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from .app import run
     from .checks import check
     from .config import ServerConfig, load_config
+    from .identity.tls import make_self_signed
     from .running import RunningServer, start, start_subprocess
-    from .tls import make_self_signed
 
 __all__ = [
     "RunningServer",
@@ -33,7 +33,7 @@ _HOMES = {
     "ServerConfig": ".config",
     "check": ".checks",
     "load_config": ".config",
-    "make_self_signed": ".tls",
+    "make_self_signed": ".identity.tls",
     "run": ".app",
     "start": ".running",
     "start_subprocess": ".running",

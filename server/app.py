@@ -24,19 +24,19 @@ from protos.gen.secateur.v1 import (
 )
 from protos.native import ServerInfo
 
-from . import logs
 from .config import LimitsConfig, ServerConfig
-from .engine import Engine
+from .engine.engine import Engine
+from .engine.runtime import Runtime, load_runtime
 from .errors import ConfigError
-from .inference_service import InferenceServicer
+from .identity.tls import server_credentials
+from .inference.service import InferenceServicer
+from .inference.window import RequestWindow
 from .interceptors import Boundary
-from .key_service import KeyServicer
-from .keystore import KeyStore
-from .model_service import ModelServicer
-from .repository import Repository
-from .runtime import Runtime, load_runtime
-from .tls import server_credentials
-from .window import RequestWindow
+from .keys.service import KeyServicer
+from .keys.store import KeyStore
+from .models.repository import Repository
+from .models.service import ModelServicer
+from .observe import logs
 
 __all__ = ["App", "run"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from he_runtime.errors import SecateurError
 
 from .config import ServerConfig
+from .engine.runtime import load_runtime
 from .errors import ConfigError
-from .repository import Repository
-from .runtime import load_runtime
+from .models.repository import Repository
 
 __all__ = ["check"]
 
@@ -67,7 +67,7 @@ def _check_tls(config: ServerConfig) -> list[str]:
         return []
     if importlib.util.find_spec("cryptography") is None:
         raise ConfigError("cannot use TLS: cryptography is not installed; try pip install 'secateur[server]'")
-    from .tls import read_pair
+    from .identity.tls import read_pair
 
     read_pair(config.tls)
     return []

@@ -77,7 +77,7 @@ class EngineConfig:
     workers: int = 1
     threads: int = 1  # per worker, for libraries with a thread pool of their own
     backend: str = field(default_factory=default_backend)
-    runtime: str = "server.he_model"  # module with describe, estimate and build: see server.runtime
+    runtime: str = "server.engine.he_model"  # module with describe, estimate and build: see server.engine.runtime
     cost_table: Path | None = None  # measured table; none: the one that ships
     key_cache_bytes: int = 2 * _GIB  # loaded keys per worker
     models_per_worker: int = 8

@@ -21,7 +21,7 @@ from protos import status
 from protos.status import Failure
 
 from .errors import ServiceError, storage_failure
-from .logs import event
+from .observe.logs import event
 
 __all__ = ["Boundary", "failure_of"]
 

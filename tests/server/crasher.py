@@ -13,7 +13,7 @@ from pathlib import Path
 
 from protos.native import UploadInfo, UploadOffer
 from server.config import KeysConfig
-from server.keystore import KeyStore
+from server.keys.store import KeyStore
 
 PARAMS = "11" * 32
 KEYS = b"KEYS" + bytes(range(256)) * 400

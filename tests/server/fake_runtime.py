@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from he_runtime.errors import BackendUnavailable, CiphertextMismatch, KeyMismatch, PlanError, Reason, WireError
-from server.runtime import Cost, ModelDescription
+from server.engine.runtime import Cost, ModelDescription
 
 LIBRARY_TEXT = "std::logic_error: ciphertext pool 0xdeadbeef"
 

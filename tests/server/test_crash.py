@@ -17,8 +17,8 @@ from harness import Caller, failure, make_models
 from protos.native import KeySetInfo, UploadInfo
 from server.config import KeysConfig
 from server.errors import ConfigError
-from server.keydb import UploadRow
-from server.keystore import KeyStore
+from server.keys.db import UploadRow
+from server.keys.store import KeyStore
 from server.running import RunningServer, start_subprocess
 
 HERE = Path(__file__).parent

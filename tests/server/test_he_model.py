@@ -24,7 +24,7 @@ from he_runtime.model import InputSpec, Node, OutputSpec
 from he_runtime.wire import KeySetWriter, decode_ciphertexts, encode_ciphertexts
 from protos import convert
 from protos.gen.secateur.v1 import model_pb2
-from server import he_model
+from server.engine import he_model
 from server.checks import check
 from server.config import ServerConfig
 from server.running import start
@@ -73,7 +73,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     plan = compile(model, degrees=(4096, 8192), max_error=0.5)
     plan.save(model.save(directory / "models" / "served" / "1") / "plan")
     (directory / "models" / "served" / "1" / "plan" / "dense_counts.json").write_text('{"rotate": 99}')
-    engine = {"runtime": "server.he_model", "backend": "tenseal"}
+    engine = {"runtime": "server.engine.he_model", "backend": "tenseal"}
     config = make_config(directory, engine=engine)
     with start(config) as server, grpc.insecure_channel(server.address) as channel:
         caller = Caller(channel, timeout=60.0)
@@ -181,7 +181,7 @@ def test_a_plan_of_another_model_or_format_is_named_by_check(real: Real, tmp_pat
     future = real.plan.save(model.save(tmp_path / "models" / "b" / "1") / "plan")
     record = json.loads((future / "plan.json").read_text())
     (future / "plan.json").write_text(json.dumps({**record, "version": 99}))
-    problems = check(make_config(tmp_path, engine={"runtime": "server.he_model"}))
+    problems = check(make_config(tmp_path, engine={"runtime": "server.engine.he_model"}))
     assert any("a version 1" in p and "made for model" in p for p in problems)
     assert any("b version 1" in p and "DIGEST" in p for p in problems)
     assert any("no model can be served" in p for p in problems)
@@ -198,6 +198,9 @@ def test_malformed_dense_counts_are_an_error(real: Real, tmp_path: Path) -> None
 def test_the_server_reaches_no_secret_side_and_no_torch() -> None:
     """In a fresh interpreter: the front door loads neither; a worker's module does not load gRPC either."""
     code = "import sys, {}; print(sorted(m for m in sys.modules if m in {{'torch', 'grpc', 'client', 'he_runtime.backends.tenseal_secret', 'he_runtime.backends.hybrid_keys', 'he_runtime.backends.zeros', 'he_runtime.backends.secret_file'}}))"
-    for imports, allowed in (("server.app, server.he_model", "['grpc']"), ("server.worker, server.he_model", "[]")):
+    for imports, allowed in (
+        ("server.app, server.engine.he_model", "['grpc']"),
+        ("server.engine.worker, server.engine.he_model", "[]"),
+    ):
         done = subprocess.run([sys.executable, "-c", code.format(imports)], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == allowed

@@ -10,7 +10,7 @@ from harness import Caller, failure, sha256, spec_digest
 
 from protos import convert
 from protos.gen.secateur.v1 import model_pb2
-from server.repository import natural_order
+from server.models.repository import natural_order
 
 
 def test_models_are_listed_with_versions_in_natural_order(caller: Caller) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from harness import KEYS, failure, make_config
 
-from server import engine
+from server.engine import engine
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ import pytest
 from harness import KEYS, PARAMS, failure, make_config, sha256, spec_digest
 
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
-from server import durable, uploads
+from server.keys import durable, uploads
 from server.config import KeysConfig
 from server.errors import ConfigError
-from server.keystore import KeyStore
+from server.keys.store import KeyStore
 from server.running import start
 
 OTHER_KEYS = b"KEYS of another" + KEYS
@@ -139,7 +139,7 @@ def test_a_commit_never_evicts_its_own_bytes(tmp_path: Path) -> None:
 
 
 def test_a_locked_database_is_waited_for_and_then_said(serve: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("server.keydb._LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr("server.keys.db._LOCKED_SECONDS", 0.2)
     _, caller = serve()
     keys = caller.upload(KEYS).key_set_id
     backup = sqlite3.connect(tmp_path / "state" / "keys" / "keys.sqlite3", isolation_level=None)
@@ -147,7 +147,7 @@ def test_a_locked_database_is_waited_for_and_then_said(serve: Any, tmp_path: Pat
     busy = failure(lambda: caller.begin(OTHER_KEYS))
     assert (busy.reason, busy.code) == ("SERVER_BUSY", grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert busy.retry_after_seconds is not None and "another program" in busy.message
-    monkeypatch.setattr("server.keystore._FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("server.keys.store._FLUSH_SECONDS", 0.0)
     assert caller.infer(keys, b"echo:x").ciphertexts, "inference needs no write"
     backup.execute("ROLLBACK")
     backup.close()

@@ -12,8 +12,8 @@ from harness import Caller, failure, make_config
 
 from server.config import TlsConfig
 from server.errors import ConfigError
+from server.identity.tls import make_self_signed, read_pair
 from server.running import RunningServer, start
-from server.tls import make_self_signed, read_pair
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from multiprocessing import Pipe
 import pytest
 
 from he_runtime.errors import Cancelled, Reason
-from server.frames import CancelFlag, Job, Outcome, receive_outcome, send_outcome
-from server.lru import CostLru
-from server.worker import _guard
+from server.engine.frames import CancelFlag, Job, Outcome, receive_outcome, send_outcome
+from server.engine.lru import CostLru
+from server.engine.worker import _guard
 
 
 def job(number: int, seconds: float = 60.0) -> Job:

@@ -1,4 +1,4 @@
-"""The real runtime behind the server: plans, the wire codec and the executor of he_runtime (see server.runtime)."""
+"""The real runtime behind the server: plans, the wire codec and the executor of he_runtime (see server.engine.runtime)."""
 
 from __future__ import annotations
 

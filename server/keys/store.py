@@ -22,11 +22,11 @@ from pathlib import Path
 from he_runtime.errors import Reason
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
 
+from ..config import KeysConfig
+from ..errors import ServiceError
+from ..observe.logs import event
 from . import durable
-from .config import KeysConfig
-from .errors import ServiceError
-from .keydb import KeyDb, KeySetRow, UploadRow
-from .logs import event
+from .db import KeyDb, KeySetRow, UploadRow
 from .uploads import Uploads, unknown_upload
 
 __all__ = ["KeyStore", "ReadyUpload", "StoredKeys"]

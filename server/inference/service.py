@@ -11,11 +11,11 @@ from protos import convert
 from protos.gen.secateur.v1 import inference_pb2, inference_pb2_grpc
 from protos.native import InferenceCall, InferenceReply, ServerInfo, Timings
 
-from .engine import Engine
-from .errors import ServiceError
-from .keystore import KeyStore, StoredKeys
-from .repository import Repository
-from .runtime import ModelDescription
+from ..engine.engine import Engine
+from ..engine.runtime import ModelDescription
+from ..errors import ServiceError
+from ..keys.store import KeyStore, StoredKeys
+from ..models.repository import Repository
 from .window import RequestKey, RequestWindow
 
 __all__ = ["InferenceServicer"]

@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["hash_file", "make_directory", "move", "own", "remove", "sync_directory"]
 

@@ -17,7 +17,7 @@ from typing import Any
 from he_runtime.errors import Cancelled, Reason
 from protos.native import InferenceReply
 
-from .config import LimitsConfig
+from ..config import LimitsConfig
 
 __all__ = ["RequestKey", "RequestWindow"]
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 from he_runtime.errors import Cancelled, Reason, SecateurError
 
-from .config import EngineConfig, LimitsConfig
-from .errors import ConfigError, ServiceError
+from ..config import EngineConfig, LimitsConfig
+from ..errors import ConfigError, ServiceError
+from ..observe.logs import event
 from .frames import Job, JobKind, Outcome
-from .logs import event
 from .runtime import ModelDescription
 from .worker_process import WorkerLost, WorkerProcess, WorkerSettings
 

@@ -1,7 +1,7 @@
 """What the server needs of a runtime: the module named by `engine.runtime` has these three functions.
 
 `describe` and `estimate` run in the front door and touch only the operator's own files; `build` runs in a worker and
-returns the object that parses strangers' bytes. `server.he_model` is the real one; tests bring a fake without an HE library.
+returns the object that parses strangers' bytes. `server.engine.he_model` is the real one; tests bring a fake without an HE library.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 
 from protos.native import LayerEstimate
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["Cost", "LoadedKeys", "ModelDescription", "Runtime", "WorkerModel", "load_runtime"]
 

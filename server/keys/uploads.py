@@ -19,10 +19,10 @@ from pathlib import Path
 
 from he_runtime.errors import Reason
 
+from ..config import KeysConfig
+from ..errors import ServiceError
 from . import durable
-from .config import KeysConfig
-from .errors import ServiceError
-from .keydb import KeyDb, UploadRow
+from .db import KeyDb, UploadRow
 
 __all__ = ["Uploads", "unknown_upload"]
 

@@ -16,9 +16,9 @@ from typing import Any
 from he_runtime.errors import ModelError, Reason, SecateurError
 from protos.native import ModelSummary
 
-from .errors import ConfigError, ServiceError
-from .logs import event
-from .runtime import ModelDescription, Runtime
+from ..engine.runtime import ModelDescription, Runtime
+from ..errors import ConfigError, ServiceError
+from ..observe.logs import event
 
 __all__ = ["Broken", "Repository", "natural_order"]
 

@@ -12,12 +12,12 @@ from protos import convert
 from protos.gen.secateur.v1 import keys_pb2, keys_pb2_grpc
 from protos.native import UploadOffer
 
-from .config import LimitsConfig
-from .engine import Engine
-from .errors import ServiceError
-from .keystore import KeyStore, ReadyUpload
-from .repository import Repository
-from .runtime import ModelDescription
+from ..config import LimitsConfig
+from ..engine.engine import Engine
+from ..engine.runtime import ModelDescription
+from ..errors import ServiceError
+from ..models.repository import Repository
+from .store import KeyStore, ReadyUpload
 
 __all__ = ["KeyServicer"]
 

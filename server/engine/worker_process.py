@@ -17,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from .config import EngineConfig
+from ..config import EngineConfig
 from .frames import CancelFlag, Job, Outcome, receive_outcome, send_job
 
 __all__ = ["WorkerLost", "WorkerProcess", "WorkerSettings"]
@@ -118,7 +118,7 @@ def _command(settings: WorkerSettings, descriptors: tuple[int, int]) -> list[str
     return [
         sys.executable,
         "-m",
-        "server.worker",
+        "server.engine.worker",
         *(str(d) for d in descriptors),
         str(os.getpid()),
         engine.runtime,

@@ -10,8 +10,8 @@ from protos import convert
 from protos.gen.secateur.v1 import model_pb2, model_pb2_grpc
 from protos.native import CostEstimate, ModelListing, ServedModel, ServerInfo
 
+from ..engine.runtime import Runtime
 from .repository import Repository
-from .runtime import Runtime
 
 __all__ = ["ModelServicer"]
 

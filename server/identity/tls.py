@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import TlsConfig
-from .errors import ConfigError
+from ..config import TlsConfig
+from ..errors import ConfigError
 
 if TYPE_CHECKING:
     import grpc

@@ -1,4 +1,4 @@
-"""A worker process: `python -m server.worker`, started by server.worker_process and by nobody else.
+"""A worker process: `python -m server.engine.worker`, started by server.engine.worker_process and by nobody else.
 
 It holds models and keys, parses the bytes of strangers, evaluates, and answers. It never imports gRPC, opens no socket
 of its own, and ends when the front door does. One job at a time; a crash here costs one request.
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from he_runtime.errors import Cancelled, Reason, SecateurError
 
-from .errors import ServiceError
+from ..errors import ServiceError
+from ..observe.logs import event, set_up
 from .frames import CancelFlag, Job, Outcome, receive_job, send_outcome
-from .logs import event, set_up
 from .lru import CostLru
 from .runtime import LoadedKeys, Runtime, WorkerModel, load_runtime
 

@@ -1,0 +1,1 @@
+"""Admission, worker processes, and what runs in them."""

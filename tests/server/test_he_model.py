@@ -24,9 +24,9 @@ from he_runtime.model import InputSpec, Node, OutputSpec
 from he_runtime.wire import KeySetWriter, decode_ciphertexts, encode_ciphertexts
 from protos import convert
 from protos.gen.secateur.v1 import model_pb2
-from server.engine import he_model
 from server.checks import check
 from server.config import ServerConfig
+from server.engine import he_model
 from server.running import start
 
 X = np.linspace(-1, 1, 8)

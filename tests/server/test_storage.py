@@ -15,9 +15,9 @@ import pytest
 from harness import KEYS, PARAMS, failure, make_config, sha256, spec_digest
 
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
-from server.keys import durable, uploads
 from server.config import KeysConfig
 from server.errors import ConfigError
+from server.keys import durable, uploads
 from server.keys.store import KeyStore
 from server.running import start
 

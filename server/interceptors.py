@@ -7,6 +7,7 @@ which the log has the traceback; no text of a library leaves the server.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -61,8 +62,12 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = handler_call_details.method
         if handler is None or not method.startswith(_OURS):
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
-        wrapped: Any = _wrap(handler, method.removeprefix(_OURS), self._receive_seconds)
+        name = method.removeprefix(_OURS)
         # On the wire a unary request is a stream of one message.
+        if handler.response_streaming:
+            streaming: Any = _wrap_stream(handler, name, self._receive_seconds)
+            return grpc.stream_stream_rpc_method_handler(streaming, None, handler.response_serializer)
+        wrapped: Any = _wrap(handler, name, self._receive_seconds)
         return grpc.stream_unary_rpc_method_handler(wrapped, None, handler.response_serializer)
 
 
@@ -82,6 +87,30 @@ def _wrap(handler: Any, method: str, receive_seconds: float) -> Handler:
             await _abort(error, context, method, started)
         _log(method, started, "")
         return reply
+
+    return handle
+
+
+def _wrap_stream(handler: Any, method: str, receive_seconds: float) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    """The same for a reply of many messages, each of which is sent before the next is asked for."""
+
+    async def handle(incoming: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
+        started = time.monotonic()
+        requests = _requests(incoming, handler.request_deserializer, receive_seconds)
+        try:
+            if handler.request_streaming:
+                replies = handler.stream_stream(requests, context)
+            else:
+                replies = handler.unary_stream(await _only(requests), context)
+            async with contextlib.aclosing(replies):  # at once: what it holds is not left to the garbage collector
+                async for reply in replies:
+                    yield reply
+        except (asyncio.CancelledError, GeneratorExit):
+            _log(method, started, "CANCELLED")
+            raise
+        except Exception as error:
+            await _abort(error, context, method, started)
+        _log(method, started, "")
 
     return handle
 

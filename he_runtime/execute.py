@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import default_backend, open_backend
-from .backends.base import Check, walk
+from .backends.base import Check, OnLayer, walk
 from .backends.clear import ClearEvaluator
 from .errors import CiphertextMismatch, Reason
 from .plan import Plan
@@ -56,14 +56,21 @@ class Executor:
         return LoadedKeys(handle, int(handle.byte_size))
 
     def run(
-        self, inputs: Sequence[CiphertextData], keys: LoadedKeys, check: Callable[[], None] | None = None
+        self,
+        inputs: Sequence[CiphertextData],
+        keys: LoadedKeys,
+        check: Callable[[], None] | None = None,
+        on_layer: OnLayer | None = None,
     ) -> list[CiphertextData]:
-        """Evaluate; `check` is called between operations and may raise Cancelled. `counters` then holds this run's."""
+        """Evaluate; `check` is called between operations and may raise Cancelled. `counters` then holds this run's.
+
+        `on_layer` is called with each layer's name as its operations begin (see walk).
+        """
         self._check_inputs(inputs)
         evaluator = self.backend.evaluator_for(keys.handle)
         uploaded = [evaluator.upload(data) for data in inputs]
         call: Check = check or (lambda: None)
-        results = walk(self.plan, evaluator, uploaded, call)
+        results = walk(self.plan, evaluator, uploaded, call, on_layer or (lambda layer: None))
         self.counters = evaluator.counters
         return [evaluator.download(r) for r in results]
 

@@ -7,6 +7,7 @@ code in the front door.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -36,7 +37,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job. `reason` is empty for success; `resident` are digests of the keys the worker now holds."""
+    """What became of a job. `reason` is empty for success; `resident` are digests of the keys the worker now holds.
+
+    `layer_ms` are milliseconds of the evaluation by layer; `key_cache` has the bytes, hits, misses and evictions of
+    the worker's loaded keys since it started.
+    """
 
     number: int
     reason: str = ""
@@ -45,6 +50,8 @@ class Outcome:
     evaluate_ms: float = 0.0
     counts: dict[str, int] = field(default_factory=dict)
     resident: list[str] = field(default_factory=list)
+    layer_ms: dict[str, float] = field(default_factory=dict)
+    key_cache: dict[str, int] = field(default_factory=dict)
 
 
 class CancelFlag:
@@ -93,9 +100,19 @@ def receive_outcome(connection: Connection, max_payload_bytes: int) -> tuple[Out
         number=int(record["number"]),
         reason=str(record["reason"]),
         message=str(record["message"]),
-        load_ms=float(record["load_ms"]),
-        evaluate_ms=float(record["evaluate_ms"]),
+        load_ms=_duration(record["load_ms"]),
+        evaluate_ms=_duration(record["evaluate_ms"]),
         counts={str(k): int(v) for k, v in record["counts"].items()},
         resident=[str(s) for s in record["resident"]],
+        layer_ms={str(k): _duration(v) for k, v in record["layer_ms"].items()},
+        key_cache={str(k): int(v) for k, v in record["key_cache"].items()},
     )
     return outcome, payload
+
+
+def _duration(value: Any) -> float:
+    """Sums and histograms are made of these: one NaN or negative value would spoil them for good."""
+    ms = float(value)
+    if not 0 <= ms < math.inf:
+        raise ValueError("the worker's outcome has a duration that is none")
+    return ms

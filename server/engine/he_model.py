@@ -151,10 +151,12 @@ class _HeModel:
             records[record.element] = record
         return self._executor.load_keys(EvaluationKeys(params.digest, records))
 
-    def run(self, ciphertexts: bytes, keys: LoadedKeys, check: Callable[[], None]) -> tuple[bytes, Mapping[str, int]]:
+    def run(
+        self, ciphertexts: bytes, keys: LoadedKeys, check: Callable[[], None], on_layer: Callable[[str], None]
+    ) -> tuple[bytes, Mapping[str, int]]:
         inputs = decode_ciphertexts(ciphertexts, self._plan.params, max_count=self._max_inputs)
         check()
-        outputs = self._executor.run(inputs, keys, check)
+        outputs = self._executor.run(inputs, keys, check, on_layer)
         return encode_ciphertexts(outputs, self._plan.params), _by_leaf(self._executor.counters)
 
 

@@ -20,6 +20,7 @@ class CostLru(Generic[K, V]):
         self._cost = cost
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._total = 0
+        self.hits = self.misses = self.evictions = 0  # since the cache was made
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -34,7 +35,10 @@ class CostLru(Generic[K, V]):
 
     def get(self, key: K) -> V | None:
         value = self._entries.get(key)
-        if value is not None:
+        if value is None:
+            self.misses += 1
+        else:
+            self.hits += 1
             self._entries.move_to_end(key)
         return value
 
@@ -44,6 +48,7 @@ class CostLru(Generic[K, V]):
         self._total += self._cost(value)
         while self._total > self._budget and len(self._entries) > 1:
             self.drop(next(iter(self._entries)))
+            self.evictions += 1
 
     def drop(self, key: K) -> None:
         value = self._entries.pop(key, None)

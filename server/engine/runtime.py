@@ -70,8 +70,13 @@ class WorkerModel(Protocol):
     def load_keys(self, path: Path, check: Callable[[], None]) -> LoadedKeys:
         """Parse and check a key-set file against the plan. `check` is called between any two keys and may raise."""
 
-    def run(self, ciphertexts: bytes, keys: Any, check: Callable[[], None]) -> tuple[bytes, Mapping[str, int]]:
-        """(reply bytes, operations executed). `check` is called between any two HE operations and may raise."""
+    def run(
+        self, ciphertexts: bytes, keys: Any, check: Callable[[], None], on_layer: Callable[[str], None]
+    ) -> tuple[bytes, Mapping[str, int]]:
+        """(reply bytes, operations executed). `check` is called between any two HE operations and may raise.
+
+        `on_layer` is called with the name of the layer whose operations begin; a name may come more than once.
+        """
 
 
 class Runtime(Protocol):

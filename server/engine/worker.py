@@ -13,15 +13,17 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from he_runtime.errors import Cancelled, Reason, SecateurError
 
 from ..errors import ServiceError
 from ..observe.logs import event, set_up
 from .frames import CancelFlag, Job, Outcome, receive_job, send_outcome
+from .layer_clock import LayerClock
 from .lru import CostLru
 from .runtime import LoadedKeys, Runtime, WorkerModel, load_runtime
 
@@ -30,10 +32,11 @@ __all__ = ["Worker", "main"]
 
 @dataclass(frozen=True)
 class _Timed:
-    """Milliseconds of the two phases of a job."""
+    """Milliseconds of the two phases of a job, and of each layer within the second."""
 
     load_ms: float
     evaluate_ms: float
+    layer_ms: dict[str, float]
 
 
 class Worker:
@@ -52,6 +55,11 @@ class Worker:
     def resident(self) -> list[str]:
         return [sha256 for _, sha256 in self._keys.keys()]  # noqa: SIM118 - not a dict
 
+    def key_cache(self) -> dict[str, int]:
+        """What the cache of loaded keys holds, and what became of the look-ups in it since the worker started."""
+        keys = self._keys
+        return {"bytes": keys.total, "hits": keys.hits, "misses": keys.misses, "evictions": keys.evictions}
+
     def do(self, job: Job, payload: bytes, check: Callable[[], None]) -> tuple[bytes, dict[str, int], _Timed]:
         """Carry out one job; raises errors of the tree."""
         started = time.monotonic()
@@ -59,13 +67,14 @@ class Worker:
         model = self._model(job.directory)
         keys = None if job.kind == "load" else self._load_keys(model, job, check)
         loaded = time.monotonic()
-        reply, counts = b"", {}
+        reply, counts, clock = b"", {}, LayerClock()
         if job.kind == "infer":
-            reply, executed = model.run(payload, keys, check)
+            reply, executed = model.run(payload, keys, check, clock)
+            clock.stop()
             counts = {str(k): int(v) for k, v in executed.items()}
             self._check_reply(reply)
         ended = time.monotonic()
-        return reply, counts, _Timed((loaded - started) * 1e3, (ended - loaded) * 1e3)
+        return reply, counts, _Timed((loaded - started) * 1e3, (ended - loaded) * 1e3, clock.ms)
 
     def _check_reply(self, reply: bytes) -> None:
         if len(reply) > self._max_reply_bytes:
@@ -113,15 +122,15 @@ def _answer(worker: Worker, job: Job, payload: bytes, check: Callable[[], None])
     reason, message = Reason.INTERNAL, ""
     try:
         reply, counts, timed = worker.do(job, payload, check)
-        done = Outcome(job.number, "", "", timed.load_ms, timed.evaluate_ms, counts, worker.resident())
-        return done, reply
+        held: dict[str, Any] = {"resident": worker.resident(), "key_cache": worker.key_cache()}
+        return Outcome(job.number, **asdict(timed), counts=counts, **held), reply
     except SecateurError as error:
         reason, message = error.reason, error.message
     except MemoryError:
         reason, message = Reason.SERVER_BUSY, "cannot evaluate: got too little memory for it; try again later"
     except Exception as error:
         event("job failed", level=logging.ERROR, error=error, job=job.number, kind=job.kind, directory=job.directory)
-    return Outcome(job.number, reason, message, resident=worker.resident()), b""
+    return Outcome(job.number, reason, message, resident=worker.resident(), key_cache=worker.key_cache()), b""
 
 
 def main(arguments: list[str]) -> int:

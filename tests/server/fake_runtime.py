@@ -19,6 +19,7 @@ from pathlib import Path
 from he_runtime.errors import BackendUnavailable, CiphertextMismatch, KeyMismatch, PlanError, Reason, WireError
 from server.engine.runtime import Cost, ModelDescription
 
+LAYERS = ("dense1", "square1", "dense1", "unheard-of")  # as run names them: one twice, one of no family
 LIBRARY_TEXT = "std::logic_error: ciphertext pool 0xdeadbeef"
 
 
@@ -76,8 +77,12 @@ class FakeModel:
         self.loads += 1
         return FakeKeys(content, len(content))
 
-    def run(self, ciphertexts: bytes, keys: FakeKeys, check: Callable[[], None]) -> tuple[bytes, Mapping[str, int]]:
+    def run(
+        self, ciphertexts: bytes, keys: FakeKeys, check: Callable[[], None], on_layer: Callable[[str], None]
+    ) -> tuple[bytes, Mapping[str, int]]:
         command, _, rest = ciphertexts.partition(b":")
+        for layer in LAYERS:
+            on_layer(layer)
         if command == b"echo":
             digest = hashlib.sha256(keys.content).hexdigest().encode()
             return digest + b"|" + rest, {"rotate": 3, "pid": os.getpid(), "key_loads": self.loads}

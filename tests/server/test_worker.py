@@ -12,6 +12,7 @@ import pytest
 
 from he_runtime.errors import Cancelled, Reason
 from server.engine.frames import CancelFlag, Job, Outcome, receive_outcome, send_outcome
+from server.engine.layer_clock import LayerClock
 from server.engine.lru import CostLru
 from server.engine.worker import _guard
 
@@ -60,7 +61,7 @@ def test_the_cache_keeps_the_most_recently_used_within_its_budget() -> None:
 
 def test_an_outcome_crosses_and_a_forged_one_does_not() -> None:
     ours, theirs = Pipe()
-    outcome = Outcome(3, "", "", 1.5, 2.5, {"rotate": 2}, ["ab"])
+    outcome = Outcome(3, "", "", 1.5, 2.5, {"rotate": 2}, ["ab"], {"dense": 2.5}, {"bytes": 9})
     send_outcome(theirs, outcome, b"reply")
     assert receive_outcome(ours, 100) == (outcome, b"reply")
     forged = [
@@ -69,6 +70,8 @@ def test_an_outcome_crosses_and_a_forged_one_does_not() -> None:
         json.dumps({**vars(outcome), "reason": "NO_SUCH_REASON"}),
         json.dumps({**vars(outcome), "extra": 1}),
         "not json",
+        json.dumps({**vars(outcome), "evaluate_ms": -1}),
+        json.dumps({**vars(outcome), "layer_ms": {"dense": float("nan")}}),
     ]
     for text in forged:
         theirs.send_bytes(text.encode())
@@ -80,3 +83,23 @@ def test_an_outcome_crosses_and_a_forged_one_does_not() -> None:
     send_outcome(theirs, outcome, bytes(101))
     with pytest.raises(OSError):
         receive_outcome(ours, 100)
+
+
+def test_layers_are_timed_also_where_they_interleave() -> None:
+    times = iter([0.0, 1.0, 1.0, 4.0, 4.0, 4.5])
+    clock = LayerClock(lambda: next(times))
+    for layer in ("dense", "square", "dense"):
+        clock(layer)
+    clock.stop()
+    clock.stop()
+    assert clock.ms == {"dense": 1500.0, "square": 3000.0}
+
+
+def test_the_cache_counts_what_becomes_of_look_ups() -> None:
+    cache: CostLru[str, int] = CostLru(10, lambda value: value)
+    cache.get("a")
+    cache.put("a", 8)
+    cache.get("a")
+    cache.put("b", 8)
+    cache.drop("b")
+    assert (cache.hits, cache.misses, cache.evictions) == (1, 1, 1), "a drop that was asked for is no eviction"

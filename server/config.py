@@ -12,11 +12,13 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from he_runtime.backends import default_backend
 
 from .errors import ConfigError
+from .identity.settings import AuditConfig, IdentityConfig, JwtConfig, TlsConfig
 
 __all__ = [
     "EngineConfig",
@@ -31,15 +33,6 @@ __all__ = [
 ENVIRONMENT_PREFIX = "SECATEUR_SERVER_"
 _MIB = 1 << 20
 _GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class TlsConfig:
-    """PEM files. Without TLS anyone on the way can read which model is asked and swap evaluation keys."""
-
-    enabled: bool = False
-    certificate: Path | None = None
-    private_key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +90,9 @@ class ServerConfig:
     log_level: str = "info"
     reflection: bool = True
     tls: TlsConfig = field(default_factory=TlsConfig)
+    identity: IdentityConfig = field(default_factory=IdentityConfig)
+    jwt: JwtConfig = field(default_factory=JwtConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     keys: KeysConfig = field(default_factory=KeysConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -106,7 +102,7 @@ class ServerConfig:
             _check_bounds(name, value)
 
 
-_MAY_BE_ZERO = frozenset({"drain_seconds", "limits.max_queue", "limits.request_window_seconds"})
+_MAY_BE_ZERO = frozenset({"drain_seconds", "limits.max_queue", "limits.request_window_seconds", "jwt.leeway_seconds"})
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -128,8 +124,9 @@ def _check_bounds(name: str, value: Any) -> None:
             )
     if name == "log_level" and value not in _LOG_LEVELS:
         raise ConfigError(f"cannot use log_level = {value!r}: need one of {', '.join(_LOG_LEVELS)}")
-    if name == "address" and not (value.startswith("unix:") or _is_host_port(value)):
-        raise ConfigError(f"cannot use address = {value!r}: need host:port such as 127.0.0.1:50051, or unix:path")
+    is_address = name == "address" or (name == "tls.mutual_address" and value)
+    if is_address and not (value.startswith("unix:") or _is_host_port(value)):
+        raise ConfigError(f"cannot use {name} = {value!r}: need host:port such as 127.0.0.1:50051, or unix:path")
 
 
 def _is_host_port(address: str) -> bool:
@@ -175,15 +172,38 @@ def from_mapping(kind: type[Any], record: Mapping[str, Any], *, base: Path, sour
 
 
 def _typed(hint: Any, value: Any, name: str, base: Path, source: str) -> Any:
-    wanted = Path if hint in (Path, Path | None) else hint
+    wanted = _needed(hint)
     if wanted is Path and isinstance(value, str) and value:
         return base / Path(value).expanduser()
     if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
+    if get_origin(wanted) is tuple and isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if get_origin(wanted) is Mapping and isinstance(value, Mapping):
+        return _tables(get_args(wanted)[1], value, name, base, source)
     if wanted is not Path and type(value) is wanted:
         return value
-    need = {Path: "a path", float: "a number", int: "a whole number", bool: "true or false", str: "a text"}[wanted]
-    raise ConfigError(f"cannot use {source}: {name} is {value!r}, need {need}")
+    need = {Path: "a path", float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    several = "tables" if get_origin(wanted) is Mapping else "a list of texts"
+    raise ConfigError(f"cannot use {source}: {name} is {value!r}, need {need.get(wanted, several)}")
+
+
+def _needed(hint: Any) -> Any:
+    """The type that a value must have where it is given; "or none" only means that it may be left out."""
+    if isinstance(hint, UnionType):
+        return next(kind for kind in get_args(hint) if kind is not NoneType)
+    return hint
+
+
+def _tables(kind: type[Any], record: Mapping[str, Any], name: str, base: Path, source: str) -> dict[str, Any]:
+    """Tables [name.<anything>] of one kind, by the name that the operator chose."""
+    for key, value in record.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"cannot use {source}: {name}.{key} is {value!r}, need a table [{name}.{key}]")
+    return {
+        key: from_mapping(kind, value, base=base, source=source, prefix=f"{name}.{key}.")
+        for key, value in record.items()
+    }
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -211,7 +231,7 @@ def _hint(name: str) -> Any:
 
 
 def _read_text(hint: Any, text: str) -> Any:
-    """A number or truth value out of a text; the text itself where it is none, for _typed to refuse."""
+    """A number, truth value or comma-separated list out of a text; the text itself where it is none, for _typed to refuse."""
     if hint is bool:
         return {"true": True, "1": True, "false": False, "0": False}.get(text.strip().lower(), text)
     if hint in (int, float):
@@ -219,6 +239,8 @@ def _read_text(hint: Any, text: str) -> Any:
             return hint(text)
         except ValueError:
             return text
+    if get_origin(_needed(hint)) is tuple:
+        return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
 

@@ -19,6 +19,7 @@ from he_runtime.backends import default_backend
 
 from .errors import ConfigError
 from .identity.settings import AuditConfig, IdentityConfig, JwtConfig, TlsConfig
+from .observe.settings import MetricsConfig, TracingConfig
 
 __all__ = [
     "EngineConfig",
@@ -96,6 +97,8 @@ class ServerConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     keys: KeysConfig = field(default_factory=KeysConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
 
     def __post_init__(self) -> None:
         for name, value in _leaves(self):

@@ -12,6 +12,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -22,11 +23,13 @@ from protos import status
 from protos.status import Failure
 
 from .errors import ServiceError, storage_failure
+from .identity.tenant import current_caller
+from .observe.events import CallEnded, Observer, nobody
 from .observe.logs import event
 
 __all__ = ["Boundary", "failure_of"]
 
-_OURS = "/secateur.v1."
+_OURS = ("/secateur.v1.", "/inference.")  # the second is the Open Inference Protocol's package
 _MAX_MESSAGE = 1000  # statuses travel in HTTP/2 headers, which are limited to some 8 KiB
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
@@ -50,8 +53,9 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     an answer like any other error instead of a call slot for as long as the caller likes.
     """
 
-    def __init__(self, receive_seconds: float) -> None:
+    def __init__(self, receive_seconds: float, observer: Observer = nobody) -> None:
         self._receive_seconds = receive_seconds
+        self._observer = observer
 
     async def intercept_service(
         self,
@@ -62,18 +66,31 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         method = handler_call_details.method
         if handler is None or not method.startswith(_OURS):
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
-        name = method.removeprefix(_OURS)
+        call = _Call(method.rpartition(".")[2], self._observer)
         # On the wire a unary request is a stream of one message.
         if handler.response_streaming:
-            streaming: Any = _wrap_stream(handler, name, self._receive_seconds)
+            streaming: Any = _wrap_stream(handler, call, self._receive_seconds)
             return grpc.stream_stream_rpc_method_handler(streaming, None, handler.response_serializer)
-        wrapped: Any = _wrap(handler, name, self._receive_seconds)
+        wrapped: Any = _wrap(handler, call, self._receive_seconds)
         return grpc.stream_unary_rpc_method_handler(wrapped, None, handler.response_serializer)
 
 
-def _wrap(handler: Any, method: str, receive_seconds: float) -> Handler:
+@dataclass
+class _Call:
+    """One call: what it is of, when it began, and who hears how it ended."""
+
+    method: str  # service and method, as InferenceService/Infer
+    observer: Observer
+    started: float = field(default_factory=time.monotonic)
+
+    def ended(self, reason: str) -> None:
+        seconds = time.monotonic() - self.started
+        event("call", method=self.method, ms=round(seconds * 1e3, 1), reason=reason)
+        self.observer(CallEnded(self.method, reason, current_caller().tenant, seconds))
+
+
+def _wrap(handler: Any, call: _Call, receive_seconds: float) -> Handler:
     async def handle(incoming: AsyncIterator[bytes], context: Any) -> Any:
-        started = time.monotonic()
         requests = _requests(incoming, handler.request_deserializer, receive_seconds)
         try:
             if handler.request_streaming:
@@ -81,21 +98,20 @@ def _wrap(handler: Any, method: str, receive_seconds: float) -> Handler:
             else:
                 reply = await handler.unary_unary(await _only(requests), context)
         except asyncio.CancelledError:
-            _log(method, started, "CANCELLED")
+            call.ended("CANCELLED")
             raise
         except Exception as error:
-            await _abort(error, context, method, started)
-        _log(method, started, "")
+            await _abort(error, context, call)
+        call.ended("")
         return reply
 
     return handle
 
 
-def _wrap_stream(handler: Any, method: str, receive_seconds: float) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _wrap_stream(handler: Any, call: _Call, receive_seconds: float) -> Callable[[Any, Any], AsyncIterator[Any]]:
     """The same for a reply of many messages, each of which is sent before the next is asked for."""
 
     async def handle(incoming: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-        started = time.monotonic()
         requests = _requests(incoming, handler.request_deserializer, receive_seconds)
         try:
             if handler.request_streaming:
@@ -106,11 +122,11 @@ def _wrap_stream(handler: Any, method: str, receive_seconds: float) -> Callable[
                 async for reply in replies:
                     yield reply
         except (asyncio.CancelledError, GeneratorExit):
-            _log(method, started, "CANCELLED")
+            call.ended("CANCELLED")
             raise
         except Exception as error:
-            await _abort(error, context, method, started)
-        _log(method, started, "")
+            await _abort(error, context, call)
+        call.ended("")
 
     return handle
 
@@ -147,18 +163,14 @@ async def _only(requests: AsyncIterator[Any]) -> Any:
     raise WireError("cannot answer: got a call without a request, need one; try again", Reason.BYTES_TRUNCATED)
 
 
-async def _abort(error: Exception, context: Any, method: str, started: float) -> NoReturn:
+async def _abort(error: Exception, context: Any, call: _Call) -> NoReturn:
     stored = storage_failure(error)
     failure, incident = failure_of(stored or error)
     if stored is not None:
-        event("storage", level=logging.ERROR, cause=str(error), method=method)
+        event("storage", level=logging.ERROR, cause=str(error), method=call.method)
     if incident:
-        event("incident", level=logging.ERROR, error=error, incident=incident, method=method)
-    _log(method, started, failure.reason)
+        event("incident", level=logging.ERROR, error=error, incident=incident, method=call.method)
+    call.ended(failure.reason)
     trailing = status.to_trailing_metadata(status.encode(failure))
     await context.abort(failure.code, failure.message, trailing)
     raise AssertionError("abort returned")
-
-
-def _log(method: str, started: float, reason: str) -> None:
-    event("call", method=method, ms=round((time.monotonic() - started) * 1e3, 1), reason=reason)

@@ -6,7 +6,7 @@ Without configured identity everybody is the one tenant ANONYMOUS.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -15,11 +15,16 @@ __all__ = ["ANONYMOUS", "Caller", "acting_as", "current_caller"]
 
 @dataclass(frozen=True)
 class Caller:
-    """A tenant, who speaks for it (the credential's subject), and whether it may administer."""
+    """A tenant, who speaks for it (the credential's subject), whether it may administer, and its models (none: all)."""
 
     tenant: str
     subject: str = ""
     admin: bool = False
+    models: frozenset[str] | None = None
+
+    def may_use(self, model: str) -> bool:
+        """Whether a model exists for this caller: one it may not use is answered like one that is not there."""
+        return self.models is None or model in self.models
 
 
 ANONYMOUS = Caller("anonymous")
@@ -37,4 +42,5 @@ def acting_as(caller: Caller) -> Iterator[None]:
     try:
         yield
     finally:
-        _CALLER.reset(token)
+        with suppress(ValueError):  # a stream that is closed from another task's context has nothing to restore there
+            _CALLER.reset(token)

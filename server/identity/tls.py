@@ -1,4 +1,4 @@
-"""Certificates: reading the operator's, and making a self-signed one for loopback that a client can pin."""
+"""Certificates: reading the operator's, again when they change, and making a self-signed one for loopback to pin."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import TlsConfig
 from ..errors import ConfigError
+from .reload import Reloading
+from .settings import TlsConfig
 
 if TYPE_CHECKING:
     import grpc
     from cryptography import x509
 
-__all__ = ["make_self_signed", "read_pair", "server_credentials"]
+__all__ = ["make_self_signed", "read_client_ca", "read_pair", "server_credentials"]
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -102,15 +103,39 @@ def read_pair(tls: TlsConfig, at: datetime.datetime | None = None) -> tuple[byte
 
 def _read(path: Path | None, name: str) -> bytes:
     if path is None:
-        raise ConfigError(f"cannot use TLS: {name} is not set, need a PEM file; try make_self_signed for loopback")
+        remedy = "" if name == "tls.client_ca" else "; try make_self_signed for loopback"
+        raise ConfigError(f"cannot use TLS: {name} is not set, need a PEM file{remedy}")
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot use {name} = {path}: {error.strerror or error}") from error
 
 
-def server_credentials(tls: TlsConfig) -> grpc.ServerCredentials:
+def read_client_ca(tls: TlsConfig) -> bytes:
+    """The roots that client certificates must lead to, as PEM; ConfigError for a file that holds none."""
+    from cryptography import x509
+
+    roots = _read(tls.client_ca, "tls.client_ca")
+    try:
+        x509.load_pem_x509_certificates(roots)
+    except ValueError as error:
+        raise ConfigError(f"cannot use tls.client_ca = {tls.client_ca}: need PEM certificates") from error
+    return roots
+
+
+def server_credentials(tls: TlsConfig, *, demand_client: bool = False) -> grpc.ServerCredentials:
+    """Credentials that follow their files: each handshake is made with what lies there then.
+
+    With `demand_client` no connection comes about without a certificate of `tls.client_ca`. Connections that are open
+    stay as they are. Raises ConfigError when the files do not hold what is needed now.
+    """
     import grpc
 
-    chain, secret = read_pair(tls)
-    return grpc.ssl_server_credentials([(secret, chain)])
+    def load() -> grpc.ServerCertificateConfiguration:
+        chain, secret = read_pair(tls)
+        roots = read_client_ca(tls) if demand_client else None
+        return grpc.ssl_server_certificate_configuration([(secret, chain)], roots)
+
+    files = (tls.certificate, tls.private_key, tls.client_ca if demand_client else None)
+    current = Reloading("tls", [path for path in files if path is not None], load)
+    return grpc.dynamic_ssl_server_credentials(current.get(), current.get, demand_client)

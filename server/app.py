@@ -37,6 +37,8 @@ from .keys.store import KeyStore
 from .models.repository import Repository
 from .models.service import ModelServicer
 from .observe import logs
+from .observe.events import Observer
+from .observe.observing import Observing
 
 __all__ = ["App", "run"]
 
@@ -66,6 +68,12 @@ class App:
     _server: grpc.aio.Server
     _store: KeyStore
     _health: Any
+    _observing: Observing
+
+    @property
+    def metrics_address(self) -> str:
+        """Where metrics are scraped, with the port that was chosen; empty when they are off."""
+        return self._observing.metrics_address
 
     @classmethod
     async def start(cls, config: ServerConfig) -> App:
@@ -77,12 +85,21 @@ class App:
         if table is not None and not table.is_file():
             raise ConfigError(f"cannot use engine.cost_table = {table}: no such file; try `secateur calibrate`")
         repository = await asyncio.to_thread(Repository.scan, config.models, runtime)
+        observing = await Observing.open(config, build_version())
+        try:
+            return await cls._start(config, runtime, repository, observing)
+        except BaseException:
+            await observing.close()
+            raise
+
+    @classmethod
+    async def _start(cls, config: ServerConfig, runtime: Runtime, repository: Repository, observing: Observing) -> App:
         message_bytes = _message_bytes(config.limits, repository)
         store = await asyncio.to_thread(_open_store, config)
         engine = Engine(config.engine, config.limits, config.log_level)
         try:
             await engine.start(repository.defaults() if config.engine.preload else [])
-            server = _make_server(config, message_bytes)
+            server = _make_server(config, message_bytes, observing.observer)
             checker: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
             health_pb2_grpc.add_HealthServicer_to_server(checker, server)
             _add_services(server, config, message_bytes, runtime, repository, store, engine)
@@ -95,7 +112,7 @@ class App:
         for service in SERVICES:
             await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
         logs.event("serving", address=address, tls=config.tls.enabled, models=[m.name for m in repository.summaries()])
-        return cls(config, address, engine, server, store, checker)
+        return cls(config, address, engine, server, store, checker, observing)
 
     async def stop(self) -> None:
         """Report not serving, take no new calls, let those under way finish within the drain time, then end."""
@@ -104,6 +121,7 @@ class App:
         await self._server.stop(self.config.drain_seconds)
         await self.engine.stop(_PARTING_SECONDS)
         await asyncio.to_thread(self._store.close)
+        await self._observing.close()
         logs.event("stopped")
 
 
@@ -120,10 +138,10 @@ def _message_bytes(limits: LimitsConfig, repository: Repository) -> int:
     return min(limits.max_message_bytes, largest + _FRAME_BYTES)
 
 
-def _make_server(config: ServerConfig, message_bytes: int) -> grpc.aio.Server:
+def _make_server(config: ServerConfig, message_bytes: int, observer: Observer) -> grpc.aio.Server:
     limits = config.limits
     return grpc.aio.server(
-        interceptors=[Boundary(limits.receive_seconds)],
+        interceptors=[Boundary(limits.receive_seconds, observer)],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", message_bytes),

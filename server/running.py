@@ -32,6 +32,7 @@ class RunningServer:
     _stop: Callable[[], None] = field(repr=False)
     worker_pids: Callable[[], list[int]] = field(default=list, repr=False)
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
+    metrics_address: str = ""  # where metrics are scraped, when they are on
 
     def stop(self) -> None:
         """Drain and end; returns when the server is gone."""
@@ -94,7 +95,7 @@ def start(config: ServerConfig) -> RunningServer:
     """Serve from a thread of this process; ConfigError when it cannot start."""
     host = _Host(config)
     app = host.start()
-    return RunningServer(app.address, host.stop, lambda: app.engine.pids)
+    return RunningServer(app.address, host.stop, lambda: app.engine.pids, metrics_address=app.metrics_address)
 
 
 def start_subprocess(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..config import ServerConfig
 from .endpoint import MetricsEndpoint
 from .events import Observer, several
 from .metrics import Metrics
-from .settings import MetricsConfig
 
 __all__ = ["Observing"]
 
@@ -21,12 +21,12 @@ class Observing:
     _endpoint: MetricsEndpoint | None
 
     @classmethod
-    async def open(cls, metrics: MetricsConfig, build: str) -> Observing:
+    async def open(cls, config: ServerConfig, build: str) -> Observing:
         """ConfigError for a port that cannot be opened."""
-        if not metrics.address:
+        if not config.metrics.address:
             return cls(several([]), "", None)
-        kept = Metrics(build, metrics.max_tenants)
-        endpoint = await MetricsEndpoint.open(metrics.address, kept.registry)
+        kept = Metrics(build, config.metrics.max_tenants)
+        endpoint = await MetricsEndpoint.open(config.metrics.address, kept.registry)
         return cls(several([kept]), endpoint.address, endpoint)
 
     async def close(self) -> None:

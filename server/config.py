@@ -17,8 +17,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from he_runtime.backends import default_backend
 
+from .admin.settings import AdminConfig
 from .errors import ConfigError
 from .identity.settings import AuditConfig, IdentityConfig, JwtConfig, TlsConfig
+from .models.settings import RepositoryConfig
 from .observe.settings import MetricsConfig, TracingConfig
 
 __all__ = [
@@ -99,13 +101,23 @@ class ServerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
+    repository: RepositoryConfig = field(default_factory=RepositoryConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
 
     def __post_init__(self) -> None:
         for name, value in _leaves(self):
             _check_bounds(name, value)
 
 
-_MAY_BE_ZERO = frozenset({"drain_seconds", "limits.max_queue", "limits.request_window_seconds", "jwt.leeway_seconds"})
+_MAY_BE_ZERO = frozenset(
+    {
+        "drain_seconds",
+        "limits.max_queue",
+        "limits.request_window_seconds",
+        "jwt.leeway_seconds",
+        "repository.poll_seconds",
+    }
+)
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -127,7 +139,7 @@ def _check_bounds(name: str, value: Any) -> None:
             )
     if name == "log_level" and value not in _LOG_LEVELS:
         raise ConfigError(f"cannot use log_level = {value!r}: need one of {', '.join(_LOG_LEVELS)}")
-    is_address = name == "address" or (name == "tls.mutual_address" and value)
+    is_address = name == "address" or (name in ("tls.mutual_address", "admin.address") and value)
     if is_address and not (value.startswith("unix:") or _is_host_port(value)):
         raise ConfigError(f"cannot use {name} = {value!r}: need host:port such as 127.0.0.1:50051, or unix:path")
 

@@ -37,7 +37,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Infer(self, request: inference_pb2.InferRequest, context: Any) -> inference_pb2.InferResponse:
         call = convert.inference_call_from_proto(request)
-        model = self._repository.get(call.model, call.version)
+        model = self._repository.for_call(call.model, call.version, call.client_spec_digest)
         _check_call(call, model)
         keys = await asyncio.to_thread(self._store.find, call.key_set_id)
         if keys.params_digest != model.params_digest:

@@ -18,8 +18,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from he_runtime.backends import default_backend
 
 from .admin.settings import AdminConfig
+from .engine.settings import AdmissionConfig
 from .errors import ConfigError
 from .identity.settings import AuditConfig, IdentityConfig, JwtConfig, TlsConfig
+from .inference.settings import JobsConfig
 from .models.settings import RepositoryConfig
 from .observe.settings import MetricsConfig, TracingConfig
 
@@ -99,6 +101,8 @@ class ServerConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     keys: KeysConfig = field(default_factory=KeysConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    jobs: JobsConfig = field(default_factory=JobsConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
     repository: RepositoryConfig = field(default_factory=RepositoryConfig)
@@ -114,6 +118,10 @@ _MAY_BE_ZERO = frozenset(
         "drain_seconds",
         "limits.max_queue",
         "limits.request_window_seconds",
+        "admission.affinity_ms",
+        "admission.job_workers",
+        "admission.max_running",
+        "admission.ms_per_minute",
         "jwt.leeway_seconds",
         "repository.poll_seconds",
     }

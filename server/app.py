@@ -14,6 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from protos.gen.inference import open_inference_pb2, open_inference_pb2_grpc
 from protos.gen.secateur.v1 import (
     inference_pb2,
     inference_pb2_grpc,
@@ -39,6 +40,7 @@ from .models.service import ModelServicer
 from .observe import logs
 from .observe.events import Observer
 from .observe.observing import Observing
+from .oip.service import OpenInferenceServicer
 
 __all__ = ["App", "run"]
 
@@ -46,6 +48,7 @@ SERVICES = (
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
     keys_pb2.DESCRIPTOR.services_by_name["KeyService"].full_name,
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 _FRAME_BYTES = 64 << 10  # what a message holds beside its ciphertexts or its chunk
 _PARTING_SECONDS = 1.0  # for answers of the last calls to leave
@@ -177,6 +180,8 @@ def _add_services(
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
+    open_inference = OpenInferenceServicer(models, inference, info.build, lambda: bool(engine.pids))
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
     if config.reflection:
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
 

@@ -59,6 +59,7 @@ class _Slot:
     process: WorkerProcess
     resident: frozenset[str] = frozenset()
     running: int = 0
+    own: deque[_Ticket] = field(default_factory=deque)  # jobs that only this worker can do, ahead of the others
 
 
 class Engine:
@@ -83,6 +84,11 @@ class Engine:
     def pids(self) -> list[int]:
         """The worker processes that are up."""
         return [slot.process.pid for slot in self._slots]
+
+    @property
+    def workers_up(self) -> int:
+        """Workers that can take jobs, now or once they are through with theirs."""
+        return sum(slot.process.alive for slot in self._slots)
 
     async def start(self, preload: list[ModelDescription]) -> None:
         """Start all workers and load `preload` in each; ConfigError when a worker does not come up."""
@@ -131,6 +137,30 @@ class Engine:
                 reason=outcome.reason,
                 ms=round(outcome.load_ms),
             )
+
+    async def preload(self, models: list[ModelDescription]) -> None:
+        """Load models in every worker, between two jobs, and in every one that starts later.
+
+        Raises the typed error of the first worker that cannot load one, which is then not loaded in later ones either.
+        """
+        before = self._preloaded
+        self._preloaded = [*before, *models][-self._engine.models_per_worker :]
+        loop = asyncio.get_running_loop()
+        tickets = []
+        for model in models:
+            for slot in self._slots:
+                deadline = time.monotonic() + self._limits.max_evaluate_seconds
+                job = Job(next(self._numbers), "load", str(model.directory), deadline)
+                tickets.append(_Ticket(job, b"", loop.create_future(), time.monotonic()))
+                slot.own.append(tickets[-1])
+        self._dispatch()
+        try:
+            for outcome, _ in await asyncio.gather(*(ticket.future for ticket in tickets)):
+                if outcome.reason:
+                    raise _error_of(outcome)
+        except SecateurError:
+            self._preloaded = before
+            raise
 
     async def submit(
         self,
@@ -196,14 +226,18 @@ class Engine:
             asyncio.get_running_loop().call_later(self._engine.cancel_grace_seconds, replace_if_stuck)
 
     def _dispatch(self) -> None:
+        for slot in [s for s in self._idle if s.own]:
+            self._begin(slot.own.popleft(), slot)
         while self._waiting and self._idle:
             ticket = self._waiting.popleft()
-            slot = next((s for s in self._idle if ticket.job.key_sha256 in s.resident), self._idle[0])
-            self._idle.remove(slot)
-            ticket.slot, ticket.started, slot.running = slot, time.monotonic(), ticket.job.number
-            task = asyncio.get_running_loop().create_task(self._serve(slot, ticket))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(ticket, next((s for s in self._idle if ticket.job.key_sha256 in s.resident), self._idle[0]))
+
+    def _begin(self, ticket: _Ticket, slot: _Slot) -> None:
+        self._idle.remove(slot)
+        ticket.slot, ticket.started, slot.running = slot, time.monotonic(), ticket.job.number
+        task = asyncio.get_running_loop().create_task(self._serve(slot, ticket))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, slot: _Slot, ticket: _Ticket) -> None:
         """Run one ticket on one slot, and leave the slot idle with a living worker."""
@@ -215,7 +249,7 @@ class Engine:
             event("worker lost", level=logging.ERROR, worker=slot.process.pid, cause=str(error), job=ticket.job.kind)
             if error.before_start and not ticket.future.done():
                 ticket.slot = None
-                self._waiting.appendleft(ticket)
+                (slot.own if ticket.job.kind == "load" else self._waiting).appendleft(ticket)
                 self._dispatch()
             elif not ticket.future.done():
                 ticket.future.set_exception(_lost())
@@ -254,7 +288,7 @@ class Engine:
             process.kill()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        for ticket in self._waiting:
+        for ticket in (*self._waiting, *(ticket for slot in self._slots for ticket in slot.own)):
             if not ticket.future.done():
                 ticket.future.set_exception(_lost())
         await asyncio.gather(*(asyncio.to_thread(slot.process.close) for slot in self._slots))

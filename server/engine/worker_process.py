@@ -66,6 +66,10 @@ class WorkerProcess:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
     def wait_until_up(self) -> None:
         """Return once the worker waits for jobs; WorkerLost if it is not up in time."""
         ready, _, _ = select.select([self._connection], [], [], self._settings.engine.start_seconds)

@@ -27,6 +27,7 @@ from he_runtime.wire import (
 )
 from protos.native import LayerEstimate
 
+from ..observe.families import layer_families
 from .runtime import Cost, ModelDescription, WorkerModel
 
 __all__ = ["build", "describe", "estimate", "wire_version"]
@@ -68,6 +69,7 @@ def describe(directory: Path, name: str, version: str) -> ModelDescription:
         plan_digest=plan.digest,
         max_key_bytes=key_set_byte_size(plan.keys, plan.params, seeded=False),
         max_request_bytes=ciphertexts_byte_size(_input_count(plan), spec.input.level, plan.params),
+        families=layer_families(model, (op.layer for op in plan.ops)),
     )
 
 

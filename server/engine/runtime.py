@@ -33,6 +33,7 @@ class ModelDescription:
     plan_digest: str
     max_key_bytes: int
     max_request_bytes: int
+    families: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)  # layer -> family
 
 
 @dataclass(frozen=True)

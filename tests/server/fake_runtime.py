@@ -20,6 +20,7 @@ from he_runtime.errors import BackendUnavailable, CiphertextMismatch, KeyMismatc
 from server.engine.runtime import Cost, ModelDescription
 
 LAYERS = ("dense1", "square1", "dense1", "unheard-of")  # as run names them: one twice, one of no family
+FAMILIES = {"dense1": "linear", "square1": "activation"}
 LIBRARY_TEXT = "std::logic_error: ciphertext pool 0xdeadbeef"
 
 
@@ -47,6 +48,7 @@ def describe(directory: Path, name: str, version: str) -> ModelDescription:
         plan_digest=hashlib.sha256(version.encode()).hexdigest(),
         max_key_bytes=record.get("max_key_bytes", 1 << 24),
         max_request_bytes=record.get("max_request_bytes", 1 << 24),
+        families=FAMILIES,
     )
 
 

@@ -29,7 +29,7 @@ from .config import LimitsConfig, ServerConfig
 from .engine.engine import Engine
 from .engine.runtime import Runtime, load_runtime
 from .errors import ConfigError
-from .identity.tls import server_credentials
+from .guard import Guard
 from .inference.service import InferenceServicer
 from .inference.window import RequestWindow
 from .interceptors import Boundary
@@ -41,6 +41,7 @@ from .observe import logs
 from .observe.events import Observer
 from .observe.observing import Observing
 from .oip.service import OpenInferenceServicer
+from .ports import open_ports
 
 __all__ = ["App", "run"]
 
@@ -72,6 +73,7 @@ class App:
     _store: KeyStore
     _health: Any
     _observing: Observing
+    _guard: Guard
 
     @property
     def metrics_address(self) -> str:
@@ -88,25 +90,29 @@ class App:
         if table is not None and not table.is_file():
             raise ConfigError(f"cannot use engine.cost_table = {table}: no such file; try `secateur calibrate`")
         repository = await asyncio.to_thread(Repository.scan, config.models, runtime)
-        observing = await Observing.open(config, build_version())
-        try:
-            return await cls._start(config, runtime, repository, observing)
-        except BaseException:
-            await observing.close()
-            raise
+        async with contextlib.AsyncExitStack() as opened:
+            guard = await Guard.open(config)
+            opened.push_async_callback(guard.close)
+            observing = await Observing.open(config, build_version())
+            opened.push_async_callback(observing.close)
+            app = await cls._start(config, runtime, repository, observing, guard)
+            opened.pop_all()  # from here on stop closes them
+        return app
 
     @classmethod
-    async def _start(cls, config: ServerConfig, runtime: Runtime, repository: Repository, observing: Observing) -> App:
+    async def _start(
+        cls, config: ServerConfig, runtime: Runtime, repository: Repository, observing: Observing, guard: Guard
+    ) -> App:
         message_bytes = _message_bytes(config.limits, repository)
         store = await asyncio.to_thread(_open_store, config)
         engine = Engine(config.engine, config.limits, config.log_level)
         try:
             await engine.start(repository.defaults() if config.engine.preload else [])
-            server = _make_server(config, message_bytes, observing.observer)
+            server = _make_server(config, message_bytes, observing.observer, guard)
             checker: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
             health_pb2_grpc.add_HealthServicer_to_server(checker, server)
             _add_services(server, config, message_bytes, runtime, repository, store, engine)
-            address = _open_port(server, config)
+            address = open_ports(server, config)
             await server.start()
         except BaseException:
             await engine.stop()
@@ -115,7 +121,7 @@ class App:
         for service in SERVICES:
             await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
         logs.event("serving", address=address, tls=config.tls.enabled, models=[m.name for m in repository.summaries()])
-        return cls(config, address, engine, server, store, checker, observing)
+        return cls(config, address, engine, server, store, checker, observing, guard)
 
     async def stop(self) -> None:
         """Report not serving, take no new calls, let those under way finish within the drain time, then end."""
@@ -125,6 +131,7 @@ class App:
         await self.engine.stop(_PARTING_SECONDS)
         await asyncio.to_thread(self._store.close)
         await self._observing.close()
+        await self._guard.close()
         logs.event("stopped")
 
 
@@ -141,10 +148,10 @@ def _message_bytes(limits: LimitsConfig, repository: Repository) -> int:
     return min(limits.max_message_bytes, largest + _FRAME_BYTES)
 
 
-def _make_server(config: ServerConfig, message_bytes: int, observer: Observer) -> grpc.aio.Server:
+def _make_server(config: ServerConfig, message_bytes: int, observer: Observer, guard: Guard) -> grpc.aio.Server:
     limits = config.limits
     return grpc.aio.server(
-        interceptors=[Boundary(limits.receive_seconds, observer)],
+        interceptors=[Boundary(limits.receive_seconds, observer, guard)],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", message_bytes),
@@ -184,21 +191,6 @@ def _add_services(
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
     if config.reflection:
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-
-
-def _open_port(server: grpc.aio.Server, config: ServerConfig) -> str:
-    """Bind; returns the address with the port that was chosen."""
-    address = config.address
-    try:
-        if config.tls.enabled:
-            port = server.add_secure_port(address, server_credentials(config.tls))
-        else:
-            port = server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise ConfigError(
-            f"cannot listen on address = {address}: it is in use or not allowed; try another port"
-        ) from error
-    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 async def _serve_until_told(config: ServerConfig, on_ready: Callable[[str], None]) -> None:

@@ -25,7 +25,7 @@ def check(config: ServerConfig) -> list[str]:
         _check_backend,
         _check_models,
         _check_state,
-        _check_tls,
+        _check_identity,
         _check_address,
         _check_limits,
         _check_cost_table,
@@ -60,17 +60,12 @@ def _check_state(config: ServerConfig) -> list[str]:
         raise ConfigError(f"cannot use state = {config.state}: {error.strerror or error}") from error
 
 
-def _check_tls(config: ServerConfig) -> list[str]:
-    if not config.tls.enabled:
-        if config.tls.certificate or config.tls.private_key:
-            return ["tls.enabled is false although a certificate is configured; need true, or no certificate"]
-        return []
-    if importlib.util.find_spec("cryptography") is None:
-        raise ConfigError("cannot use TLS: cryptography is not installed; try pip install 'secateur[server]'")
-    from .identity.tls import read_pair
+def _check_identity(config: ServerConfig) -> list[str]:
+    if importlib.util.find_spec("cryptography") is None and (config.tls.enabled or config.identity.reads_tokens):
+        raise ConfigError("cannot use TLS or tokens: cryptography is not installed; try pip install 'secateur[server]'")
+    from .identity.problems import identity_problems, unreadable_files
 
-    read_pair(config.tls)
-    return []
+    return identity_problems(config) or unreadable_files(config)
 
 
 def _check_address(config: ServerConfig) -> list[str]:

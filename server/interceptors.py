@@ -1,4 +1,4 @@
-"""What surrounds every call: errors become statuses, and each call becomes one line in the log.
+"""What surrounds every call: it gets a caller or is refused, errors become statuses, and it becomes a line in the log.
 
 An error of the tree crosses the network with its reason and message. Anything else is INTERNAL with an incident id, under
 which the log has the traceback; no text of a library leaves the server.
@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -22,14 +20,17 @@ from he_runtime.errors import Cancelled, Reason, SecateurError, WireError
 from protos import status
 from protos.status import Failure
 
+from .calls import Call
 from .errors import ServiceError, storage_failure
-from .identity.tenant import current_caller
-from .observe.events import CallEnded, Observer, nobody
+from .guard import OPEN, Guard
+from .identity.tenant import acting_as
+from .observe.events import Observer, nobody
 from .observe.logs import event
 
 __all__ = ["Boundary", "failure_of"]
 
-_OURS = ("/secateur.v1.", "/inference.")  # the second is the Open Inference Protocol's package
+_HEALTH = "/grpc.health."  # for probes, which have no credential
+_REFLECTION = "/grpc.reflection."
 _MAX_MESSAGE = 1000  # statuses travel in HTTP/2 headers, which are limited to some 8 KiB
 Handler = Callable[[Any, Any], Awaitable[Any]]
 
@@ -47,15 +48,16 @@ def failure_of(error: BaseException) -> tuple[Failure, str]:
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps the handlers of the project's own services; health and reflection pass.
+    """Wraps every handler but health's, and reflection's where that is open to all.
 
-    Every request is read here, unary ones included, so that a message which does not arrive, or is no protobuf, gets
+    The caller is known before the request is read. Every request is read here, unary ones included, so that a message which does not arrive, or is no protobuf, gets
     an answer like any other error instead of a call slot for as long as the caller likes.
     """
 
-    def __init__(self, receive_seconds: float, observer: Observer = nobody) -> None:
+    def __init__(self, receive_seconds: float, observer: Observer = nobody, guard: Guard = OPEN) -> None:
         self._receive_seconds = receive_seconds
         self._observer = observer
+        self._guard = guard
 
     async def intercept_service(
         self,
@@ -64,9 +66,10 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        if handler is None or not method.startswith(_OURS):
+        open_to_all = (_HEALTH, _REFLECTION) if self._guard.policy.open_reflection else (_HEALTH,)
+        if handler is None or method.startswith(open_to_all):
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
-        call = _Call(method.rpartition(".")[2], self._observer)
+        call = Call(method.rpartition(".")[2], self._observer, self._guard)
         # On the wire a unary request is a stream of one message.
         if handler.response_streaming:
             streaming: Any = _wrap_stream(handler, call, self._receive_seconds)
@@ -75,30 +78,19 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         return grpc.stream_unary_rpc_method_handler(wrapped, None, handler.response_serializer)
 
 
-@dataclass
-class _Call:
-    """One call: what it is of, when it began, and who hears how it ended."""
-
-    method: str  # service and method, as InferenceService/Infer
-    observer: Observer
-    started: float = field(default_factory=time.monotonic)
-
-    def ended(self, reason: str) -> None:
-        seconds = time.monotonic() - self.started
-        event("call", method=self.method, ms=round(seconds * 1e3, 1), reason=reason)
-        self.observer(CallEnded(self.method, reason, current_caller().tenant, seconds))
-
-
-def _wrap(handler: Any, call: _Call, receive_seconds: float) -> Handler:
+def _wrap(handler: Any, call: Call, receive_seconds: float) -> Handler:
     async def handle(incoming: AsyncIterator[bytes], context: Any) -> Any:
-        requests = _requests(incoming, handler.request_deserializer, receive_seconds)
+        requests = _requests(incoming, handler.request_deserializer, receive_seconds, call)
         try:
-            if handler.request_streaming:
-                reply = await handler.stream_unary(requests, context)
-            else:
-                reply = await handler.unary_unary(await _only(requests), context)
+            with acting_as(call.identify(context)):
+                if handler.request_streaming:
+                    reply = await handler.stream_unary(requests, context)
+                else:
+                    reply = await handler.unary_unary(await _only(requests), context)
+            call.sent_bytes = reply.ByteSize()
+            await call.succeeded()
         except asyncio.CancelledError:
-            call.ended("CANCELLED")
+            call.failed("CANCELLED")
             raise
         except Exception as error:
             await _abort(error, context, call)
@@ -108,21 +100,24 @@ def _wrap(handler: Any, call: _Call, receive_seconds: float) -> Handler:
     return handle
 
 
-def _wrap_stream(handler: Any, call: _Call, receive_seconds: float) -> Callable[[Any, Any], AsyncIterator[Any]]:
+def _wrap_stream(handler: Any, call: Call, receive_seconds: float) -> Callable[[Any, Any], AsyncIterator[Any]]:
     """The same for a reply of many messages, each of which is sent before the next is asked for."""
 
     async def handle(incoming: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
-        requests = _requests(incoming, handler.request_deserializer, receive_seconds)
+        requests = _requests(incoming, handler.request_deserializer, receive_seconds, call)
         try:
-            if handler.request_streaming:
-                replies = handler.stream_stream(requests, context)
-            else:
-                replies = handler.unary_stream(await _only(requests), context)
-            async with contextlib.aclosing(replies):  # at once: what it holds is not left to the garbage collector
-                async for reply in replies:
-                    yield reply
+            with acting_as(call.identify(context)):
+                if handler.request_streaming:
+                    replies = handler.stream_stream(requests, context)
+                else:
+                    replies = handler.unary_stream(await _only(requests), context)
+                async with contextlib.aclosing(replies):  # at once: what it holds is not left to the garbage collector
+                    async for reply in replies:
+                        call.sent_bytes += reply.ByteSize()
+                        yield reply
+            await call.succeeded()
         except (asyncio.CancelledError, GeneratorExit):
-            call.ended("CANCELLED")
+            call.failed("CANCELLED")
             raise
         except Exception as error:
             await _abort(error, context, call)
@@ -132,7 +127,7 @@ def _wrap_stream(handler: Any, call: _Call, receive_seconds: float) -> Callable[
 
 
 async def _requests(
-    incoming: AsyncIterator[bytes], parse: Callable[[bytes], Any], seconds: float
+    incoming: AsyncIterator[bytes], parse: Callable[[bytes], Any], seconds: float, call: Call
 ) -> AsyncIterator[Any]:
     """The caller's messages, parsed, each of which must arrive whole within `seconds` of the one before."""
     receive = aiter(incoming)
@@ -154,6 +149,7 @@ async def _requests(
                 f"cannot read the request: got {len(data)} bytes that are not its protobuf message; try a client of the "
                 "server's version"
             ) from None
+        call.received(message, len(data))
         yield message
 
 
@@ -163,14 +159,14 @@ async def _only(requests: AsyncIterator[Any]) -> Any:
     raise WireError("cannot answer: got a call without a request, need one; try again", Reason.BYTES_TRUNCATED)
 
 
-async def _abort(error: Exception, context: Any, call: _Call) -> NoReturn:
+async def _abort(error: Exception, context: Any, call: Call) -> NoReturn:
     stored = storage_failure(error)
     failure, incident = failure_of(stored or error)
     if stored is not None:
         event("storage", level=logging.ERROR, cause=str(error), method=call.method)
     if incident:
         event("incident", level=logging.ERROR, error=error, incident=incident, method=call.method)
-    call.ended(failure.reason)
+    call.failed(failure.reason, getattr(error, "cause", ""), incident)
     trailing = status.to_trailing_metadata(status.encode(failure))
     await context.abort(failure.code, failure.message, trailing)
     raise AssertionError("abort returned")

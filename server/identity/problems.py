@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from ..errors import ConfigError
+from .bearer import TokenVerifier
 from .policy import is_loopback
+from .tls import read_client_ca, read_pair
 
 if TYPE_CHECKING:
     from ..config import ServerConfig
 
-__all__ = ["identity_problems"]
+__all__ = ["identity_problems", "unreadable_files"]
 
 
 def identity_problems(config: ServerConfig) -> list[str]:
     """What is wrong, a sentence each. The server does not start with any of them; files are not read here."""
     return [*_of_channel(config), *_of_callers(config), *_of_tokens(config), *_of_tenants(config)]
+
+
+def unreadable_files(config: ServerConfig) -> list[str]:
+    """What is wrong with certificates and keys as they lie there now."""
+    probes: list[Callable[[], object]] = []
+    if config.tls.enabled:
+        probes.append(lambda: read_pair(config.tls))
+    if config.tls.enabled and config.tls.client_auth != "none":
+        probes.append(lambda: read_client_ca(config.tls))
+    if config.identity.reads_tokens:
+        probes.append(lambda: TokenVerifier(config.jwt))
+    problems = []
+    for probe in probes:
+        try:
+            probe()
+        except ConfigError as error:
+            problems.append(error.message)
+    return problems
 
 
 def _of_channel(config: ServerConfig) -> Iterator[str]:

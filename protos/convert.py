@@ -11,6 +11,7 @@ from .native import (
     InferenceCall,
     InferenceReply,
     KeySetInfo,
+    KeySetListing,
     LayerEstimate,
     ModelListing,
     ModelSummary,
@@ -29,6 +30,8 @@ __all__ = [
     "inference_reply_from_proto",
     "inference_reply_to_proto",
     "key_set_from_proto",
+    "key_set_listing_from_proto",
+    "key_set_listing_to_proto",
     "key_set_to_proto",
     "model_listing_from_proto",
     "model_listing_to_proto",
@@ -180,19 +183,20 @@ def upload_from_proto(message: keys_pb2.Upload) -> UploadInfo:
 
 
 def key_set_to_proto(key_set: KeySetInfo) -> keys_pb2.KeySet:
-    return keys_pb2.KeySet(
-        key_set_id=key_set.key_set_id,
-        sha256=key_set.sha256,
-        total_bytes=key_set.total_bytes,
-        params_digest=key_set.params_digest,
-        client_spec_digest=key_set.client_spec_digest,
-    )
+    return keys_pb2.KeySet(**vars(key_set))  # the names are the same
 
 
 def key_set_from_proto(message: keys_pb2.KeySet) -> KeySetInfo:
-    return KeySetInfo(
-        message.key_set_id, message.sha256, message.total_bytes, message.params_digest, message.client_spec_digest
-    )
+    return KeySetInfo(**{name: getattr(message, name) for name in KeySetInfo.__dataclass_fields__})
+
+
+def key_set_listing_to_proto(listing: KeySetListing) -> keys_pb2.ListKeySetsResponse:
+    key_sets = [key_set_to_proto(k) for k in listing.key_sets]
+    return keys_pb2.ListKeySetsResponse(key_sets=key_sets, next_page_token=listing.next_page_token)
+
+
+def key_set_listing_from_proto(message: keys_pb2.ListKeySetsResponse) -> KeySetListing:
+    return KeySetListing(tuple(key_set_from_proto(k) for k in message.key_sets), message.next_page_token)
 
 
 def offer_reply_to_proto(result: UploadInfo | KeySetInfo) -> keys_pb2.CreateUploadResponse:

@@ -10,6 +10,7 @@ __all__ = [
     "InferenceCall",
     "InferenceReply",
     "KeySetInfo",
+    "KeySetListing",
     "LayerEstimate",
     "ModelListing",
     "ModelSummary",
@@ -120,13 +121,30 @@ class UploadInfo:
 
 @dataclass(frozen=True)
 class KeySetInfo:
-    """A committed key set. The id is a capability and stays out of repr."""
+    """A committed key set. The id is a capability and stays out of repr.
+
+    `handle` is its sha256, which names the set where its own tenant lists, touches or deletes it, and opens it for nobody.
+    `resident`: the bytes lie on the server's own disk. Times are of the server's clock.
+    """
 
     key_set_id: str = field(repr=False)
     sha256: str
     total_bytes: int
     params_digest: str
     client_spec_digest: str
+    handle: str = ""
+    created_unix_ms: int = 0
+    last_used_unix_ms: int = 0
+    expires_unix_ms: int = 0
+    resident: bool = False
+
+
+@dataclass(frozen=True)
+class KeySetListing:
+    """A page of ListKeySets, whose entries have handles and no ids; an empty token ends the listing."""
+
+    key_sets: tuple[KeySetInfo, ...]
+    next_page_token: str = ""
 
 
 @dataclass(frozen=True)

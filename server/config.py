@@ -22,6 +22,7 @@ from .engine.settings import AdmissionConfig
 from .errors import ConfigError
 from .identity.settings import AuditConfig, IdentityConfig, JwtConfig, TlsConfig
 from .inference.settings import JobsConfig
+from .keys.settings import KeysConfig
 from .models.settings import RepositoryConfig
 from .observe.settings import MetricsConfig, TracingConfig
 
@@ -54,18 +55,6 @@ class LimitsConfig:
     max_evaluate_seconds: float = 600.0  # also the deadline of a caller who states none
     request_window_seconds: float = 120.0  # how long a request_id is remembered
     request_window_bytes: int = 64 * _MIB  # replies kept for it
-
-
-@dataclass(frozen=True)
-class KeysConfig:
-    """The key store on disk."""
-
-    budget_bytes: int = 16 * _GIB  # committed key sets; the least recently used are evicted
-    upload_budget_bytes: int = 4 * _GIB  # reserved by uploads under way
-    max_uploads: int = 64
-    upload_idle_seconds: float = 60.0  # an idle upload gives way to a new one after this
-    upload_ttl_seconds: float = 86400.0  # and is forgotten after this
-    validate_on_commit: bool = True  # a worker parses the keys before they become visible
 
 
 @dataclass(frozen=True)

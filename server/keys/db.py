@@ -1,200 +1,204 @@
-"""Metadata of the key store: SQLite with WAL, synchronous=FULL and STRICT tables.
+"""Metadata of the key store: which tenant stored what, under which ids, and what is on its way.
 
-Ids that are capabilities appear only as sha256 hashes, so a copy of the database opens nothing. Every method is one
-transaction; the file operations around it are the key store's business.
+Every method is one transaction; the file operations around it are the key store's business. Rows of one tenant are found
+by that tenant only.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 
-from ..errors import ConfigError
+from .sql import Driver, Execute, Row
 
 __all__ = ["BlobRow", "KeyDb", "KeySetRow", "UploadRow"]
 
-SCHEMA_VERSION = 1
-_LOCKED_SECONDS = 2.0  # for another program, such as a backup, to let go of the database
 _MAX_SETS_PER_BLOB = 64  # the same bytes offered again and again must not grow the table without bound
-_SCHEMA = """
-CREATE TABLE blobs (
-    sha256 TEXT PRIMARY KEY, total_bytes INTEGER NOT NULL, params_digest TEXT NOT NULL, last_used REAL NOT NULL
-) STRICT;
-CREATE TABLE key_sets (
-    id_hash TEXT PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES blobs ON DELETE CASCADE,
-    client_spec_digest TEXT NOT NULL, created REAL NOT NULL
-) STRICT;
-CREATE INDEX key_sets_of_blob ON key_sets (sha256, created);
-CREATE TABLE uploads (
-    id_hash TEXT PRIMARY KEY, sha256 TEXT NOT NULL, total_bytes INTEGER NOT NULL, params_digest TEXT NOT NULL,
-    client_spec_digest TEXT NOT NULL, offset INTEGER NOT NULL, touched REAL NOT NULL
-) STRICT;
+_SETS = """
+SELECT k.id_hash, k.tenant, k.sha256, b.total_bytes, b.params_digest, k.client_spec_digest, k.created, k.last_used
+FROM key_sets k JOIN blobs b ON b.tenant = k.tenant AND b.sha256 = k.sha256
 """
+_BLOBS = """
+SELECT b.tenant, b.sha256, b.total_bytes, b.params_digest, coalesce(max(k.last_used), 0)
+FROM blobs b LEFT JOIN key_sets k ON k.tenant = b.tenant AND k.sha256 = b.sha256
+"""
+_BY_USE = "GROUP BY b.tenant, b.sha256, b.total_bytes, b.params_digest ORDER BY 5"
+_UPLOADS = "SELECT id_hash, tenant, sha256, total_bytes, params_digest, client_spec_digest, place, received, touched FROM uploads"
 
 
 @dataclass(frozen=True)
 class BlobRow:
-    """A stored key-set file; `last_used` in Unix seconds."""
+    """Stored bytes of a tenant; `last_used` in Unix seconds, of whichever of its key sets was used last."""
 
+    tenant: str
     sha256: str
     total_bytes: int
     params_digest: str
     last_used: float
 
+    @property
+    def at(self) -> tuple[str, str]:
+        return self.tenant, self.sha256
+
 
 @dataclass(frozen=True)
 class KeySetRow:
-    """A capability to a blob."""
+    """A capability to a blob. Times in Unix seconds."""
 
+    id_hash: str
+    tenant: str
     sha256: str
     total_bytes: int
     params_digest: str
     client_spec_digest: str
+    created: float
+    last_used: float
 
 
 @dataclass(frozen=True)
 class UploadRow:
-    """An upload under way; `offset` bytes of its part file are durable."""
+    """An upload under way; `received` bytes of its part file, which lies on the disk of server `place`, are durable."""
 
     id_hash: str
+    tenant: str
     sha256: str
     total_bytes: int
     params_digest: str
     client_spec_digest: str
-    offset: int
+    place: str
+    received: int
     touched: float
 
 
 class KeyDb:
-    """The database. Safe to call from several threads."""
+    """The tables, on either database. Safe to call from several threads."""
 
-    def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_LOCKED_SECONDS)
-        try:
-            self._set_up(path)
-        except sqlite3.Error as error:
-            self._connection.close()
-            raise ConfigError(
-                f"cannot use the key store {path}: {error}; try a new `state`, clients upload their keys again"
-            ) from error
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
 
-    def _set_up(self, path: Path) -> None:
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0:
-            self._connection.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            self._connection.close()
-            raise ConfigError(
-                f"cannot use the key store {path}: schema {version}, this build reads {SCHEMA_VERSION}; try a new `state`"
-            )
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._connection
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:  # a full disk may have rolled it back already
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _one(self, statement: str, *values: object) -> tuple[object, ...] | None:
-        with self._lock:
-            row: tuple[object, ...] | None = self._connection.execute(statement, values).fetchone()
-            return row
+    def claim_files(self, place: str) -> bool:
+        """Whether `place` is, or hereby becomes, the one server whose disk holds the blobs of this database."""
+        with self.driver.transaction() as execute:
+            owners = execute("SELECT place FROM file_owner")
+            if not owners:
+                execute("INSERT INTO file_owner VALUES (?)", place)
+            return not owners or owners[0][0] == place
 
     # Uploads
 
     def add_upload(self, row: UploadRow) -> None:
-        with self._transaction() as c:
-            c.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", tuple(vars(row).values()))
+        with self.driver.transaction() as execute:
+            execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *astuple(row))
 
-    def upload(self, id_hash: str) -> UploadRow | None:
-        row = self._one("SELECT * FROM uploads WHERE id_hash = ?", id_hash)
-        return None if row is None else UploadRow(*row)  # type: ignore[arg-type]
+    def upload(self, tenant: str, id_hash: str) -> UploadRow | None:
+        rows = self.driver.read(f"{_UPLOADS} WHERE tenant = ? AND id_hash = ?", tenant, id_hash)
+        return UploadRow(*rows[0]) if rows else None
 
     def uploads(self) -> list[UploadRow]:
         """From the longest idle to the most recently touched."""
-        with self._lock:
-            return [UploadRow(*r) for r in self._connection.execute("SELECT * FROM uploads ORDER BY touched")]
+        return [UploadRow(*row) for row in self.driver.read(f"{_UPLOADS} ORDER BY touched")]
 
-    def set_offset(self, id_hash: str, offset: int, now: float) -> None:
-        with self._transaction() as c:
-            c.execute("UPDATE uploads SET offset = ?, touched = ? WHERE id_hash = ?", (offset, now, id_hash))
+    def adopt_uploads(self, place: str) -> None:
+        """Those that were begun before servers had names are this server's."""
+        with self.driver.transaction() as execute:
+            execute("UPDATE uploads SET place = ? WHERE place = ''", place)
+
+    def set_received(self, id_hash: str, received: int, now: float) -> None:
+        with self.driver.transaction() as execute:
+            execute("UPDATE uploads SET received = ?, touched = ? WHERE id_hash = ?", received, now, id_hash)
 
     def drop_upload(self, id_hash: str) -> None:
-        with self._transaction() as c:
-            c.execute("DELETE FROM uploads WHERE id_hash = ?", (id_hash,))
+        with self.driver.transaction() as execute:
+            execute("DELETE FROM uploads WHERE id_hash = ?", id_hash)
 
-    # Blobs and key sets
+    # Blobs
 
-    def blob(self, sha256: str) -> BlobRow | None:
-        row = self._one("SELECT * FROM blobs WHERE sha256 = ?", sha256)
-        return None if row is None else BlobRow(*row)  # type: ignore[arg-type]
+    def blob(self, tenant: str, sha256: str) -> BlobRow | None:
+        rows = self.driver.read(f"{_BLOBS} WHERE b.tenant = ? AND b.sha256 = ? {_BY_USE}", tenant, sha256)
+        return BlobRow(*rows[0]) if rows else None
 
     def blobs(self) -> list[BlobRow]:
         """From the least to the most recently used."""
-        with self._lock:
-            return [BlobRow(*r) for r in self._connection.execute("SELECT * FROM blobs ORDER BY last_used")]
+        return [BlobRow(*row) for row in self.driver.read(f"{_BLOBS} {_BY_USE}")]
 
-    def commit_upload(self, upload: UploadRow, set_hash: str, evicted: list[str], now: float) -> None:
-        """In one transaction: evict, record the blob and its first key set, and end the upload."""
-        with self._transaction() as c:
-            c.executemany("DELETE FROM blobs WHERE sha256 = ?", [(s,) for s in evicted])
-            blob = (upload.sha256, upload.total_bytes, upload.params_digest, now)
-            c.execute("INSERT OR IGNORE INTO blobs VALUES (?, ?, ?, ?)", blob)
-            _add_key_set(c, set_hash, upload.sha256, upload.client_spec_digest, now)
-            c.execute("DELETE FROM uploads WHERE id_hash = ?", (upload.id_hash,))
+    def drop_blobs(self, blobs: list[tuple[str, str]]) -> None:
+        with self.driver.transaction() as execute:
+            _drop_blobs(execute, blobs)
 
-    def add_key_set(self, set_hash: str, sha256: str, client_spec_digest: str, now: float) -> None:
-        with self._transaction() as c:
-            _add_key_set(c, set_hash, sha256, client_spec_digest, now)
+    def commit_upload(self, upload: UploadRow, set_hash: str, evicted: list[tuple[str, str]], now: float) -> bool:
+        """In one transaction: evict, record the blob and its first key set, and end the upload.
 
-    def key_set(self, set_hash: str) -> KeySetRow | None:
-        row = self._one(
-            "SELECT sha256, total_bytes, params_digest, client_spec_digest FROM key_sets JOIN blobs USING (sha256) "
-            "WHERE id_hash = ?",
-            set_hash,
+        False, and nothing done, where the upload is no more: another call dropped or committed it.
+        """
+        with self.driver.transaction() as execute:
+            if not execute("DELETE FROM uploads WHERE id_hash = ? RETURNING 1", upload.id_hash):
+                return False
+            _drop_blobs(execute, evicted)
+            blob = (upload.tenant, upload.sha256, upload.total_bytes, upload.params_digest)
+            execute("INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", *blob)
+            _add_key_set(execute, set_hash, upload.tenant, upload.sha256, upload.client_spec_digest, now)
+            return True
+
+    # Key sets
+
+    def add_key_set(self, set_hash: str, tenant: str, sha256: str, client_spec_digest: str, now: float) -> bool:
+        """False, and nothing done, where the blob is no more."""
+        with self.driver.transaction() as execute:
+            if not execute("SELECT 1 FROM blobs WHERE tenant = ? AND sha256 = ?", tenant, sha256):
+                return False
+            _add_key_set(execute, set_hash, tenant, sha256, client_spec_digest, now)
+            return True
+
+    def key_set(self, tenant: str, set_hash: str) -> KeySetRow | None:
+        rows = self.driver.read(f"{_SETS} WHERE k.tenant = ? AND k.id_hash = ?", tenant, set_hash)
+        return KeySetRow(*rows[0]) if rows else None
+
+    def key_sets(self, tenant: str, after: str, count: int) -> list[KeySetRow]:
+        """A tenant's sets by their hash, at most `count` of those after `after`."""
+        rows = self.driver.read(
+            f"{_SETS} WHERE k.tenant = ? AND k.id_hash > ? ORDER BY k.id_hash LIMIT ?", tenant, after, count
         )
-        return None if row is None else KeySetRow(*row)  # type: ignore[arg-type]
+        return [KeySetRow(*row) for row in rows]
 
-    def drop_key_set(self, set_hash: str) -> str | None:
-        """Forget one capability; returns the blob's digest when that was the last one and the blob went with it."""
-        with self._transaction() as c:
-            row = c.execute("DELETE FROM key_sets WHERE id_hash = ? RETURNING sha256", (set_hash,)).fetchone()
-            if row is None or c.execute("SELECT 1 FROM key_sets WHERE sha256 = ?", row).fetchone():
-                return None
-            c.execute("DELETE FROM blobs WHERE sha256 = ?", row)
-            return str(row[0])
+    def drop_key_set(self, tenant: str, set_hash: str) -> tuple[str, str] | None:
+        """Forget one capability; returns the blob that went with it, if that was its last one."""
+        with self.driver.transaction() as execute:
+            rows = execute("DELETE FROM key_sets WHERE tenant = ? AND id_hash = ? RETURNING sha256", tenant, set_hash)
+            gone = [sha256 for (sha256,) in rows if not _is_named(execute, tenant, sha256)]
+            _drop_blobs(execute, [(tenant, sha256) for sha256 in gone])
+            return (tenant, gone[0]) if gone else None
 
-    def drop_blobs(self, digests: list[str]) -> None:
-        with self._transaction() as c:
-            c.executemany("DELETE FROM blobs WHERE sha256 = ?", [(s,) for s in digests])
+    def expire(self, last_used_before: float) -> list[tuple[str, str]]:
+        """Forget key sets that were last used before a time; returns the blobs that went with them."""
+        with self.driver.transaction() as execute:
+            rows = execute("DELETE FROM key_sets WHERE last_used < ? RETURNING tenant, sha256", last_used_before)
+            gone = [(tenant, sha256) for tenant, sha256 in set(rows) if not _is_named(execute, tenant, sha256)]
+            _drop_blobs(execute, gone)
+            return gone
 
     def touch(self, used: Mapping[str, float]) -> None:
-        """Record when blobs were last used."""
-        with self._transaction() as c:
-            c.executemany("UPDATE blobs SET last_used = ? WHERE sha256 = ?", [(t, s) for s, t in used.items()])
+        """Record when key sets were last used, by their hash."""
+        with self.driver.transaction() as execute:
+            for set_hash, at in used.items():
+                execute("UPDATE key_sets SET last_used = ? WHERE id_hash = ? AND last_used < ?", at, set_hash, at)
 
 
-def _add_key_set(c: sqlite3.Connection, set_hash: str, sha256: str, client_spec_digest: str, now: float) -> None:
-    c.execute("INSERT INTO key_sets VALUES (?, ?, ?, ?)", (set_hash, sha256, client_spec_digest, now))
-    c.execute(
-        "DELETE FROM key_sets WHERE sha256 = ? AND id_hash NOT IN "
-        "(SELECT id_hash FROM key_sets WHERE sha256 = ? ORDER BY created DESC LIMIT ?)",
-        (sha256, sha256, _MAX_SETS_PER_BLOB),
+def _is_named(execute: Execute, tenant: str, sha256: str) -> bool:
+    found: list[Row] = execute("SELECT 1 FROM key_sets WHERE tenant = ? AND sha256 = ? LIMIT 1", tenant, sha256)
+    return bool(found)
+
+
+def _drop_blobs(execute: Execute, blobs: list[tuple[str, str]]) -> None:
+    for tenant, sha256 in blobs:
+        execute("DELETE FROM blobs WHERE tenant = ? AND sha256 = ?", tenant, sha256)
+
+
+def _add_key_set(
+    execute: Execute, set_hash: str, tenant: str, sha256: str, client_spec_digest: str, now: float
+) -> None:
+    execute("INSERT INTO key_sets VALUES (?, ?, ?, ?, ?, ?)", set_hash, tenant, sha256, client_spec_digest, now, now)
+    execute(
+        "DELETE FROM key_sets WHERE tenant = ? AND sha256 = ? AND id_hash NOT IN "
+        "(SELECT id_hash FROM key_sets WHERE tenant = ? AND sha256 = ? ORDER BY created DESC LIMIT ?)",
+        *(tenant, sha256, tenant, sha256, _MAX_SETS_PER_BLOB),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 
-__all__ = ["hash_file", "make_directory", "move", "own", "remove", "sync_directory"]
+__all__ = ["hash_file", "make_directory", "move", "own", "probe", "remove", "sync_directory"]
 
 _BLOCK_BYTES = 1 << 20
 
@@ -54,6 +55,20 @@ def move(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def probe(path: Path, min_free_bytes: int) -> None:
+    """Write, sync and remove a small file; OSError where that fails or the disk would soon be full."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, bytes(4096))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+        path.unlink(missing_ok=True)
+    free = os.statvfs(path.parent)
+    if free.f_bavail * free.f_frsize < min_free_bytes:
+        raise OSError(errno.ENOSPC, f"less than {min_free_bytes} bytes are free on the disk")
 
 
 def hash_file(path: Path) -> str:

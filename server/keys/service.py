@@ -144,9 +144,17 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
             raise
 
     async def GetKeySet(self, request: keys_pb2.GetKeySetRequest, context: Any) -> keys_pb2.GetKeySetResponse:
-        info = await asyncio.to_thread(self._store.info, request.key_set_id)
+        info = await asyncio.to_thread(self._store.info, request.key_set_id, request.handle)
         return keys_pb2.GetKeySetResponse(key_set=convert.key_set_to_proto(info))
 
+    async def ListKeySets(self, request: keys_pb2.ListKeySetsRequest, context: Any) -> keys_pb2.ListKeySetsResponse:
+        listing = await asyncio.to_thread(self._store.listing, request.page_size, request.page_token)
+        return convert.key_set_listing_to_proto(listing)
+
+    async def TouchKeySet(self, request: keys_pb2.TouchKeySetRequest, context: Any) -> keys_pb2.TouchKeySetResponse:
+        info = await asyncio.to_thread(self._store.touch, request.key_set_id, request.handle)
+        return keys_pb2.TouchKeySetResponse(key_set=convert.key_set_to_proto(info))
+
     async def DeleteKeySet(self, request: keys_pb2.DeleteKeySetRequest, context: Any) -> keys_pb2.DeleteKeySetResponse:
-        await asyncio.to_thread(self._store.delete, request.key_set_id)
+        await asyncio.to_thread(self._store.delete, request.key_set_id, request.handle)
         return keys_pb2.DeleteKeySetResponse()

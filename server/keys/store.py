@@ -1,47 +1,39 @@
-"""The key store: evaluation keys by content, on disk, behind unguessable ids.
+"""The key store: each tenant's evaluation keys by content, behind unguessable ids.
 
-Committing an upload: the synced part file is checked against its digest, moved to blobs/<sha256> (rename, then
-directory sync), and only then recorded together with its capability in one database transaction. A crash between the
-two leaves a blob that nobody records, which the next start moves back to its upload, or else removes. There is no
-login yet: whoever holds a key-set id may use and delete that set, and nobody else learns that it exists.
+Committing an upload: the synced part file is checked against its digest, brought to its place among the blobs, and only then
+recorded together with its capability in one database transaction. A crash between the two leaves a blob that nobody
+records, which is made a part of its upload again, or else removed. An id serves the tenant that it was given to; an id that is
+unknown, expired, evicted, deleted or another tenant's gets one and the same answer.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
-import os
-import secrets
-import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from he_runtime.errors import Reason
-from protos.native import KeySetInfo, UploadInfo, UploadOffer
+from protos.native import KeySetInfo, KeySetListing, UploadInfo, UploadOffer
 
-from ..config import KeysConfig
 from ..errors import ServiceError
+from ..identity.tenant import current_caller
 from ..observe.logs import event
 from . import durable
-from .db import KeyDb, KeySetRow, UploadRow
+from .blobs import blob_name
+from .db import UploadRow
+from .opening import Opened, open_parts_of_store
+from .settings import KeysConfig
+from .shelf import OUTAGES, Shelf, StoredKeys, hash_token, new_token
 from .uploads import Uploads, unknown_upload
 
 __all__ = ["KeyStore", "ReadyUpload", "StoredKeys"]
 
-_TOKEN_BYTES = 16
-_FLUSH_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class StoredKeys:
-    """A committed key set for inference: where its bytes lie and what they were made for."""
-
-    path: Path = field(repr=False)
-    sha256: str
-    params_digest: str
+_KEEPING_SECONDS = 30.0  # between two rounds of recording uses and forgetting what expired
+_SWEEP_ROUNDS = 120  # one sweep for orphans an hour
 
 
 @dataclass(frozen=True)
@@ -51,104 +43,139 @@ class ReadyUpload:
     row: UploadRow
     path: Path
 
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _unknown_key_set() -> ServiceError:
-    return ServiceError(
-        "cannot find the key set: got an id that is unknown, or whose set was evicted or deleted; try uploading the keys again",
-        Reason.KEY_SET_UNKNOWN,
-        subject="key_set_id",
-    )
+    @property
+    def name(self) -> str:
+        """What workers cache the keys by: see StoredKeys."""
+        return blob_name(self.row.tenant, self.row.sha256)
 
 
 class KeyStore:
-    """Key sets under `directory`. Methods block on the disk; call them from a thread. Thread-safe.
+    """Key sets under `directory`, or where `config` says. Methods block; call them from a thread. Thread-safe.
 
-    `on_step` is called with a name before each durable step; tests crash there.
+    Every method acts for the tenant of the current caller. `on_step` is called with a name before each durable step;
+    tests crash there. Besides OSError and sqlite3.Error of a full disk, methods raise ServiceError (STORE_UNAVAILABLE)
+    where a database or an object store does not answer; nothing is half-done then, and the caller may try again.
     """
 
     def __init__(self, directory: Path, config: KeysConfig, on_step: Callable[[str], None] = lambda step: None) -> None:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._owner = durable.own(directory / "lock")  # another server's sweep would remove our files
-        self._blobs = directory / "blobs"
-        durable.make_directory(self._blobs)
-        durable.make_directory(directory / "parts")
+        opened = open_parts_of_store(directory, config)
+        self._opened: Opened = opened
+        self._directory = directory
         self._config = config
         self._on_step = on_step
         self._lock = threading.RLock()  # one commit, eviction or deletion at a time
-        self._used: dict[str, float] = {}  # recorded lazily: a sync per inference would cost more than it saves
-        self._flushed = time.monotonic()
-        self.db = KeyDb(directory / "keys.sqlite3")
-        self._uploads = Uploads(directory / "parts", self.db, config, on_step)
-        self._sweep()
+        self.db, self._blobs = opened.db, opened.blobs
+        self._shelf = Shelf(opened.db, opened.blobs, config, self._lock, on_step)
+        self._uploads = Uploads(directory / "parts", opened.place, opened.db, config, on_step, self._restore)
+        self._swept = False
+        self._closing = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="secateur-keys", daemon=True)
+        try:
+            self._start()
+        except BaseException:
+            opened.close()
+            raise
+        self._keeper.start()
 
-    def _sweep(self) -> None:
-        """Undo half-done commits, then remove what nobody records."""
-        recorded = {blob.sha256 for blob in self.db.blobs()}
+    def _start(self) -> None:
+        """Undo half-done commits, then remove what nobody records. An object store that is down is swept later."""
         for row in self.db.uploads():
-            part, blob = self._uploads.path(row.id_hash), self._blob_path(row.sha256)
-            if row.sha256 not in recorded and not part.exists() and blob.exists():
-                durable.move(blob, part)
-        missing = [sha256 for sha256 in recorded if not self._blob_path(sha256).is_file()]
-        self.db.drop_blobs(missing)
-        for path in self._blobs.iterdir():
-            if path.name not in recorded:
-                durable.remove(path)
+            if row.place == self._opened.place and not self._uploads.path(row.id_hash).exists():
+                self._restore(row)
         self._uploads.sweep()
+        try:
+            self._shelf.sweep()
+            self._swept = True
+        except ServiceError as error:
+            event("cannot sweep the key store", level=logging.WARNING, cause=error.message)
+
+    def _restore(self, row: UploadRow) -> None:
+        """Give an upload its part back where a commit moved it and did not record that."""
+        if self.db.blob(row.tenant, row.sha256) is None:
+            self._blobs.restore(self._uploads.path(row.id_hash), blob_name(row.tenant, row.sha256))
+
+    def _keep(self) -> None:
+        rounds = 0
+        while not self._closing.wait(_KEEPING_SECONDS):
+            rounds += 1
+            try:
+                self.keep(sweep=not self._swept or rounds % _SWEEP_ROUNDS == 0)
+            except OUTAGES as error:
+                event("cannot keep the key store", level=logging.WARNING, cause=type(error).__name__)
+
+    def keep(self, sweep: bool = True) -> None:
+        """Record uses, delete what expired, and on request sweep for orphans: what a thread does every half minute."""
+        self._shelf.expire()
+        self._uploads.expire()
+        if sweep:
+            self._shelf.sweep()
+            self._swept = True
 
     def close(self) -> None:
         """Make durable what can be, and let go of the directory."""
+        self._closing.set()
+        self._keeper.join()
         try:
             self._uploads.close()
-            self._flush()
+            self._shelf.flush()
         finally:
-            self.db.close()
-            os.close(self._owner)
+            self._opened.close()
 
-    def _blob_path(self, sha256: str) -> Path:
-        return self._blobs / sha256
+    def healthy(self) -> bool:
+        """Whether database, object store and disk all answer and have room. Bounded by their time limits, some seconds."""
+        return not self.problems()
+
+    def problems(self) -> list[str]:
+        """What keeps the store from storing or finding keys, a sentence each; for the operator, not for callers."""
+        found = []
+        for what, check in (
+            ("database", self.db.driver.check),
+            ("blobs", self._blobs.check),
+            ("disk", lambda: durable.probe(self._directory / "probe", self._config.min_free_bytes)),
+        ):
+            try:
+                check()
+            except OUTAGES as error:
+                found.append(f"keys: {what}: {error}")
+        return found
 
     # Uploading
 
     def create(self, offer: UploadOffer) -> UploadInfo | KeySetInfo:
-        """Start an upload, or return a new capability where these very bytes are stored for these parameters.
+        """Start an upload, or return a new capability where this tenant stored these very bytes for these parameters.
 
-        Naming the digest of stored bytes is proof enough: it is as unguessable as an id, and no bytes ever leave.
         Raises LIMIT_EXCEEDED before a byte moves, KEY_PARAMETERS_DIFFER for bytes stored under other parameters.
         """
+        tenant, token, now = current_caller().tenant, new_token(), time.time()
         with self._lock:
-            blob = self.db.blob(offer.sha256)
+            blob = self.db.blob(tenant, offer.sha256)
             if blob is not None and blob.total_bytes == offer.total_bytes:
                 _require_same_parameters(blob.params_digest, offer.params_digest)
-                token = secrets.token_hex(_TOKEN_BYTES)
-                self.db.add_key_set(_hash(token), offer.sha256, offer.client_spec_digest, time.time())
-                self._touch(offer.sha256)
-                return KeySetInfo(token, offer.sha256, offer.total_bytes, offer.params_digest, offer.client_spec_digest)
+                spec = offer.client_spec_digest
+                if self.db.add_key_set(hash_token(token), tenant, offer.sha256, spec, now):
+                    return self._shelf.info(token)
             self._require_room(offer.total_bytes)
-            token = secrets.token_hex(_TOKEN_BYTES)
             about = (offer.sha256, offer.total_bytes, offer.params_digest, offer.client_spec_digest)
-            self._uploads.begin(UploadRow(_hash(token), *about, offset=0, touched=time.time()))
+            place = self._opened.place
+            self._uploads.begin(UploadRow(hash_token(token), tenant, *about, place=place, received=0, touched=now))
             return UploadInfo(token, offer.total_bytes, 0)
 
     def _require_room(self, total_bytes: int) -> None:
-        if total_bytes > self._config.budget_bytes:
+        most = min(self._config.budget_bytes, self._config.tenant_budget_bytes)
+        if total_bytes > most:
             raise ServiceError(
-                f"cannot store the keys: got {total_bytes} bytes, need at most {self._config.budget_bytes} on this server; "
-                "try its operator",
+                f"cannot store the keys: got {total_bytes} bytes, need at most {most} on this server; try its operator",
                 Reason.LIMIT_EXCEEDED,
                 subject="total_bytes",
             )
 
     def append(self, upload_id: str, offset: int, data: bytes) -> None:
         """Add a chunk at the end of an upload; see Uploads.append."""
-        self._uploads.append(_hash(upload_id), offset, data)
+        self._uploads.append(current_caller().tenant, hash_token(upload_id), offset, data)
 
     def progress(self, upload_id: str) -> UploadInfo:
         """Make what was received durable, and say how much that is."""
-        row, offset = self._uploads.sync(_hash(upload_id))
+        row, offset = self._uploads.sync(current_caller().tenant, hash_token(upload_id))
         return UploadInfo(upload_id, row.total_bytes, offset)
 
     def complete(self, upload_id: str) -> ReadyUpload:
@@ -156,7 +183,7 @@ class KeyStore:
 
         Raises UPLOAD_INCOMPLETE and keeps it, or DIGEST_MISMATCH and drops it.
         """
-        row, offset = self._uploads.sync(_hash(upload_id))
+        row, offset = self._uploads.sync(current_caller().tenant, hash_token(upload_id))
         if offset != row.total_bytes:
             raise ServiceError(
                 f"cannot commit the upload: got {offset} bytes, need {row.total_bytes}; try resuming from there",
@@ -184,101 +211,62 @@ class KeyStore:
 
     def commit(self, ready: ReadyUpload) -> KeySetInfo:
         """Make a complete upload a key set. All or nothing: see the module's description."""
-        row, part = ready.row, ready.path
-        token = secrets.token_hex(_TOKEN_BYTES)
-        with self._lock:
-            stored = self.db.blob(row.sha256)
-            if stored is not None:
-                _require_same_parameters(stored.params_digest, row.params_digest)
-            if self.db.upload(row.id_hash) is None:  # dropped, or committed by another call, since it was complete
-                raise unknown_upload()
-            evicted = self._evictions(row)
-            with self._uploads.released(row.id_hash):
+        row, token = ready.row, new_token()
+        with self._uploads.released(row.id_hash):
+            if self.db.blob(row.tenant, row.sha256) is None:
+                self._blobs.send(ready.path, ready.name)  # may take long, so nobody else waits for it
+            with self._lock:
+                stored = self.db.blob(row.tenant, row.sha256)
+                if stored is not None:
+                    _require_same_parameters(stored.params_digest, row.params_digest)
+                evicted = self._shelf.evictions(row.tenant, row.sha256, row.total_bytes)
                 if stored is None:
-                    self._place(part, row, _hash(token), evicted)
+                    self._place(ready, hash_token(token), evicted)
                 else:
-                    self.db.commit_upload(row, _hash(token), evicted, time.time())
-                    durable.remove(part)
+                    self._record(row, hash_token(token), evicted)
                 self._on_step("recorded")
-            self._remove_blobs(evicted)
-        return KeySetInfo(token, row.sha256, row.total_bytes, row.params_digest, row.client_spec_digest)
+                durable.remove(ready.path)
+                self._shelf.remove(evicted)
+        return self._shelf.info(token)
 
-    def _place(self, part: Path, row: UploadRow, set_hash: str, evicted: list[str]) -> None:
-        """Move a part to its place and record it; what cannot be recorded is moved back."""
-        blob = self._blob_path(row.sha256)
+    def _place(self, ready: ReadyUpload, set_hash: str, evicted: list[tuple[str, str]]) -> None:
+        """Bring a part to its place and record it; what is not recorded is brought back."""
         self._on_step("before-move")
         try:
-            durable.move(part, blob)
+            self._blobs.place(ready.path, ready.name)
         except FileNotFoundError:
             raise unknown_upload() from None
         self._on_step("moved")
         try:
-            self.db.commit_upload(row, set_hash, evicted, time.time())
+            self._record(ready.row, set_hash, evicted)
         except BaseException:
-            durable.move(blob, part)
+            with contextlib.suppress(*OUTAGES):  # whoever asks for this upload next does it then
+                self._restore(ready.row)
             raise
 
-    def _evictions(self, incoming: UploadRow) -> list[str]:
-        """Digests of the least recently used blobs that make room for an upload's bytes within the budget."""
-        self._flush()
-        blobs = [b for b in self.db.blobs() if b.sha256 != incoming.sha256]
-        total = sum(b.total_bytes for b in blobs) + incoming.total_bytes
-        evicted = []
-        for blob in blobs:
-            if total <= self._config.budget_bytes:
-                break
-            evicted.append(blob.sha256)
-            total -= blob.total_bytes
-        return evicted
+    def _record(self, row: UploadRow, set_hash: str, evicted: list[tuple[str, str]]) -> None:
+        if not self.db.commit_upload(row, set_hash, evicted, time.time()):
+            raise unknown_upload()  # dropped, or committed by another call, since it was complete
 
-    def _remove_blobs(self, digests: list[str]) -> None:
-        for sha256 in digests:
-            self._used.pop(sha256, None)
-            durable.remove(self._blob_path(sha256))
-
-    # Using
-
-    def info(self, key_set_id: str) -> KeySetInfo:
-        row = self._row(key_set_id)
-        return KeySetInfo(key_set_id, row.sha256, row.total_bytes, row.params_digest, row.client_spec_digest)
+    # Using: see Shelf
 
     def find(self, key_set_id: str) -> StoredKeys:
-        """The keys behind an id, marked as used; KEY_SET_UNKNOWN for an unknown, evicted or foreign one."""
-        row = self._row(key_set_id)
-        self._touch(row.sha256)
-        return StoredKeys(self._blob_path(row.sha256), row.sha256, row.params_digest)
+        return self._shelf.find(key_set_id)
 
-    def delete(self, key_set_id: str) -> None:
-        """Forget an id, and the bytes with the last id that led to them."""
-        self._row(key_set_id)
-        with self._lock:
-            orphan = self.db.drop_key_set(_hash(key_set_id))
-            self._on_step("deleted")
-            self._remove_blobs([orphan] if orphan else [])
+    def info(self, key_set_id: str, handle: str = "") -> KeySetInfo:
+        return self._shelf.info(key_set_id, handle)
 
-    def _row(self, key_set_id: str) -> KeySetRow:
-        row = self.db.key_set(_hash(key_set_id))
-        if row is None:
-            raise _unknown_key_set()
-        return row
+    def touch(self, key_set_id: str, handle: str = "") -> KeySetInfo:
+        return self._shelf.touch(key_set_id, handle)
 
-    def _touch(self, sha256: str) -> None:
-        with self._lock:
-            self._used[sha256] = time.time()
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._flush()
+    def listing(self, page_size: int = 0, page_token: str = "") -> KeySetListing:
+        return self._shelf.listing(page_size, page_token)
 
-    def _flush(self) -> None:
-        """Record what was used when. Failing at that is no reason not to serve: a full disk can still be read."""
-        with self._lock:
-            self._flushed = time.monotonic()
-            if self._used:
-                try:
-                    self.db.touch(self._used)
-                except sqlite3.Error as error:
-                    event("cannot record when keys were used", level=logging.WARNING, cause=str(error))
-                else:
-                    self._used.clear()
+    def delete(self, key_set_id: str, handle: str = "") -> None:
+        """Forget an id, and with the last id of its bytes those bytes and every upload of the same."""
+        gone = self._shelf.delete(key_set_id, handle)
+        if gone is not None:
+            self._uploads.drop_of(*gone)
 
 
 def _require_same_parameters(stored: str, offered: str) -> None:

@@ -3,6 +3,8 @@
 Bytes count as committed once the part file is synced *and* the offset is recorded. After a crash the part is cut
 back to the recorded offset, so what a client is told to have sent is really there. Two connections may write one upload (a
 client that reconnects before its first connection is noticed dead): whoever sends the next offset first goes on.
+
+Parts lie on this server's disk, whatever keeps the committed sets; `place` tells whose uploads are whose in a shared database.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ from pathlib import Path
 
 from he_runtime.errors import Reason
 
-from ..config import KeysConfig
 from ..errors import ServiceError
 from . import durable
 from .db import KeyDb, UploadRow
+from .settings import KeysConfig
 
 __all__ = ["Uploads", "unknown_upload"]
 
@@ -52,11 +54,34 @@ def unknown_upload() -> ServiceError:
     )
 
 
-class Uploads:
-    """The part files in `directory`. Methods block on the disk; call them from a thread."""
+def _no_room(what: str) -> ServiceError:
+    return ServiceError(
+        f"cannot start the upload: {what}; try again later",
+        Reason.LIMIT_EXCEEDED,
+        subject="uploads",
+        retry_after_seconds=_RETRY_SECONDS,
+    )
 
-    def __init__(self, directory: Path, db: KeyDb, config: KeysConfig, on_step: Callable[[str], None]) -> None:
+
+class Uploads:
+    """The part files in `directory`. Methods block on the disk; call them from a thread.
+
+    `restore` is told of an upload whose part file is missing, and brings it back where a commit was cut short.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        place: str,
+        db: KeyDb,
+        config: KeysConfig,
+        on_step: Callable[[str], None],
+        restore: Callable[[UploadRow], None],
+    ) -> None:
+        durable.make_directory(directory)
         self._directory = directory
+        self._place = place
+        self._restore = restore
         self._db = db
         self._config = config
         self._on_step = on_step
@@ -70,55 +95,73 @@ class Uploads:
     def begin(self, row: UploadRow) -> None:
         """Reserve room for an upload and record it; LIMIT_EXCEEDED when others hold all the room."""
         with self._lock:
-            for victim in self._victims(row.total_bytes):
+            for victim in self._victims(row):
                 self._drop(victim.id_hash)
             self.path(row.id_hash).touch(mode=0o600)
             durable.sync_directory(self._directory)
             self._on_step("part-made")
             self._db.add_upload(row)
 
-    def _victims(self, incoming: int) -> list[UploadRow]:
-        """Uploads to drop so that one of `incoming` bytes fits: the expired, then the longest idle."""
-        now, rows, victims = time.time(), self._db.uploads(), []
-        count, total = len(rows) + 1, sum(r.total_bytes for r in rows) + incoming
-        for row in sorted(rows, key=self._touched):
+    def _own(self) -> list[UploadRow]:
+        return [row for row in self._db.uploads() if row.place == self._place]
+
+    def _victims(self, incoming: UploadRow) -> list[UploadRow]:
+        """Uploads to drop so that another one fits: the expired, then the longest idle.
+
+        A tenant who has too many gives up his own; where all together are too many, anybody's may have to go.
+        """
+        now, victims = time.time(), []
+        rows = sorted(self._own(), key=self._touched)
+        count, total = len(rows) + 1, sum(r.total_bytes for r in rows) + incoming.total_bytes
+        own = sum(r.tenant == incoming.tenant for r in rows) + 1
+        for row in rows:
             idle = now - self._touched(row)
-            over = count > self._config.max_uploads or total > self._config.upload_budget_bytes
+            crowded = count > self._config.max_uploads or total > self._config.upload_budget_bytes
+            over = crowded or (own > self._config.tenant_uploads and row.tenant == incoming.tenant)
             if idle > self._config.upload_ttl_seconds or (over and idle > self._config.upload_idle_seconds):
                 victims.append(row)
                 count, total = count - 1, total - row.total_bytes
+                own -= row.tenant == incoming.tenant
+        if own > self._config.tenant_uploads:
+            raise _no_room(f"got {own - 1} of this tenant under way, need fewer than {self._config.tenant_uploads}")
         if count > self._config.max_uploads or total > self._config.upload_budget_bytes:
-            raise ServiceError(
-                f"cannot start the upload: got {incoming} bytes, and {count - 1} uploads under way leave less room; try again later",
-                Reason.LIMIT_EXCEEDED,
-                subject="uploads",
-                retry_after_seconds=_RETRY_SECONDS,
-            )
+            raise _no_room(f"got {incoming.total_bytes} bytes, and other uploads under way leave less room")
         return victims
 
     def _touched(self, row: UploadRow) -> float:
         part = self._parts.get(row.id_hash)
         return row.touched if part is None else part.touched
 
-    def _open(self, id_hash: str) -> _Part:
+    def _open(self, tenant: str, id_hash: str) -> _Part:
         with self._lock:
             part = self._parts.get(id_hash)
             if part is None:
-                row = None if id_hash in self._released else self._db.upload(id_hash)
-                if row is None:
-                    raise unknown_upload()
-                try:
-                    descriptor = os.open(self.path(id_hash), os.O_WRONLY)
-                except FileNotFoundError:
-                    raise unknown_upload() from None
-                os.ftruncate(descriptor, row.offset)
-                part = _Part(row, descriptor, row.offset, row.offset, row.touched)
+                part = self._open_file(self._recorded(tenant, id_hash))
                 self._parts[id_hash] = part
+            if part.row.tenant != tenant:
+                raise unknown_upload()
             return part
 
-    def append(self, id_hash: str, offset: int, data: bytes) -> None:
+    def _recorded(self, tenant: str, id_hash: str) -> UploadRow:
+        row = None if id_hash in self._released else self._db.upload(tenant, id_hash)
+        if row is None or row.place != self._place:
+            raise unknown_upload()
+        return row
+
+    def _open_file(self, row: UploadRow) -> _Part:
+        path = self.path(row.id_hash)
+        if not path.exists():
+            self._restore(row)
+        try:
+            descriptor = os.open(path, os.O_WRONLY)
+        except FileNotFoundError:
+            raise unknown_upload() from None
+        os.ftruncate(descriptor, row.received)
+        return _Part(row, descriptor, row.received, row.received, row.touched)
+
+    def append(self, tenant: str, id_hash: str, offset: int, data: bytes) -> None:
         """Write `data` at `offset`, which must be the end of what was received; UPLOAD_OFFSET_WRONG names that end."""
-        part = self._open(id_hash)
+        part = self._open(tenant, id_hash)
         with part.lock:
             if part.closed:
                 raise unknown_upload()
@@ -159,12 +202,12 @@ class Uploads:
             part.size = part.durable
             raise
         self._on_step("part-synced")
-        self._db.set_offset(part.row.id_hash, part.size, part.touched)
+        self._db.set_received(part.row.id_hash, part.size, part.touched)
         part.durable = part.size
 
-    def sync(self, id_hash: str) -> tuple[UploadRow, int]:
+    def sync(self, tenant: str, id_hash: str) -> tuple[UploadRow, int]:
         """Make everything received durable; returns the upload and its committed offset."""
-        part = self._open(id_hash)
+        part = self._open(tenant, id_hash)
         with part.lock:
             if part.closed:
                 raise unknown_upload()
@@ -176,6 +219,21 @@ class Uploads:
         """Forget an upload and its bytes."""
         with self._lock:
             self._drop(id_hash)
+
+    def drop_of(self, tenant: str, sha256: str) -> None:
+        """Forget a tenant's uploads of the same bytes, which he has just deleted."""
+        with self._lock:
+            for row in self._own():
+                if (row.tenant, row.sha256) == (tenant, sha256) and row.id_hash not in self._released:
+                    self._drop(row.id_hash)
+
+    def expire(self) -> None:
+        """Forget what nobody went on with; also of servers that did not come back, whose disks are theirs to sweep."""
+        now = time.time()
+        with self._lock:
+            for row in self._db.uploads():
+                if now - self._touched(row) > self._config.upload_ttl_seconds and row.id_hash not in self._released:
+                    self._drop(row.id_hash)
 
     def _drop(self, id_hash: str) -> None:
         self._close(id_hash)
@@ -205,16 +263,19 @@ class Uploads:
         """Make everything received durable and close all files."""
         with self._lock:
             for id_hash, part in list(self._parts.items()):
-                with part.lock, contextlib.suppress(OSError, sqlite3.Error):  # then the client sends these bytes again
+                with (
+                    part.lock,
+                    contextlib.suppress(OSError, sqlite3.Error, ServiceError),
+                ):  # then the client sends these bytes again
                     self._sync(part)
                 self._close(id_hash)
 
     def sweep(self) -> None:
         """At start: drop expired uploads and parts that do not hold what is recorded, and files nobody records."""
         now, known = time.time(), set()
-        for row in self._db.uploads():
+        for row in self._own():
             path = self.path(row.id_hash)
-            whole = path.is_file() and path.stat().st_size >= row.offset
+            whole = path.is_file() and path.stat().st_size >= row.received
             if whole and now - row.touched <= self._config.upload_ttl_seconds:
                 known.add(row.id_hash)
             else:

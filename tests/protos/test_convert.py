@@ -14,6 +14,7 @@ from protos.native import (
     InferenceCall,
     InferenceReply,
     KeySetInfo,
+    KeySetListing,
     LayerEstimate,
     ModelListing,
     ModelSummary,
@@ -26,7 +27,7 @@ from protos.native import (
 
 SERVER = ServerInfo("0.1.0", 1, 2**33, 2**34, 2**20)
 SUMMARY = ModelSummary("digits", ("1", "2"), "2")
-KEYS = KeySetInfo("k" * 32, "ab" * 32, 2**40, "cd" * 32, "ef" * 32)
+KEYS = KeySetInfo("k" * 32, "ab" * 32, 2**40, "cd" * 32, "ef" * 32, "01" * 32, 2**41, 2**42, 2**43, True)
 CASES: dict[str, Any] = {
     "server_info": SERVER,
     "model_summary": SUMMARY,
@@ -54,6 +55,7 @@ CASES: dict[str, Any] = {
     "upload_offer": UploadOffer("aa", "bb", 2**35, "cc"),
     "upload": UploadInfo("u" * 32, 2**35, 2**34),
     "key_set": KEYS,
+    "key_set_listing": KeySetListing((KEYS, KeySetInfo("", "ab" * 32, 1, "cd" * 32, "ef" * 32)), "01" * 32),
     "inference_call": InferenceCall("digits", "1", "dd", "kk", b"\x00\xff", "rr"),
     "timings": Timings(1.5, 2.5, 3.5),
     "inference_reply": InferenceReply(b"\x01", "digits", "1", "pp", Timings(1.5, 2.5, 3.5), {"ntt": 4}, "0.1.0", 1),

@@ -17,11 +17,14 @@ from harness import Caller, failure, make_models
 from protos.native import KeySetInfo, UploadInfo
 from server.config import KeysConfig
 from server.errors import ConfigError
+from server.identity.tenant import ANONYMOUS
+from server.keys.blobs import blob_name
 from server.keys.db import UploadRow
 from server.keys.store import KeyStore
 from server.running import RunningServer, start_subprocess
 
 HERE = Path(__file__).parent
+BLOB = f"blobs/{blob_name(ANONYMOUS.tenant, SHA256)}"
 # The step, how many bytes must have survived, and whether the key set must be visible afterwards.
 STEPS = [
     ("part-made", None, False),
@@ -46,15 +49,16 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(directory: Path) -> list[str]:
-    return sorted(str(p.relative_to(directory)) for kind in ("blobs", "parts") for p in (directory / kind).iterdir())
+    found = [p for kind in ("blobs", "parts") for p in (directory / kind).rglob("*") if p.is_file()]
+    return sorted(str(p.relative_to(directory)) for p in found)
 
 
 @pytest.mark.parametrize(("step", "offset", "visible"), STEPS, ids=[s[0] for s in STEPS])
 def test_kill_at_every_step(crashed: Path, step: str, offset: int | None, visible: bool) -> None:
     directory = crashed / step
     store = KeyStore(directory, KeysConfig())
-    assert store.db._one("PRAGMA integrity_check") == ("ok",)
-    blobs = [f"blobs/{SHA256}"] if visible else []
+    assert store.db.driver.read("PRAGMA integrity_check") == [("ok",)]
+    blobs = [BLOB] if visible else []
     assert [f for f in files(directory) if f.startswith("blobs")] == blobs
     upload_id = (directory / "upload_id").read_text() if offset is not None else ""
     if offset is not None:
@@ -71,7 +75,7 @@ def test_kill_at_every_step(crashed: Path, step: str, offset: int | None, visibl
             again = store.commit(store.complete(again.upload_id))
         keys = again
     assert store.find(keys.key_set_id).path.read_bytes() == KEYS
-    assert files(directory) == [f"blobs/{SHA256}"], "no part is left"
+    assert files(directory) == [BLOB], "no part is left"
     store.close()
 
 
@@ -86,7 +90,7 @@ def test_strangers_in_the_directories_are_swept(tmp_path: Path) -> None:
 def test_a_part_shorter_than_recorded_is_dropped(tmp_path: Path) -> None:
     """What a power cut may leave on a disk that lies about syncing."""
     store = KeyStore(tmp_path, KeysConfig())
-    store.db.add_upload(UploadRow("a" * 64, "b" * 64, 100, PARAMS, "spec", 50, 4e9))
+    store.db.add_upload(UploadRow("a" * 64, ANONYMOUS.tenant, "b" * 64, 100, PARAMS, "spec", "local", 50, 4e9))
     (tmp_path / "parts" / ("a" * 64)).write_bytes(b"x" * 49)
     store.close()
     store = KeyStore(tmp_path, KeysConfig())

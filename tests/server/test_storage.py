@@ -82,7 +82,7 @@ def test_a_database_that_cannot_grow_keeps_the_upload(store: KeyStore) -> None:
     first = stored(store, OTHER_KEYS)
     upload_id = begin(store, KEYS)
     ready = store.complete(upload_id)
-    connection = store.db._connection
+    connection = store.db.driver.connection  # type: ignore[attr-defined]
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
     long_spec = ready.row.__class__(**{**vars(ready.row), "client_spec_digest": "x" * 100_000})
@@ -115,7 +115,7 @@ def test_stored_bytes_survive_a_failed_second_commit(store: KeyStore, monkeypatc
             store.commit(store.complete(late))
     assert store.find(first.key_set_id).path.read_bytes() == KEYS
     second = store.commit(store.complete(late))
-    assert second.key_set_id != first.key_set_id and not list((store._blobs.parent / "parts").iterdir())
+    assert second.key_set_id != first.key_set_id and not list((store._directory / "parts").iterdir())
 
 
 def test_an_upload_is_committed_once(store: KeyStore) -> None:
@@ -139,7 +139,7 @@ def test_a_commit_never_evicts_its_own_bytes(tmp_path: Path) -> None:
 
 
 def test_a_locked_database_is_waited_for_and_then_said(serve: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("server.keys.db._LOCKED_SECONDS", 0.2)
+    monkeypatch.setattr("server.keys.sqlite._LOCKED_SECONDS", 0.2)
     _, caller = serve()
     keys = caller.upload(KEYS).key_set_id
     backup = sqlite3.connect(tmp_path / "state" / "keys" / "keys.sqlite3", isolation_level=None)
@@ -147,7 +147,6 @@ def test_a_locked_database_is_waited_for_and_then_said(serve: Any, tmp_path: Pat
     busy = failure(lambda: caller.begin(OTHER_KEYS))
     assert (busy.reason, busy.code) == ("SERVER_BUSY", grpc.StatusCode.RESOURCE_EXHAUSTED)
     assert busy.retry_after_seconds is not None and "another program" in busy.message
-    monkeypatch.setattr("server.keys.store._FLUSH_SECONDS", 0.0)
     assert caller.infer(keys, b"echo:x").ciphertexts, "inference needs no write"
     backup.execute("ROLLBACK")
     backup.close()

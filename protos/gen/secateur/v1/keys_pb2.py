@@ -24,41 +24,49 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16secateur/v1/keys.proto\x12\x0bsecateur.v1\"t\n\x06KeySet\x12\x12\n\nkey_set_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x15\n\rparams_digest\x18\x04 \x01(\t\x12\x1a\n\x12\x63lient_spec_digest\x18\x05 \x01(\t\"J\n\x06Upload\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x63ommitted_offset\x18\x03 \x01(\x04\"m\n\x13\x43reateUploadRequest\x12\x15\n\rparams_digest\x18\x01 \x01(\t\x12\x1a\n\x12\x63lient_spec_digest\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"o\n\x14\x43reateUploadResponse\x12%\n\x06upload\x18\x01 \x01(\x0b\x32\x13.secateur.v1.UploadH\x00\x12&\n\x07key_set\x18\x02 \x01(\x0b\x32\x13.secateur.v1.KeySetH\x00\x42\x08\n\x06result\"E\n\x12UploadChunkRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"/\n\x13UploadChunkResponse\x12\x18\n\x10\x63ommitted_offset\x18\x01 \x01(\x04\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"8\n\x11GetUploadResponse\x12#\n\x06upload\x18\x01 \x01(\x0b\x32\x13.secateur.v1.Upload\"(\n\x13\x43ommitUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"<\n\x14\x43ommitUploadResponse\x12$\n\x07key_set\x18\x01 \x01(\x0b\x32\x13.secateur.v1.KeySet\"&\n\x10GetKeySetRequest\x12\x12\n\nkey_set_id\x18\x01 \x01(\t\"9\n\x11GetKeySetResponse\x12$\n\x07key_set\x18\x01 \x01(\x0b\x32\x13.secateur.v1.KeySet\")\n\x13\x44\x65leteKeySetRequest\x12\x12\n\nkey_set_id\x18\x01 \x01(\t\"\x16\n\x14\x44\x65leteKeySetResponse2\xca\x04\n\nKeyService\x12S\n\x0c\x43reateUpload\x12 .secateur.v1.CreateUploadRequest\x1a!.secateur.v1.CreateUploadResponse\x12S\n\x0cUploadChunks\x12\x1f.secateur.v1.UploadChunkRequest\x1a .secateur.v1.UploadChunkResponse(\x01\x12P\n\x0bUploadChunk\x12\x1f.secateur.v1.UploadChunkRequest\x1a .secateur.v1.UploadChunkResponse\x12J\n\tGetUpload\x12\x1d.secateur.v1.GetUploadRequest\x1a\x1e.secateur.v1.GetUploadResponse\x12S\n\x0c\x43ommitUpload\x12 .secateur.v1.CommitUploadRequest\x1a!.secateur.v1.CommitUploadResponse\x12J\n\tGetKeySet\x12\x1d.secateur.v1.GetKeySetRequest\x1a\x1e.secateur.v1.GetKeySetResponse\x12S\n\x0c\x44\x65leteKeySet\x12 .secateur.v1.DeleteKeySetRequest\x1a!.secateur.v1.DeleteKeySetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16secateur/v1/keys.proto\x12\x0bsecateur.v1\"\xe3\x01\n\x06KeySet\x12\x12\n\nkey_set_id\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x15\n\rparams_digest\x18\x04 \x01(\t\x12\x1a\n\x12\x63lient_spec_digest\x18\x05 \x01(\t\x12\x0e\n\x06handle\x18\x06 \x01(\t\x12\x17\n\x0f\x63reated_unix_ms\x18\x07 \x01(\x03\x12\x19\n\x11last_used_unix_ms\x18\x08 \x01(\x03\x12\x17\n\x0f\x65xpires_unix_ms\x18\t \x01(\x03\x12\x10\n\x08resident\x18\n \x01(\x08\"J\n\x06Upload\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x18\n\x10\x63ommitted_offset\x18\x03 \x01(\x04\"m\n\x13\x43reateUploadRequest\x12\x15\n\rparams_digest\x18\x01 \x01(\t\x12\x1a\n\x12\x63lient_spec_digest\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"o\n\x14\x43reateUploadResponse\x12%\n\x06upload\x18\x01 \x01(\x0b\x32\x13.secateur.v1.UploadH\x00\x12&\n\x07key_set\x18\x02 \x01(\x0b\x32\x13.secateur.v1.KeySetH\x00\x42\x08\n\x06result\"E\n\x12UploadChunkRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"/\n\x13UploadChunkResponse\x12\x18\n\x10\x63ommitted_offset\x18\x01 \x01(\x04\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"8\n\x11GetUploadResponse\x12#\n\x06upload\x18\x01 \x01(\x0b\x32\x13.secateur.v1.Upload\"(\n\x13\x43ommitUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"<\n\x14\x43ommitUploadResponse\x12$\n\x07key_set\x18\x01 \x01(\x0b\x32\x13.secateur.v1.KeySet\"6\n\x10GetKeySetRequest\x12\x12\n\nkey_set_id\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\t\"9\n\x11GetKeySetResponse\x12$\n\x07key_set\x18\x01 \x01(\x0b\x32\x13.secateur.v1.KeySet\";\n\x12ListKeySetsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"U\n\x13ListKeySetsResponse\x12%\n\x08key_sets\x18\x01 \x03(\x0b\x32\x13.secateur.v1.KeySet\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x12TouchKeySetRequest\x12\x12\n\nkey_set_id\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\t\";\n\x13TouchKeySetResponse\x12$\n\x07key_set\x18\x01 \x01(\x0b\x32\x13.secateur.v1.KeySet\"9\n\x13\x44\x65leteKeySetRequest\x12\x12\n\nkey_set_id\x18\x01 \x01(\t\x12\x0e\n\x06handle\x18\x02 \x01(\t\"\x16\n\x14\x44\x65leteKeySetResponse2\xee\x05\n\nKeyService\x12S\n\x0c\x43reateUpload\x12 .secateur.v1.CreateUploadRequest\x1a!.secateur.v1.CreateUploadResponse\x12S\n\x0cUploadChunks\x12\x1f.secateur.v1.UploadChunkRequest\x1a .secateur.v1.UploadChunkResponse(\x01\x12P\n\x0bUploadChunk\x12\x1f.secateur.v1.UploadChunkRequest\x1a .secateur.v1.UploadChunkResponse\x12J\n\tGetUpload\x12\x1d.secateur.v1.GetUploadRequest\x1a\x1e.secateur.v1.GetUploadResponse\x12S\n\x0c\x43ommitUpload\x12 .secateur.v1.CommitUploadRequest\x1a!.secateur.v1.CommitUploadResponse\x12J\n\tGetKeySet\x12\x1d.secateur.v1.GetKeySetRequest\x1a\x1e.secateur.v1.GetKeySetResponse\x12P\n\x0bListKeySets\x12\x1f.secateur.v1.ListKeySetsRequest\x1a .secateur.v1.ListKeySetsResponse\x12P\n\x0bTouchKeySet\x12\x1f.secateur.v1.TouchKeySetRequest\x1a .secateur.v1.TouchKeySetResponse\x12S\n\x0c\x44\x65leteKeySet\x12 .secateur.v1.DeleteKeySetRequest\x1a!.secateur.v1.DeleteKeySetResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secateur.v1.keys_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYSET']._serialized_start=39
-  _globals['_KEYSET']._serialized_end=155
-  _globals['_UPLOAD']._serialized_start=157
-  _globals['_UPLOAD']._serialized_end=231
-  _globals['_CREATEUPLOADREQUEST']._serialized_start=233
-  _globals['_CREATEUPLOADREQUEST']._serialized_end=342
-  _globals['_CREATEUPLOADRESPONSE']._serialized_start=344
-  _globals['_CREATEUPLOADRESPONSE']._serialized_end=455
-  _globals['_UPLOADCHUNKREQUEST']._serialized_start=457
-  _globals['_UPLOADCHUNKREQUEST']._serialized_end=526
-  _globals['_UPLOADCHUNKRESPONSE']._serialized_start=528
-  _globals['_UPLOADCHUNKRESPONSE']._serialized_end=575
-  _globals['_GETUPLOADREQUEST']._serialized_start=577
-  _globals['_GETUPLOADREQUEST']._serialized_end=614
-  _globals['_GETUPLOADRESPONSE']._serialized_start=616
-  _globals['_GETUPLOADRESPONSE']._serialized_end=672
-  _globals['_COMMITUPLOADREQUEST']._serialized_start=674
-  _globals['_COMMITUPLOADREQUEST']._serialized_end=714
-  _globals['_COMMITUPLOADRESPONSE']._serialized_start=716
-  _globals['_COMMITUPLOADRESPONSE']._serialized_end=776
-  _globals['_GETKEYSETREQUEST']._serialized_start=778
-  _globals['_GETKEYSETREQUEST']._serialized_end=816
-  _globals['_GETKEYSETRESPONSE']._serialized_start=818
-  _globals['_GETKEYSETRESPONSE']._serialized_end=875
-  _globals['_DELETEKEYSETREQUEST']._serialized_start=877
-  _globals['_DELETEKEYSETREQUEST']._serialized_end=918
-  _globals['_DELETEKEYSETRESPONSE']._serialized_start=920
-  _globals['_DELETEKEYSETRESPONSE']._serialized_end=942
-  _globals['_KEYSERVICE']._serialized_start=945
-  _globals['_KEYSERVICE']._serialized_end=1531
+  _globals['_KEYSET']._serialized_start=40
+  _globals['_KEYSET']._serialized_end=267
+  _globals['_UPLOAD']._serialized_start=269
+  _globals['_UPLOAD']._serialized_end=343
+  _globals['_CREATEUPLOADREQUEST']._serialized_start=345
+  _globals['_CREATEUPLOADREQUEST']._serialized_end=454
+  _globals['_CREATEUPLOADRESPONSE']._serialized_start=456
+  _globals['_CREATEUPLOADRESPONSE']._serialized_end=567
+  _globals['_UPLOADCHUNKREQUEST']._serialized_start=569
+  _globals['_UPLOADCHUNKREQUEST']._serialized_end=638
+  _globals['_UPLOADCHUNKRESPONSE']._serialized_start=640
+  _globals['_UPLOADCHUNKRESPONSE']._serialized_end=687
+  _globals['_GETUPLOADREQUEST']._serialized_start=689
+  _globals['_GETUPLOADREQUEST']._serialized_end=726
+  _globals['_GETUPLOADRESPONSE']._serialized_start=728
+  _globals['_GETUPLOADRESPONSE']._serialized_end=784
+  _globals['_COMMITUPLOADREQUEST']._serialized_start=786
+  _globals['_COMMITUPLOADREQUEST']._serialized_end=826
+  _globals['_COMMITUPLOADRESPONSE']._serialized_start=828
+  _globals['_COMMITUPLOADRESPONSE']._serialized_end=888
+  _globals['_GETKEYSETREQUEST']._serialized_start=890
+  _globals['_GETKEYSETREQUEST']._serialized_end=944
+  _globals['_GETKEYSETRESPONSE']._serialized_start=946
+  _globals['_GETKEYSETRESPONSE']._serialized_end=1003
+  _globals['_LISTKEYSETSREQUEST']._serialized_start=1005
+  _globals['_LISTKEYSETSREQUEST']._serialized_end=1064
+  _globals['_LISTKEYSETSRESPONSE']._serialized_start=1066
+  _globals['_LISTKEYSETSRESPONSE']._serialized_end=1151
+  _globals['_TOUCHKEYSETREQUEST']._serialized_start=1153
+  _globals['_TOUCHKEYSETREQUEST']._serialized_end=1209
+  _globals['_TOUCHKEYSETRESPONSE']._serialized_start=1211
+  _globals['_TOUCHKEYSETRESPONSE']._serialized_end=1270
+  _globals['_DELETEKEYSETREQUEST']._serialized_start=1272
+  _globals['_DELETEKEYSETREQUEST']._serialized_end=1329
+  _globals['_DELETEKEYSETRESPONSE']._serialized_start=1331
+  _globals['_DELETEKEYSETRESPONSE']._serialized_end=1353
+  _globals['_KEYSERVICE']._serialized_start=1356
+  _globals['_KEYSERVICE']._serialized_end=2106
 # @@protoc_insertion_point(module_scope)

@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -25,6 +27,11 @@ class KeySet(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     PARAMS_DIGEST_FIELD_NUMBER: _builtins.int
     CLIENT_SPEC_DIGEST_FIELD_NUMBER: _builtins.int
+    HANDLE_FIELD_NUMBER: _builtins.int
+    CREATED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    LAST_USED_UNIX_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_UNIX_MS_FIELD_NUMBER: _builtins.int
+    RESIDENT_FIELD_NUMBER: _builtins.int
     key_set_id: _builtins.str
     """the capability"""
     sha256: _builtins.str
@@ -33,6 +40,15 @@ class KeySet(_message.Message):
     """the CKKS parameters that the keys are for"""
     client_spec_digest: _builtins.str
     """the spec that asked for them"""
+    handle: _builtins.str
+    """hexadecimal sha256 of the key_set_id"""
+    created_unix_ms: _builtins.int
+    """by the server's clock, like the next two"""
+    last_used_unix_ms: _builtins.int
+    expires_unix_ms: _builtins.int
+    """unless it is used or touched before; it may be evicted earlier"""
+    resident: _builtins.bool
+    """on the server's own disk, so that no object store is asked for it"""
     def __init__(
         self,
         *,
@@ -41,10 +57,15 @@ class KeySet(_message.Message):
         total_bytes: _builtins.int = ...,
         params_digest: _builtins.str = ...,
         client_spec_digest: _builtins.str = ...,
+        handle: _builtins.str = ...,
+        created_unix_ms: _builtins.int = ...,
+        last_used_unix_ms: _builtins.int = ...,
+        expires_unix_ms: _builtins.int = ...,
+        resident: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_spec_digest", b"client_spec_digest", "key_set_id", b"key_set_id", "params_digest", b"params_digest", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_spec_digest", b"client_spec_digest", "created_unix_ms", b"created_unix_ms", "expires_unix_ms", b"expires_unix_ms", "handle", b"handle", "key_set_id", b"key_set_id", "last_used_unix_ms", b"last_used_unix_ms", "params_digest", b"params_digest", "resident", b"resident", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,15 +280,19 @@ class GetKeySetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_SET_ID_FIELD_NUMBER: _builtins.int
+    HANDLE_FIELD_NUMBER: _builtins.int
     key_set_id: _builtins.str
+    handle: _builtins.str
+    """instead of the id"""
     def __init__(
         self,
         *,
         key_set_id: _builtins.str = ...,
+        handle: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_set_id", b"key_set_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "key_set_id", b"key_set_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -294,19 +319,116 @@ class GetKeySetResponse(_message.Message):
 Global___GetKeySetResponse: _TypeAlias = GetKeySetResponse  # noqa: Y015
 
 @_typing.final
-class DeleteKeySetRequest(_message.Message):
+class ListKeySetsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """0: 100; at most 1000"""
+    page_token: _builtins.str
+    """the next_page_token of the page before"""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeySetsRequest: _TypeAlias = ListKeySetsRequest  # noqa: Y015
+
+@_typing.final
+class ListKeySetsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_SETS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """empty after the last page"""
+    @_builtins.property
+    def key_sets(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeySet]:
+        """without ids, which the server does not know"""
+
+    def __init__(
+        self,
+        *,
+        key_sets: _abc.Iterable[Global___KeySet] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_sets", b"key_sets", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListKeySetsResponse: _TypeAlias = ListKeySetsResponse  # noqa: Y015
+
+@_typing.final
+class TouchKeySetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_SET_ID_FIELD_NUMBER: _builtins.int
+    HANDLE_FIELD_NUMBER: _builtins.int
     key_set_id: _builtins.str
+    handle: _builtins.str
+    """instead of the id"""
     def __init__(
         self,
         *,
         key_set_id: _builtins.str = ...,
+        handle: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_set_id", b"key_set_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "key_set_id", b"key_set_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchKeySetRequest: _TypeAlias = TouchKeySetRequest  # noqa: Y015
+
+@_typing.final
+class TouchKeySetResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_SET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def key_set(self) -> Global___KeySet: ...
+    def __init__(
+        self,
+        *,
+        key_set: Global___KeySet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key_set", b"key_set"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_set", b"key_set"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchKeySetResponse: _TypeAlias = TouchKeySetResponse  # noqa: Y015
+
+@_typing.final
+class DeleteKeySetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_SET_ID_FIELD_NUMBER: _builtins.int
+    HANDLE_FIELD_NUMBER: _builtins.int
+    key_set_id: _builtins.str
+    handle: _builtins.str
+    """instead of the id"""
+    def __init__(
+        self,
+        *,
+        key_set_id: _builtins.str = ...,
+        handle: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["handle", b"handle", "key_set_id", b"key_set_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -30,8 +30,10 @@ class KeyServiceStub:
     chunks at increasing offsets; it can be resumed after a lost connection or a restart of either side, and is visible
     to inference only once committed. The server stores it by content.
 
-    A key_set_id is a capability: 128 random bits known only to whoever committed the set. The server keeps only its hash.
-    An id that is unknown, evicted, deleted or somebody else's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
+    Uploads and key sets belong to the tenant that the caller's credential names. A key_set_id is a capability besides: 128
+    random bits known only to whoever committed the set, and of use to that tenant only. The server keeps only its hash, the
+    handle, by which an identified tenant can list, touch and delete what is its own. An id that is unknown, expired, evicted,
+    deleted or another tenant's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
     """
 
     def __init__(self, channel):
@@ -70,6 +72,16 @@ class KeyServiceStub:
                 request_serializer=secateur_dot_v1_dot_keys__pb2.GetKeySetRequest.SerializeToString,
                 response_deserializer=secateur_dot_v1_dot_keys__pb2.GetKeySetResponse.FromString,
                 _registered_method=True)
+        self.ListKeySets = channel.unary_unary(
+                '/secateur.v1.KeyService/ListKeySets',
+                request_serializer=secateur_dot_v1_dot_keys__pb2.ListKeySetsRequest.SerializeToString,
+                response_deserializer=secateur_dot_v1_dot_keys__pb2.ListKeySetsResponse.FromString,
+                _registered_method=True)
+        self.TouchKeySet = channel.unary_unary(
+                '/secateur.v1.KeyService/TouchKeySet',
+                request_serializer=secateur_dot_v1_dot_keys__pb2.TouchKeySetRequest.SerializeToString,
+                response_deserializer=secateur_dot_v1_dot_keys__pb2.TouchKeySetResponse.FromString,
+                _registered_method=True)
         self.DeleteKeySet = channel.unary_unary(
                 '/secateur.v1.KeyService/DeleteKeySet',
                 request_serializer=secateur_dot_v1_dot_keys__pb2.DeleteKeySetRequest.SerializeToString,
@@ -82,8 +94,10 @@ class KeyServiceServicer:
     chunks at increasing offsets; it can be resumed after a lost connection or a restart of either side, and is visible
     to inference only once committed. The server stores it by content.
 
-    A key_set_id is a capability: 128 random bits known only to whoever committed the set. The server keeps only its hash.
-    An id that is unknown, evicted, deleted or somebody else's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
+    Uploads and key sets belong to the tenant that the caller's credential names. A key_set_id is a capability besides: 128
+    random bits known only to whoever committed the set, and of use to that tenant only. The server keeps only its hash, the
+    handle, by which an identified tenant can list, touch and delete what is its own. An id that is unknown, expired, evicted,
+    deleted or another tenant's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
     """
 
     def CreateUpload(self, request, context):
@@ -127,8 +141,24 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListKeySets(self, request, context):
+        """The caller's own sets, by handle. PERMISSION_DENIED without an identity, when everybody would be one tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TouchKeySet(self, request, context):
+        """Begins the time to live of a set anew, as each use does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteKeySet(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """The id is of no use from then on; the bytes go with the last id that led to them, from disk and object store. They
+        are unlinked, not overwritten.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -166,6 +196,16 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     request_deserializer=secateur_dot_v1_dot_keys__pb2.GetKeySetRequest.FromString,
                     response_serializer=secateur_dot_v1_dot_keys__pb2.GetKeySetResponse.SerializeToString,
             ),
+            'ListKeySets': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKeySets,
+                    request_deserializer=secateur_dot_v1_dot_keys__pb2.ListKeySetsRequest.FromString,
+                    response_serializer=secateur_dot_v1_dot_keys__pb2.ListKeySetsResponse.SerializeToString,
+            ),
+            'TouchKeySet': grpc.unary_unary_rpc_method_handler(
+                    servicer.TouchKeySet,
+                    request_deserializer=secateur_dot_v1_dot_keys__pb2.TouchKeySetRequest.FromString,
+                    response_serializer=secateur_dot_v1_dot_keys__pb2.TouchKeySetResponse.SerializeToString,
+            ),
             'DeleteKeySet': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteKeySet,
                     request_deserializer=secateur_dot_v1_dot_keys__pb2.DeleteKeySetRequest.FromString,
@@ -184,8 +224,10 @@ class KeyService:
     chunks at increasing offsets; it can be resumed after a lost connection or a restart of either side, and is visible
     to inference only once committed. The server stores it by content.
 
-    A key_set_id is a capability: 128 random bits known only to whoever committed the set. The server keeps only its hash.
-    An id that is unknown, evicted, deleted or somebody else's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
+    Uploads and key sets belong to the tenant that the caller's credential names. A key_set_id is a capability besides: 128
+    random bits known only to whoever committed the set, and of use to that tenant only. The server keeps only its hash, the
+    handle, by which an identified tenant can list, touch and delete what is its own. An id that is unknown, expired, evicted,
+    deleted or another tenant's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
     """
 
     @staticmethod
@@ -340,6 +382,60 @@ class KeyService:
             '/secateur.v1.KeyService/GetKeySet',
             secateur_dot_v1_dot_keys__pb2.GetKeySetRequest.SerializeToString,
             secateur_dot_v1_dot_keys__pb2.GetKeySetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKeySets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secateur.v1.KeyService/ListKeySets',
+            secateur_dot_v1_dot_keys__pb2.ListKeySetsRequest.SerializeToString,
+            secateur_dot_v1_dot_keys__pb2.ListKeySetsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TouchKeySet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secateur.v1.KeyService/TouchKeySet',
+            secateur_dot_v1_dot_keys__pb2.TouchKeySetRequest.SerializeToString,
+            secateur_dot_v1_dot_keys__pb2.TouchKeySetResponse.FromString,
             options,
             channel_credentials,
             insecure,

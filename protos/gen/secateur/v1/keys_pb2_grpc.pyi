@@ -31,8 +31,10 @@ class KeyServiceStub:
     chunks at increasing offsets; it can be resumed after a lost connection or a restart of either side, and is visible
     to inference only once committed. The server stores it by content.
 
-    A key_set_id is a capability: 128 random bits known only to whoever committed the set. The server keeps only its hash.
-    An id that is unknown, evicted, deleted or somebody else's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
+    Uploads and key sets belong to the tenant that the caller's credential names. A key_set_id is a capability besides: 128
+    random bits known only to whoever committed the set, and of use to that tenant only. The server keeps only its hash, the
+    handle, by which an identified tenant can list, touch and delete what is its own. An id that is unknown, expired, evicted,
+    deleted or another tenant's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
     """
 
     @_typing.overload
@@ -51,7 +53,14 @@ class KeyServiceStub:
     CommitUpload: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CommitUploadRequest, _keys_pb2.CommitUploadResponse]
     """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it."""
     GetKeySet: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeySetRequest, _keys_pb2.GetKeySetResponse]
+    ListKeySets: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ListKeySetsRequest, _keys_pb2.ListKeySetsResponse]
+    """The caller's own sets, by handle. PERMISSION_DENIED without an identity, when everybody would be one tenant."""
+    TouchKeySet: _grpc.UnaryUnaryMultiCallable[_keys_pb2.TouchKeySetRequest, _keys_pb2.TouchKeySetResponse]
+    """Begins the time to live of a set anew, as each use does."""
     DeleteKeySet: _grpc.UnaryUnaryMultiCallable[_keys_pb2.DeleteKeySetRequest, _keys_pb2.DeleteKeySetResponse]
+    """The id is of no use from then on; the bytes go with the last id that led to them, from disk and object store. They
+    are unlinked, not overwritten.
+    """
 
 @_typing.type_check_only
 class KeyServiceAsyncStub(KeyServiceStub):
@@ -59,8 +68,10 @@ class KeyServiceAsyncStub(KeyServiceStub):
     chunks at increasing offsets; it can be resumed after a lost connection or a restart of either side, and is visible
     to inference only once committed. The server stores it by content.
 
-    A key_set_id is a capability: 128 random bits known only to whoever committed the set. The server keeps only its hash.
-    An id that is unknown, evicted, deleted or somebody else's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
+    Uploads and key sets belong to the tenant that the caller's credential names. A key_set_id is a capability besides: 128
+    random bits known only to whoever committed the set, and of use to that tenant only. The server keeps only its hash, the
+    handle, by which an identified tenant can list, touch and delete what is its own. An id that is unknown, expired, evicted,
+    deleted or another tenant's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -76,15 +87,24 @@ class KeyServiceAsyncStub(KeyServiceStub):
     CommitUpload: _aio.UnaryUnaryMultiCallable[_keys_pb2.CommitUploadRequest, _keys_pb2.CommitUploadResponse]  # type: ignore[assignment]
     """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it."""
     GetKeySet: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeySetRequest, _keys_pb2.GetKeySetResponse]  # type: ignore[assignment]
+    ListKeySets: _aio.UnaryUnaryMultiCallable[_keys_pb2.ListKeySetsRequest, _keys_pb2.ListKeySetsResponse]  # type: ignore[assignment]
+    """The caller's own sets, by handle. PERMISSION_DENIED without an identity, when everybody would be one tenant."""
+    TouchKeySet: _aio.UnaryUnaryMultiCallable[_keys_pb2.TouchKeySetRequest, _keys_pb2.TouchKeySetResponse]  # type: ignore[assignment]
+    """Begins the time to live of a set anew, as each use does."""
     DeleteKeySet: _aio.UnaryUnaryMultiCallable[_keys_pb2.DeleteKeySetRequest, _keys_pb2.DeleteKeySetResponse]  # type: ignore[assignment]
+    """The id is of no use from then on; the bytes go with the last id that led to them, from disk and object store. They
+    are unlinked, not overwritten.
+    """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     """Evaluation keys: public material made for one parameter set. An upload is a file of known size and digest, moved in
     chunks at increasing offsets; it can be resumed after a lost connection or a restart of either side, and is visible
     to inference only once committed. The server stores it by content.
 
-    A key_set_id is a capability: 128 random bits known only to whoever committed the set. The server keeps only its hash.
-    An id that is unknown, evicted, deleted or somebody else's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
+    Uploads and key sets belong to the tenant that the caller's credential names. A key_set_id is a capability besides: 128
+    random bits known only to whoever committed the set, and of use to that tenant only. The server keeps only its hash, the
+    handle, by which an identified tenant can list, touch and delete what is its own. An id that is unknown, expired, evicted,
+    deleted or another tenant's gets one and the same answer, NOT_FOUND (KEY_SET_UNKNOWN).
     """
 
     @_abc_1.abstractmethod
@@ -136,10 +156,29 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_keys_pb2.GetKeySetResponse, _abc.Awaitable[_keys_pb2.GetKeySetResponse]]: ...
 
     @_abc_1.abstractmethod
+    def ListKeySets(
+        self,
+        request: _keys_pb2.ListKeySetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.ListKeySetsResponse, _abc.Awaitable[_keys_pb2.ListKeySetsResponse]]:
+        """The caller's own sets, by handle. PERMISSION_DENIED without an identity, when everybody would be one tenant."""
+
+    @_abc_1.abstractmethod
+    def TouchKeySet(
+        self,
+        request: _keys_pb2.TouchKeySetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_keys_pb2.TouchKeySetResponse, _abc.Awaitable[_keys_pb2.TouchKeySetResponse]]:
+        """Begins the time to live of a set anew, as each use does."""
+
+    @_abc_1.abstractmethod
     def DeleteKeySet(
         self,
         request: _keys_pb2.DeleteKeySetRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_keys_pb2.DeleteKeySetResponse, _abc.Awaitable[_keys_pb2.DeleteKeySetResponse]]: ...
+    ) -> _typing.Union[_keys_pb2.DeleteKeySetResponse, _abc.Awaitable[_keys_pb2.DeleteKeySetResponse]]:
+        """The id is of no use from then on; the bytes go with the last id that led to them, from disk and object store. They
+        are unlinked, not overwritten.
+        """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

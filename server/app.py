@@ -105,7 +105,7 @@ class App:
     ) -> App:
         message_bytes = _message_bytes(config.limits, repository)
         store = await asyncio.to_thread(_open_store, config)
-        engine = Engine(config.engine, config.limits, config.log_level)
+        engine = Engine(config.engine, config.limits, config.log_level, observing.observer)
         try:
             await engine.start(repository.defaults() if config.engine.preload else [])
             server = _make_server(config, message_bytes, observing.observer, guard)

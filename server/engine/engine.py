@@ -19,8 +19,10 @@ from he_runtime.errors import Cancelled, Reason, SecateurError
 
 from ..config import EngineConfig, LimitsConfig
 from ..errors import ConfigError, ServiceError
+from ..observe.events import Observer, nobody
 from ..observe.logs import event
 from .frames import Job, JobKind, Outcome
+from .reports import Reports
 from .runtime import ModelDescription
 from .worker_process import WorkerLost, WorkerProcess, WorkerSettings
 
@@ -57,6 +59,7 @@ class _Slot:
     """A place for one worker process, which changes over time."""
 
     process: WorkerProcess
+    number: int
     resident: frozenset[str] = frozenset()
     running: int = 0
     own: deque[_Ticket] = field(default_factory=deque)  # jobs that only this worker can do, ahead of the others
@@ -65,7 +68,10 @@ class _Slot:
 class Engine:
     """Worker processes behind a bounded queue. All methods belong to one event loop."""
 
-    def __init__(self, engine: EngineConfig, limits: LimitsConfig, log_level: str = "info") -> None:
+    def __init__(
+        self, engine: EngineConfig, limits: LimitsConfig, log_level: str = "info", observer: Observer = nobody
+    ) -> None:
+        self._reports = Reports(observer)
         self._engine = engine
         self._limits = limits
         self._settings = WorkerSettings(engine, limits.max_message_bytes, log_level)
@@ -94,15 +100,16 @@ class Engine:
         """Start all workers and load `preload` in each; ConfigError when a worker does not come up."""
         self._preloaded = preload[: self._engine.models_per_worker]
         try:
-            await asyncio.gather(*(self._start_slot() for _ in range(self._engine.workers)))
+            await asyncio.gather(*(self._start_slot(number) for number in range(self._engine.workers)))
         except (WorkerLost, OSError) as error:
             await self.stop()
             raise ConfigError(f"cannot start a worker: {error}; see its messages above") from error
         self._idle = list(self._slots)
         self._dispatch()
 
-    async def _start_slot(self) -> None:
-        self._slots.append(_Slot(await self._spawn()))
+    async def _start_slot(self, number: int) -> None:
+        self._slots.append(_Slot(await self._spawn(), number))
+        self._reports.worker_up(number)
 
     async def _spawn(self) -> WorkerProcess:
         """A new worker that has loaded what is preloaded, also after a loss: or callers of little patience would see a
@@ -196,7 +203,10 @@ class Engine:
             self._abandon(ticket)
         if outcome.reason:
             raise _error_of(outcome)
-        return Evaluation(reply, (ticket.started - ticket.created) * 1e3, outcome)
+        done = Evaluation(reply, (ticket.started - ticket.created) * 1e3, outcome)
+        if kind == "infer":
+            self._reports.evaluated(model, done.queue_ms, outcome)
+        return done
 
     def _admit(self) -> None:
         if self._stopping or (len(self._waiting) >= self._limits.max_queue and not self._idle):
@@ -214,6 +224,7 @@ class Engine:
         if ticket.slot is None:
             if ticket in self._waiting:
                 self._waiting.remove(ticket)
+                self._report_queue()
         elif ticket.slot.running == ticket.job.number:
             slot, process, number = ticket.slot, ticket.slot.process, ticket.job.number
             process.cancel(number)
@@ -231,6 +242,10 @@ class Engine:
         while self._waiting and self._idle:
             ticket = self._waiting.popleft()
             self._begin(ticket, next((s for s in self._idle if ticket.job.key_sha256 in s.resident), self._idle[0]))
+        self._report_queue()
+
+    def _report_queue(self) -> None:
+        self._reports.queue(len(self._waiting), len(self._waiting) * self._typical_seconds * 1e3)
 
     def _begin(self, ticket: _Ticket, slot: _Slot) -> None:
         self._idle.remove(slot)
@@ -246,6 +261,7 @@ class Engine:
             outcome, reply = await loop.run_in_executor(self._threads, slot.process.call, ticket.job, ticket.payload)
         except WorkerLost as error:
             slot.running = 0
+            self._reports.worker_lost(slot.number)
             event("worker lost", level=logging.ERROR, worker=slot.process.pid, cause=str(error), job=ticket.job.kind)
             if error.before_start and not ticket.future.done():
                 ticket.slot = None
@@ -256,6 +272,7 @@ class Engine:
             await self._replace(slot)
         else:
             slot.running, slot.resident = 0, frozenset(outcome.resident)
+            self._reports.job_done(slot.number, outcome)
             if not outcome.reason:
                 self._typical_seconds += 0.2 * (time.monotonic() - ticket.started - self._typical_seconds)
             if not ticket.future.done():
@@ -275,6 +292,7 @@ class Engine:
                 return
             try:
                 slot.process = await self._spawn()
+                self._reports.worker_up(slot.number)
                 return
             except (WorkerLost, OSError) as error:  # OSError: no memory, processes or descriptors left
                 event("worker does not start", level=logging.ERROR, cause=str(error))

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .client import Client
-    from .errors import KeyStoreError, RangeWarning, ServerError, ServerUnreachable, ServerUntrusted
+    from .errors import (
+        CredentialError,
+        KeyStoreError,
+        NotAuthenticated,
+        NotPermitted,
+        RangeWarning,
+        ServerError,
+        ServerUnreachable,
+        ServerUntrusted,
+    )
     from .keystore import KeyStore
     from .limits import Limits
     from .prediction import Prediction, Timings
@@ -19,9 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Client",
+    "CredentialError",
     "KeyStore",
     "KeyStoreError",
     "Limits",
+    "NotAuthenticated",
+    "NotPermitted",
     "Prediction",
     "Prepared",
     "RangeWarning",
@@ -33,9 +45,12 @@ __all__ = [
 
 _HOME = {
     "Client": ".client",
+    "CredentialError": ".errors",
     "KeyStore": ".keystore",
     "KeyStoreError": ".errors",
     "Limits": ".limits",
+    "NotAuthenticated": ".errors",
+    "NotPermitted": ".errors",
     "Prediction": ".prediction",
     "Prepared": ".prepare",
     "RangeWarning": ".errors",

@@ -14,7 +14,8 @@ import grpc
 
 from he_runtime.errors import Reason
 
-from .errors import ServerError, ServerUnreachable, ServerUntrusted
+from .credentials import read_client_certificate
+from .errors import CredentialError, ServerError, ServerUnreachable, ServerUntrusted
 from .keystore import ServerIdentity
 from .limits import Limits
 
@@ -70,24 +71,34 @@ def open_channel(
     *,
     allow_insecure: bool,
     timeout_seconds: float,
+    client_certificate: tuple[str | Path, str | Path] | None = None,
+    with_token: bool = False,
 ) -> tuple[grpc.Channel, ServerIdentity]:
     """A channel, and whom its secrets belong to.
 
     `certificate` is the path of a PEM file, holding a root to trust or the server's own certificate to pin, or a pin
     "sha256:<64 hex digits>" of the server's own certificate. Without one the system's roots are trusted, except that
-    loopback addresses (and any with `allow_insecure`) are reached without TLS.
+    loopback addresses (and any with `allow_insecure`) are reached without TLS. `client_certificate` is this client's own,
+    as PEM files of chain and private key; `with_token` says that calls will show a bearer token.
 
-    Raises ServerUntrusted when a pin does not match, ServerUnreachable when a pinned server cannot be reached.
+    Raises ServerUntrusted when a pin does not match, ServerUnreachable when a pinned server cannot be reached,
+    CredentialError for a client certificate that is none or has no TLS to be shown in, and for a token in the clear.
     """
     options = _options(limits)
     if endpoint.is_loopback:
         options.append(("grpc.enable_http_proxy", 0))  # a proxy of the environment has another loopback
-    if certificate is None and (endpoint.is_loopback or allow_insecure):
+    in_clear = certificate is None and (endpoint.is_loopback or allow_insecure)
+    if in_clear and client_certificate is not None:
+        raise CredentialError(f"cannot show a client certificate to {endpoint}: need TLS; try certificate=")
+    if in_clear and with_token and not endpoint.is_loopback:
+        raise CredentialError(f"cannot send a token to {endpoint} in the clear: need TLS; try certificate=")
+    if in_clear:
         return grpc.insecure_channel(str(endpoint), options), ServerIdentity(str(endpoint))
     roots = fingerprint = None
     if certificate is not None:
         roots, fingerprint = _trusted(endpoint, str(certificate), timeout_seconds)
-    credentials = grpc.ssl_channel_credentials(root_certificates=roots)
+    chain, secret = read_client_certificate(*client_certificate) if client_certificate is not None else (None, None)
+    credentials = grpc.ssl_channel_credentials(roots, secret, chain)
     return grpc.secure_channel(str(endpoint), credentials, options), ServerIdentity(str(endpoint), fingerprint or "")
 
 

@@ -14,6 +14,7 @@ from he_runtime.wire import WIRE_VERSION
 from protos.native import CostEstimate, ModelSummary, ServerInfo
 
 from .channel import Endpoint, open_channel
+from .credentials import Token, TokenSource
 from .errors import ServerError
 from .exchange import check_input
 from .keystore import KeyStore, ServerIdentity
@@ -57,6 +58,8 @@ class Client:
         address: str,
         *,
         certificate: str | Path | None = None,
+        client_certificate: tuple[str | Path, str | Path] | None = None,
+        token: Token | None = None,
         home: str | Path | None = None,
         limits: Limits | None = None,
         timeout: float = 300.0,
@@ -66,17 +69,31 @@ class Client:
 
         `certificate` is a PEM file (a root to trust, or the server's own certificate to pin) or a fingerprint
         "sha256:...". Without it loopback is reached in the clear, and other hosts over TLS with the system's roots,
-        unless `allow_insecure_channel`. Secrets lie under `home`, by default SECATEUR_HOME or the user's data
+        unless `allow_insecure_channel`.
+
+        To say who is calling, `client_certificate` names two PEM files, the client's certificate chain and its private
+        key; `token` is a bearer token, a Path of a file that holds one, or a callable that makes one, which is asked
+        again before that one expires or when the server refuses it. A token goes over TLS or to loopback only.
+
+        Secrets lie under `home`, by default SECATEUR_HOME or the user's data
         directory. `timeout` is the longest that one call may take, in seconds.
 
-        Raises ServerUnreachable, or ServerUntrusted when the certificate is not the pinned one.
+        Raises ServerUnreachable, ServerUntrusted when the certificate is not the pinned one, NotAuthenticated or
+        NotPermitted when the server refuses this caller, CredentialError when the caller's credential cannot be used.
         """
         limits = limits or Limits()
         endpoint = Endpoint.parse(address)
         channel, identity = open_channel(
-            endpoint, certificate, limits, allow_insecure=allow_insecure_channel, timeout_seconds=min(timeout, 30.0)
+            endpoint,
+            certificate,
+            limits,
+            allow_insecure=allow_insecure_channel,
+            timeout_seconds=min(timeout, 30.0),
+            client_certificate=client_certificate,
+            with_token=token is not None,
         )
-        transport = Transport(channel, str(endpoint), timeout_seconds=timeout)
+        source = TokenSource(token) if token is not None else None
+        transport = Transport(channel, str(endpoint), timeout_seconds=timeout, token=source)
         try:
             server = transport.list_models().server
             require_printable((server.build,), limits)

@@ -4,6 +4,9 @@ SecateurError
 +-- ServerUntrusted     what the server sent would endanger the client's key, or is not what was agreed
 +-- ServerError         the server answered with an error
 |   +-- ServerUnreachable   no answer at all: no connection, or the connection broke too often
+|   +-- NotAuthenticated    it does not accept the token or certificate, or there is none
+|   +-- NotPermitted        it knows the caller, who has no right to this
++-- CredentialError     the client's own token or certificate cannot be used, or would be shown to whoever listens
 +-- KeyStoreError       the directory of secret keys cannot be used safely
 """
 
@@ -11,7 +14,16 @@ from __future__ import annotations
 
 from he_runtime.errors import Reason, SecateurError
 
-__all__ = ["KeyStoreError", "RangeWarning", "ServerError", "ServerUnreachable", "ServerUntrusted"]
+__all__ = [
+    "CredentialError",
+    "KeyStoreError",
+    "NotAuthenticated",
+    "NotPermitted",
+    "RangeWarning",
+    "ServerError",
+    "ServerUnreachable",
+    "ServerUntrusted",
+]
 
 
 class ServerUntrusted(SecateurError):
@@ -38,6 +50,24 @@ class ServerUnreachable(ServerError):
     """No connection to the server, even after retries."""
 
     reason = Reason.SERVER_UNREACHABLE
+
+
+class NotAuthenticated(ServerError):
+    """The server accepts no credential of this client; renewing the token has been tried."""
+
+    reason = Reason.UNAUTHENTICATED
+
+
+class NotPermitted(ServerError):
+    """The server knows who is calling, and refuses."""
+
+    reason = Reason.PERMISSION_DENIED
+
+
+class CredentialError(SecateurError):
+    """A token or client certificate cannot be read, or must not be sent over this channel; nothing was sent."""
+
+    reason = Reason.UNAUTHENTICATED
 
 
 class KeyStoreError(SecateurError):

@@ -24,7 +24,8 @@ from protos.native import (
 )
 from protos.status import Failure, from_rpc_error
 
-from .errors import ServerError, ServerUnreachable
+from .credentials import TokenSource
+from .errors import NotAuthenticated, NotPermitted, ServerError, ServerUnreachable
 
 __all__ = ["Transport"]
 
@@ -33,18 +34,26 @@ _BACKOFF_SECONDS = 0.2
 _MAX_WAIT_SECONDS = 10.0
 _CONTROL_SECONDS = 30.0  # deadline of calls that evaluate nothing
 _MAX_TEXT_CHARS = 400
+_KINDS: dict[grpc.StatusCode, type[ServerError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: NotAuthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: NotPermitted,
+}
 
 
 class Transport:
     """Typed calls to one server. Idempotent ones are retried with backoff, and only while it is UNAVAILABLE.
 
+    A call whose token is refused is made once more where another token can be had: the server refuses before it reads.
     Infer is idempotent by its request id. What moves an upload on is not retried here: `upload` asks again where the
     server stands.
     """
 
-    def __init__(self, channel: grpc.Channel, address: str, *, timeout_seconds: float) -> None:
+    def __init__(
+        self, channel: grpc.Channel, address: str, *, timeout_seconds: float, token: TokenSource | None = None
+    ) -> None:
         self.address = address
         self._channel = channel
+        self._token = token
         self._timeout = timeout_seconds
         self._control_timeout = min(_CONTROL_SECONDS, timeout_seconds)
         self._models = model_pb2_grpc.ModelServiceStub(channel)
@@ -76,8 +85,8 @@ class Transport:
         reply = self._call("resume the upload", self._keys.GetUpload, request)
         return convert.upload_from_proto(reply.upload)
 
-    def upload_chunks(self, requests: Iterator[keys_pb2.UploadChunkRequest]) -> int:
-        """Send chunks of one upload; the offset that the server committed. Not retried: a stream is sent once."""
+    def upload_chunks(self, requests: Callable[[], Iterator[keys_pb2.UploadChunkRequest]]) -> int:
+        """Send the chunks of one upload that `requests` makes; the offset that the server committed. Not retried."""
         reply = self._call("upload the keys", self._keys.UploadChunks, requests, self._timeout, attempts=1)
         return int(reply.committed_offset)
 
@@ -100,17 +109,28 @@ class Transport:
         attempts: int = _ATTEMPTS,
     ) -> Any:
         deadline = time.monotonic() + (timeout or self._control_timeout)
-        for attempt in range(1, attempts + 1):
+        token, renewed = self._token.current() if self._token is not None else None, False
+        attempt = 1
+        while True:
+            shown = () if token is None else (("authorization", f"Bearer {token}"),)
             try:
-                return method(request, timeout=max(deadline - time.monotonic(), 0.001))
+                message = request() if callable(request) else request  # a stream is made anew
+                return method(message, timeout=max(deadline - time.monotonic(), 0.001), metadata=shown)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
+                if failure.code is grpc.StatusCode.UNAUTHENTICATED and token is not None and not renewed:
+                    token, renewed = self._another(token), True
+                    if token is not None:
+                        continue
                 wait = failure.retry_after_seconds or _BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
                 late = time.monotonic() + wait >= deadline or wait > _MAX_WAIT_SECONDS
                 if failure.code is not grpc.StatusCode.UNAVAILABLE or attempt == attempts or late:
                     raise _typed(what, self.address, failure) from None
                 time.sleep(wait)
-        raise AssertionError("unreachable: the last attempt returns or raises")
+                attempt += 1
+
+    def _another(self, refused: str) -> str | None:
+        return self._token.after_refusal(refused) if self._token is not None else None
 
 
 def _typed(what: str, address: str, failure: Failure) -> ServerError:
@@ -120,10 +140,11 @@ def _typed(what: str, address: str, failure: Failure) -> ServerError:
     if failure.code is grpc.StatusCode.UNAVAILABLE and reason is not Reason.WORKER_LOST:
         return ServerUnreachable(
             f"cannot {what}: no answer from {address} ({said}), need a running server; try its address and port, and "
-            "certificate= if it serves TLS",
+            "certificate= if it serves TLS, client_certificate= if it asks for one",
             code=code,
             retry_after=retry_after,
         )
-    return ServerError(
+    kind = _KINDS.get(failure.code, ServerError)
+    return kind(
         f"cannot {what}: the server answered {reason.value}: {said}", reason, code=code, retry_after=retry_after
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from he_runtime.errors import Reason
 from protos.gen.secateur.v1 import keys_pb2
@@ -40,7 +41,14 @@ _RESUMABLE = frozenset(
 )
 
 # The same bytes may be accepted later; any other refusal is of these keys, and the next attempt makes new ones.
-_WORTH_KEEPING = _RESUMABLE | {Reason.LIMIT_EXCEEDED, Reason.SERVER_BUSY, Reason.DEADLINE_EXCEEDED, Reason.INTERNAL}
+_WORTH_KEEPING = _RESUMABLE | {
+    Reason.LIMIT_EXCEEDED,
+    Reason.SERVER_BUSY,
+    Reason.DEADLINE_EXCEEDED,
+    Reason.INTERNAL,
+    Reason.UNAUTHENTICATED,
+    Reason.PERMISSION_DENIED,
+}
 
 
 class Uploader:
@@ -93,7 +101,7 @@ class Uploader:
     def _send(self, spool: Spool, upload_id: str, offset: int) -> None:
         while offset < spool.total_bytes:
             end = min(offset + _SEGMENT_BYTES, spool.total_bytes)
-            committed = self._transport.upload_chunks(self._chunks(spool, upload_id, offset, end))
+            committed = self._transport.upload_chunks(partial(self._chunks, spool, upload_id, offset, end))
             offset = _checked_offset(committed, offset + 1, end)
 
     def _chunks(self, spool: Spool, upload_id: str, offset: int, end: int) -> Iterator[keys_pb2.UploadChunkRequest]:

@@ -27,6 +27,13 @@ def predict(
     certificate: Annotated[
         str | None, typer.Option(help="PEM file to trust, or sha256:... of the server's certificate.")
     ] = None,
+    client_certificate: Annotated[
+        Path | None, typer.Option(help="Your own PEM certificate, for a server that asks for one.")
+    ] = None,
+    client_key: Annotated[Path | None, typer.Option(help="PEM private key of your own certificate.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file that holds your bearer token; never the token itself.")
+    ] = None,
     version: Annotated[str | None, typer.Option(help="Version of the model; the latest otherwise.")] = None,
     home: Annotated[Path | None, typer.Option(help="Where secret keys lie; your data directory otherwise.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse values outside the calibrated range.")] = False,
@@ -36,9 +43,12 @@ def predict(
     from client import Client
 
     values = read_input(input_file)
+    if (client_certificate is None) != (client_key is None):
+        raise typer.BadParameter("--client-certificate and --client-key go together")
+    pair = (client_certificate, client_key) if client_certificate is not None and client_key is not None else None
     with (
         warnings_as_lines(),
-        Client.connect(server, certificate=certificate, home=home) as client,
+        Client.connect(server, certificate=certificate, client_certificate=pair, token=token_file, home=home) as client,
         progress_bytes("uploading keys") as progress,
     ):
         answer = client.predict(model, values, version=version, strict=strict, progress=progress)

@@ -31,6 +31,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM certificate chain; switches TLS on.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="PEM roots of client certificates; no connection without one then.")
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only validate the configuration; exit 1 on a problem.")
     ] = False,
@@ -44,6 +47,10 @@ def serve(
     settings = replace(settings, tls=_override(settings.tls, certificate=certificate, private_key=private_key))
     if certificate is not None or private_key is not None:
         settings = replace(settings, tls=replace(settings.tls, enabled=True))
+    if client_ca is not None:
+        settings = replace(settings, tls=replace(settings.tls, client_ca=client_ca, client_auth="required"))
+        if settings.identity.mode == "anonymous":  # who demands certificates wants to know whose they are
+            settings = replace(settings, identity=replace(settings.identity, mode="mtls"))
     logging.getLogger("secateur.server").addHandler(logging.NullHandler())  # what is wrong is said once, below
     problems = server.check(settings)
     if check:

@@ -31,6 +31,7 @@ from .labels import Bounded
 __all__ = ["Metrics"]
 
 _MAX_MODELS = 200
+_NOBODY = "unidentified"  # whose credential was missing or did not hold
 _REFUSALS = frozenset({"RESOURCE_EXHAUSTED", "UNAUTHENTICATED", "PERMISSION_DENIED"})
 _CALL_SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _WORK_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0)
@@ -141,7 +142,7 @@ class Metrics:
         self._requests.labels(event.method, event.reason or "OK").inc()
         self._call_seconds.labels(event.method).observe(event.seconds)
         if event.reason and code_of(event.reason).name in _REFUSALS:
-            self._rejections.labels(event.reason, self._tenants.label(event.tenant)).inc()
+            self._rejections.labels(event.reason, self._tenants.label(event.tenant or _NOBODY)).inc()
 
     def _queue_changed(self, event: QueueChanged) -> None:
         self._queue_length.set(event.length)

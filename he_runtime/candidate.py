@@ -20,11 +20,12 @@ from .noise import encoding_error, quietest, slot_variance, worst_lane_variance
 from .params import CkksParams
 from .plan import Plan, Port
 
-__all__ = ["MAX_PRIME_BITS", "Candidate", "Problem", "assemble", "predicted"]
+__all__ = ["MAX_PRIME_BITS", "Candidate", "Problem", "assemble", "error_variance", "predicted"]
 
 MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 
 Floats = npt.NDArray[np.float64]
+Candidate = tuple[Plan, Lowering]  # a plan, and what its values hold
 _FOLLOWED = 1 << 28  # samples times products times slots that a prediction may take: a few seconds
 _LEAST_SAMPLES = 16
 
@@ -46,6 +47,7 @@ class Problem:
     gadget: Gadget = field(default_factory=lambda: Gadget.parse(SEAL))
     pool: VectorPool = field(default_factory=VectorPool)
     squares: dict[int, Floats] = field(default_factory=dict, repr=False)
+    followed: list[Candidate] = field(default_factory=list, repr=False)  # whose error was predicted, in order
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -57,9 +59,6 @@ class Problem:
     def magnitudes(self) -> Mapping[str, float]:
         """The largest value that calibration saw of each tensor."""
         return self.statistics.magnitudes
-
-
-Candidate = tuple[Plan, Lowering]  # a plan, and what its values hold
 
 
 def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
@@ -91,7 +90,7 @@ def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
             "post_processing": model.output.post_processing,
         },
     )
-    return _on_average(problem, plan, low)[0], low
+    return quietest(plan, *_on_average(problem, plan, low)), low
 
 
 def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
@@ -100,23 +99,28 @@ def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
         plan = with_fewer_keys(plan, problem.max_key_bytes)
     whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
-    average, peaks = _on_average(problem, plan, low)
+    problem.followed.append((plan, low))
+    return quietest(plan, *error_variance(problem, plan, low))
+
+
+def error_variance(problem: Problem, plan: Plan, low: Lowering) -> tuple[Floats, Floats | None]:
+    """Of every slot of the output (noise.slot_variance), and what the noisiest lane of a batch has above the others."""
+    variance, peaks = _on_average(problem, plan, low)
     samples = problem.statistics.inputs
     if samples is None:
-        return average
+        return variance, peaks
     random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False, squares=problem.squares)
     name = problem.model.input.name
     inputs = _per_slot(problem, {name: low.tensors[name]}, {name: samples})
-    return quietest(plan, random + encoding_error(plan, list(inputs.values())), peaks)
+    return random + encoding_error(plan, list(inputs.values())), peaks
 
 
-def _on_average(problem: Problem, plan: Plan, low: Lowering) -> tuple[Plan, Floats | None]:
-    """The plan with the error predicted from mean squares, and what the noisiest lane of a batch has above the others."""
+def _on_average(problem: Problem, plan: Plan, low: Lowering) -> tuple[Floats, Floats | None]:
+    """The error predicted from mean squares, and what the noisiest lane of a batch has above the others."""
     means = _knowledge(problem, low, mean=True)
     variance = slot_variance(plan, *means, squares=problem.squares)
     worst = worst_lane_variance(plan, *means, squares=problem.squares)
-    peaks = None if worst is None else np.maximum(worst / variance, 1.0)
-    return quietest(plan, variance, peaks), peaks
+    return variance, None if worst is None else np.maximum(worst / variance, 1.0)
 
 
 def _knowledge(problem: Problem, low: Lowering, mean: bool) -> tuple[dict[int, Floats], dict[int, tuple[int, Floats]]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .backends import default_backend
 from .candidate import MAX_PRIME_BITS, Problem
 from .chain import LEAST_LEVEL_BITS, MIN_PRIME_BITS
 from .cost import CostTable, load_default
+from .disclosure import PUBLIC_MAGNITUDE, public_budget, stand_in, with_weights
 from .errors import DoesNotFit, ParameterError
 from .floor import error_floor
 from .gadget import SEAL
@@ -17,14 +18,14 @@ from .gadget_choice import cheapest_plan, choices, require_gadget
 from .lower.constants import check_output, fold_constants
 from .lower.costs import Costs
 from .lower.emit import Program
-from .lower.input_layouts import INPUT_PACKINGS
+from .lower.input_layouts import GATHERED, INPUT_PACKINGS
 from .lower.levels import stage_levels
 from .lower.packing import choose_packing
 from .lower.stages import build_stages
 from .lower.statistics import Statistics
 from .model import CompressedModel
 from .params import DEGREES, MAX_LOG2_QP
-from .plan import Plan, verify
+from .plan import SHAPE, STRUCTURE, Plan, verify
 from .plan.counts import FUSED
 from .refusals import nearest, require_floor, require_memory, require_width, too_deep
 
@@ -32,6 +33,7 @@ __all__ = ["DEGREES", "compile", "error_budget", "lower"]
 
 _MAX_CIPHERTEXTS = 64  # per tensor and single query: beyond it a larger ring is cheaper
 _MAX_BATCH_CIPHERTEXTS = 4096  # what clients accept
+_OBLIVIOUS = frozenset(INPUT_PACKINGS) - {GATHERED}  # packings that do not follow the zeros
 
 
 def compile(
@@ -46,6 +48,8 @@ def compile(
     max_key_bytes: int | None = None,
     gadget: str | None = SEAL,
     input_packings: Collection[str] = INPUT_PACKINGS,
+    disclosure: str = STRUCTURE,
+    magnitude: float = PUBLIC_MAGNITUDE,
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
@@ -68,6 +72,11 @@ def compile(
     The client packs its input in one of `input_packings`, the cheapest: "plain", "windows" of the first convolution,
     "staggered" copies, or "gathered" by the rows of the first linear layer, which tells it where that has non-zeros.
 
+    With the disclosure "structure", parameters, keys, operations and latency follow the model's zeros and ranges, and clients
+    can tell. With "shape" they follow its layers and dimensions only, at the price of the dense network: `max_error`
+    is then the error that clients are told, and `magnitude` what every tensor may reach; both are public, so neither is to
+    be fitted to the weights. Inputs are never gathered then (he_runtime/disclosure).
+
     Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
     unsupported op.
     """
@@ -75,13 +84,11 @@ def compile(
     require_gadget(gadget, table)
     budget = error_budget(model, max_error, margin_share)
     wish = _Wish(tuple(degrees), budget, batch, max_bytes, max_key_bytes, _known(input_packings))
-    try:
-        return _cheapest(model, wish, table, gadget)
-    except DoesNotFit:
-        if table.backend not in FUSED or gadget not in (None, SEAL):
-            raise
-    # A baby step errs at the scale of what it rotates, a giant step at that of a product: with fewer babies it may fit.
-    return _cheapest(model, wish, load_default("tenseal"), SEAL)
+    if not _tells_shape_only(disclosure):
+        return _planned(model, wish, table, gadget)[0]
+    public = replace(wish, budget=public_budget(max_error), input_packings=_ungathered(wish.input_packings))
+    plan, problem = _planned(stand_in(model, magnitude), public, table, gadget)
+    return verify(with_weights(plan, problem, model, max_error, budget))
 
 
 @dataclass(frozen=True)
@@ -104,28 +111,53 @@ def _known(input_packings: Collection[str]) -> frozenset[str]:
     return names
 
 
-def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str | None) -> Plan:
+def _tells_shape_only(disclosure: str) -> bool:
+    if disclosure not in (STRUCTURE, SHAPE):
+        raise ParameterError(f"cannot plan for the disclosure {disclosure!r}: need {STRUCTURE!r} or {SHAPE!r}")
+    return disclosure == SHAPE
+
+
+def _ungathered(names: frozenset[str]) -> frozenset[str]:
+    """Without the packing that follows the zeros; ParameterError where nothing is left."""
+    left = names - {GATHERED}
+    if not left:
+        raise ParameterError(f"cannot gather an input and tell the shape only: need one of {sorted(_OBLIVIOUS)} too")
+    return left
+
+
+def _planned(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
+    """By the table, or else as for a back end without a fused transform."""
+    try:
+        return _cheapest(model, wish, table, gadget)
+    except DoesNotFit:
+        if table.backend not in FUSED or gadget not in (None, SEAL):
+            raise
+    # A baby step errs at the scale of what it rotates, a giant step at that of a product: with fewer babies it may fit.
+    return _cheapest(model, wish, load_default("tenseal"), SEAL)
+
+
+def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
     """The cheapest plan by the table, on the smallest ring that holds one, or on a larger one that prices lower."""
     reasons: list[DoesNotFit | ParameterError] = []
-    found: tuple[Plan, float] | None = None
+    found: tuple[Plan, Problem, float] | None = None
     for degree in wish.degrees:
         try:
             # A ring that is no last resort need not be packed to be refused.
             budget = math.inf if degree == wish.degrees[-1] else wish.budget
             program, depth = lower(model, degree, wish.batch, table, budget, wish.input_packings)
             problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
-            if found and next(choices(problem, table, gadget))[0] >= found[1]:
+            if found and next(choices(problem, table, gadget))[0] >= found[2]:
                 break
             plan, seconds = cheapest_plan(problem, table, gadget)
             require_memory(plan, wish.max_bytes, table.backend)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(error)
             continue
-        found = plan, seconds
+        found = plan, problem, seconds
         if program.packing.ciphertexts == 1 or wish.batch > 1:
             break
     if found is not None:
-        return verify(found[0])
+        return verify(found[0]), found[1]
     tried = ", ".join(map(str, wish.degrees))
     raise DoesNotFit(
         f"cannot plan model {model.name!r}: no ring degree of {tried} holds it; nearest: {nearest(reasons).message}"

@@ -15,7 +15,7 @@ from . import chebyshev
 from .errors import InputError, Reason
 from .model import CompressedModel, InputSpec, Node
 
-__all__ = ["calibrate", "forward", "forward_all", "normalize"]
+__all__ = ["calibrate", "evaluate_node", "forward", "forward_all", "normalize"]
 
 Batch = npt.NDArray[np.float64]
 SAMPLES = "stats.samples"
@@ -49,8 +49,13 @@ def forward_all(model: CompressedModel, x: Batch) -> dict[str, Batch]:
     """Every node's output by name, the input included."""
     values = {model.input.name: np.asarray(x, dtype=np.float64)}
     for node in model.nodes:
-        values[node.name] = _EVALUATE[node.op](model, node, *(values[i] for i in node.inputs))
+        values[node.name] = evaluate_node(model, node, *(values[i] for i in node.inputs))
     return values
+
+
+def evaluate_node(model: CompressedModel, node: Node, *inputs: Batch) -> Batch:
+    """One node's output for outputs (B, *shape) of the nodes that it reads."""
+    return _EVALUATE[node.op](model, node, *inputs)
 
 
 def calibrate(model: CompressedModel, x: Batch, margin: float = 1.1) -> CompressedModel:

@@ -19,7 +19,7 @@ from ..encoding import coefficients, constant, faintest
 from ..errors import BackendUnavailable, CiphertextMismatch, KeyMismatch, ParameterError, Reason
 from ..gadget import Gadget
 from ..kernel import status
-from ..plan import Op, Plan
+from ..plan import SHAPE, Op, Plan
 from ..plan.counts import product_leaf
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, SeededPoly
 from ..wire.expansion import expand_seed
@@ -86,7 +86,10 @@ class NativeBackend:
             return self._constant(constant(float(vector[0]), plain.scale), plain.level, plain.scale, extended)
         values = coefficients(self.plan.repeated(plain)[None], plain.scale)[0]
         if not values.any():
-            return self._constant(faintest(vector, plain.scale), plain.level, plain.scale, extended)
+            faint = faintest(vector, plain.scale)
+            if self.plan.disclosure != SHAPE:
+                return self._constant(faint, plain.level, plain.scale, extended)
+            values[0] = round(faint * plain.scale)  # in the form of all others, which takes as long to read
         return self.kernel.encode(self.ring, plain.level, extended, values, self._compact)
 
     def _constant(self, value: float, level: int, scale: float, extended: bool) -> Any:

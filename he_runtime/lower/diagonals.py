@@ -23,7 +23,7 @@ from .joint import JointLayout
 from .maps import LinearMap
 from .split import Split, best_split
 
-__all__ = ["DiagonalSet", "PackedLinear", "diagonal_set", "pack"]
+__all__ = ["DiagonalSet", "PackedLinear", "diagonal_set", "fill", "pack"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -185,7 +185,11 @@ def pack(
 
     Among splits of equal cost the one that needs the fewest steps beyond `known` is taken.
     """
-    split = diagonals.best_split(known, weight)
+    return fill(map_, target, diagonals, diagonals.best_split(known, weight))
+
+
+def fill(map_: LinearMap, target: Layout, diagonals: DiagonalSet, split: Split) -> PackedLinear:
+    """The same at a split that is known; the map's entries are those that `diagonals` was made of, in their order."""
     period = max(diagonals.input_period, diagonals.output_period)
     giant, baby = split.giant[diagonals.entry_cell], split.baby[diagonals.entry_cell]
     if diagonals.output_period < diagonals.input_period:

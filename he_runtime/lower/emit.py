@@ -22,7 +22,7 @@ from .lowering import Lowering
 from .program import Program, Scales, Values
 from .stage_types import AddStage, JoinStage, LinearStage, MultiplyStage, PolynomialStage, QuadraticStage, Stage
 
-__all__ = ["Program", "Scales", "Values", "emit"]
+__all__ = ["Program", "Scales", "Values", "emit", "require_room"]
 
 # One row per kind of stage.
 _EMIT: dict[type, Callable[..., Values]] = {
@@ -47,8 +47,7 @@ def emit(
     for stage in program.stages:
         low.tensors[stage.name] = _EMIT[type(stage)](low, stage)
         magnitude = magnitudes.get(stage.name, 1.0)
-        for value in low.tensors[stage.name].values():
-            _check_value(low, stage, value, magnitude)
+        require_room(low, stage, magnitude)
         layout = program.packing.layouts[stage.name].describe()
         if program.source in stage.inputs and isinstance(program.packing.input_layout, GatheredLayout):
             layout = f"{layout}; {program.packing.input_layout.describe()}"
@@ -61,6 +60,12 @@ def _kind(stage: Stage) -> str:
     if isinstance(stage, QuadraticStage):
         return "square" if stage.is_square else "quadratic"
     return type(stage).__name__.removesuffix("Stage").lower()
+
+
+def require_room(low: Lowering, stage: Stage, magnitude: float) -> None:
+    """DoesNotFit where values of that magnitude would overflow the stage's modulus."""
+    for value in low.tensors[stage.name].values():
+        _check_value(low, stage, value, magnitude)
 
 
 def _check_value(low: Lowering, stage: Stage, value: int, magnitude: float) -> None:

@@ -6,7 +6,7 @@ from ..layout import Layout, WindowLayout
 from .gather import GatheredLayout
 from .stagger import StaggeredLayout
 
-__all__ = ["INPUT_PACKINGS", "InputLayout", "packing_name", "reaches"]
+__all__ = ["GATHERED", "INPUT_PACKINGS", "InputLayout", "packing_name", "reaches"]
 
 InputLayout = Layout | WindowLayout | StaggeredLayout | GatheredLayout
 
@@ -17,6 +17,7 @@ _NAMES: dict[type, str] = {
     GatheredLayout: "gathered",
 }
 INPUT_PACKINGS = tuple(_NAMES.values())
+GATHERED = _NAMES[GatheredLayout]
 
 
 def packing_name(layout: InputLayout) -> str:

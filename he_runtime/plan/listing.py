@@ -6,7 +6,7 @@ import math
 
 from .counts import layer_counts, leaf_totals
 from .ops import Kind, Op
-from .plan import Plan
+from .plan import SHAPE, Plan
 
 __all__ = ["plan_listing"]
 
@@ -40,6 +40,8 @@ def _header(plan: Plan) -> list[str]:
         if plan.sigma
         else f"keys {len(plan.keys.requests)} on the {plan.gadget} gadget; {len(plan.plaintexts)} plaintexts",
     ]
+    if plan.disclosure == SHAPE:
+        lines.append("clients learn the shape only: the same operations, keys and parameters whatever the weights are")
     for side, ports in (("in ", plan.inputs), ("out", plan.outputs)):
         for port in ports:
             value = plan.values[port.values[0]]

@@ -21,7 +21,9 @@ from ..params import CkksParams
 from ..ring import RELINEARIZATION, KeyRequest, KeySetSpec
 from .ops import Kind, Op, Plaintext, ValueType
 
-__all__ = ["LayerInfo", "Plan", "Port"]
+__all__ = ["SHAPE", "STRUCTURE", "LayerInfo", "Plan", "Port"]
+
+STRUCTURE, SHAPE = "structure", "shape"  # what a plan discloses
 
 Vector = npt.NDArray[np.float64]
 
@@ -54,7 +56,7 @@ class Plan:
     standard deviation of encrypted minus clear over all output elements, `worst_sigma` that of the noisiest. `batch` samples share every ciphertext, interleaved:
     lane group v holds slots v * batch .. v * batch + batch - 1, slot maps and vectors count lane groups. `client` holds what the client spec needs beyond
     the border (normalization, range, labels, post-processing). `detours` maps a rotation step without a key to two that
-    have one.
+    have one. `disclosure` is what clients may infer of the model: the structure of its zeros, or its shape only.
     """
 
     model_name: str
@@ -74,6 +76,7 @@ class Plan:
     batch: int = 1
     client: Mapping[str, Any] = field(default_factory=dict)
     detours: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    disclosure: str = STRUCTURE
 
     def route(self, step: int) -> tuple[int, ...]:
         """The rotations that a rotation by `step` is made of."""
@@ -138,8 +141,13 @@ class Plan:
 
     @cached_property
     def signs(self) -> Mapping[int, int]:
-        """Operands that are encoded as the integer 1 or -1: plaintext -> which. In a transform they cost no product."""
+        """Operands that are encoded as the integer 1 or -1: plaintext -> which. In a transform they cost no product.
+
+        None in a plan that tells the shape only: there the work must not depend on what the operands are.
+        """
         found: dict[int, int] = {}
+        if self.disclosure == SHAPE:
+            return found
         for index, plain in enumerate(self.plaintexts):
             vector = self.vectors[plain.vector]
             if len(vector) == 1:

@@ -16,7 +16,7 @@ from ..errors import ParameterError, PlanError, Reason, SecateurError
 from ..gadget import Gadget
 from ..params import CkksParams
 from .ops import Kind, Op, Plaintext, ValueType
-from .plan import LayerInfo, Plan, Port
+from .plan import STRUCTURE, LayerInfo, Plan, Port
 from .verify import verify
 
 __all__ = ["FORMAT", "VERSION", "load_plan", "plan_digest", "save_plan"]
@@ -112,6 +112,7 @@ def _structure(plan: Plan) -> dict[str, Any]:
         "batch": plan.batch,
         "client": dict(plan.client),
         "detours": [[step, *parts] for step, parts in sorted(plan.detours.items())],
+        **({} if plan.disclosure == STRUCTURE else {"disclosure": plan.disclosure}),
     }
 
 
@@ -167,4 +168,5 @@ def _from_bytes(structure: bytes, blob: bytes) -> Plan:
         batch=int(data["batch"]),
         client=data["client"],
         detours={step: (a, b) for step, a, b in data.get("detours", [])},
+        disclosure=str(data.get("disclosure", STRUCTURE)),
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..errors import PlanError
+from ..errors import PlanError, Reason
 from .ops import TYPING, Kind, Op, Plaintext, ValueType
-from .plan import Plan
+from .plan import SHAPE, STRUCTURE, Plan
 
 __all__ = ["first_overflow", "verify"]
 
@@ -54,6 +54,11 @@ def verify(plan: Plan) -> Plan:
 
 
 def _check_tables(plan: Plan) -> None:
+    if plan.disclosure not in (STRUCTURE, SHAPE):
+        raise PlanError(
+            f"cannot verify plan: it discloses {plan.disclosure[:40]!r}, need {STRUCTURE!r} or {SHAPE!r}",
+            Reason.PLAN_VERSION_UNKNOWN,
+        )
     if plan.batch < 1 or plan.params.slots % plan.batch:
         raise PlanError(f"cannot verify plan: a batch of {plan.batch} does not divide {plan.params.slots} slots")
     for step, parts in plan.detours.items():

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends import default_backend, open_backend
-from .backends.base import Check, OnLayer, walk
+from .backends.base import Check, OnLayer, OnOp, walk
 from .backends.clear import ClearEvaluator
 from .errors import CiphertextMismatch, Reason
 from .plan import Plan
@@ -61,16 +61,17 @@ class Executor:
         keys: LoadedKeys,
         check: Callable[[], None] | None = None,
         on_layer: OnLayer | None = None,
+        on_op: OnOp | None = None,
     ) -> list[CiphertextData]:
         """Evaluate; `check` is called between operations and may raise Cancelled. `counters` then holds this run's.
 
-        `on_layer` is called with each layer's name as its operations begin (see walk).
+        `on_layer` is called with each layer's name as its operations begin, `on_op` with each op's index (see walk).
         """
         self._check_inputs(inputs)
         evaluator = self.backend.evaluator_for(keys.handle)
         uploaded = [evaluator.upload(data) for data in inputs]
         call: Check = check or (lambda: None)
-        results = walk(self.plan, evaluator, uploaded, call, on_layer or (lambda layer: None))
+        results = walk(self.plan, evaluator, uploaded, call, on_layer or (lambda layer: None), on_op or (lambda index: None))
         self.counters = evaluator.counters
         return [evaluator.download(r) for r in results]
 

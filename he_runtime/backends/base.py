@@ -13,18 +13,19 @@ from typing import Generic, TypeVar
 
 from ..plan import Kind, Op, Plan
 
-__all__ = ["Check", "Evaluator", "OnLayer", "no_check", "walk"]
+__all__ = ["Check", "Evaluator", "OnLayer", "OnOp", "no_check", "walk"]
 
 H = TypeVar("H")
 Check = Callable[[], None]
 OnLayer = Callable[[str], None]
+OnOp = Callable[[int], None]
 
 
 def no_check() -> None:
     """Lets everything go on."""
 
 
-def _no_watch(layer: str) -> None:
+def _no_watch(what: object) -> None:
     """Looks away."""
 
 
@@ -145,12 +146,18 @@ def _leaf(evaluator: Evaluator[H], op: Op, xs: Sequence[H]) -> H:
 
 
 def walk(
-    plan: Plan, evaluator: Evaluator[H], inputs: Sequence[H], check: Check = no_check, on_layer: OnLayer = _no_watch
+    plan: Plan,
+    evaluator: Evaluator[H],
+    inputs: Sequence[H],
+    check: Check = no_check,
+    on_layer: OnLayer = _no_watch,
+    on_op: OnOp = _no_watch,
 ) -> list[H]:
     """Run every op in order; values are dropped after their last use. Returns the output ports' values, flat.
 
     `check` is called between any two operations and may raise Cancelled. `on_layer` is called with the name of the
-    layer whose operations come next; layers may interleave, so that one may be named more than once.
+    layer whose operations come next; layers may interleave, so that one may be named more than once. `on_op` is called
+    with the index of each op of the plan as it begins.
     """
     live: dict[int, H] = dict(zip((v for port in plan.inputs for v in port.values), inputs, strict=True))
     last_use, layer = plan.last_use, None
@@ -159,6 +166,7 @@ def walk(
         if op.layer != layer:
             layer = op.layer
             on_layer(layer)
+        on_op(index)
         operands = [live[v] for v in op.inputs]
         if op.kind is Kind.LINEAR_TRANSFORM:
             results = evaluator.linear_transform(op, operands, check)

@@ -71,14 +71,13 @@ class Admission(Generic[T]):
     def waiting(self) -> int:
         return sum(self._count.values())
 
+    def items(self) -> list[T]:
+        """What waits, of all tenants."""
+        return [e.item for flow in self._flows.values() for queue in flow.lanes.values() for e in queue]
+
     def load(self) -> Load:
         active = sum(1 for flow in self._flows.values() if flow.waiting or flow.running)
         return Load(self.waiting, sum(self._us.values()) / 1e3, self._bytes, len(self._running), active)
-
-    def tenant_load(self, tenant: str) -> tuple[int, int]:
-        """(waiting, running) requests of one tenant."""
-        flow = self._flows.get(tenant)
-        return (flow.waiting, flow.running) if flow else (0, 0)
 
     def _flow(self, tenant: str) -> Flow[T]:
         flow = self._flows.get(tenant)

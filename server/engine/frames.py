@@ -60,7 +60,7 @@ class CancelFlag:
     SIZE = 8
 
     def __init__(self, memory: Any) -> None:
-        self._view = memoryview(memory).cast("Q")
+        self._view = memoryview(memory)[: self.SIZE].cast("Q")
 
     def request(self, number: int) -> None:
         self._view[0] = number

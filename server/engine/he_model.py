@@ -144,6 +144,7 @@ class _HeModel:
         self._plan = plan
         self._executor = Executor(plan, backend)
         self._max_inputs = _input_count(plan)
+        self.layers = tuple(dict.fromkeys(op.layer for op in plan.ops))
 
     def load_keys(self, path: Path, check: Callable[[], None]) -> LoadedKeys:
         params = self._plan.params
@@ -158,7 +159,9 @@ class _HeModel:
     ) -> tuple[bytes, Mapping[str, int]]:
         inputs = decode_ciphertexts(ciphertexts, self._plan.params, max_count=self._max_inputs)
         check()
-        outputs = self._executor.run(inputs, keys, check, on_layer)
+        operation, planned = getattr(on_layer, "operation", None), len(self._plan.ops)
+        on_op = None if operation is None else lambda index: operation(index, planned)
+        outputs = self._executor.run(inputs, keys, check, on_layer, on_op)
         return encode_ciphertexts(outputs, self._plan.params), _by_leaf(self._executor.counters)
 
 

@@ -19,15 +19,18 @@ _RATIO_BOUNDS = (1e-4, 1e4)
 
 @dataclass(frozen=True)
 class Price:
-    """Expected milliseconds of a worker; `ratio` is measured over predicted, None before the first measurement."""
+    """Expected milliseconds of a worker, from an estimate (None: a guess) and `ratio`, measured over predicted, None before
+    the first measurement."""
 
     ms: float
     ratio: float | None = None
+    estimate_ms: float | None = None
 
 
 @dataclass
 class _Entry:
     predicted_ms: float
+    estimate_ms: float | None = None
     ratio: float = 1.0
     count: int = 0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
@@ -46,7 +49,7 @@ class Prices:
 
     def learn(self, key: Hashable, predicted_ms: float | None) -> None:
         """Take over an estimate; without one a guess stands until the first measurement."""
-        self._entries[key] = _Entry(max(_LEAST_MS, predicted_ms or _FIRST_GUESS_MS))
+        self._entries[key] = _Entry(max(_LEAST_MS, predicted_ms or _FIRST_GUESS_MS), predicted_ms)
         while len(self._entries) > _MAX_ENTRIES:
             self._entries.popitem(last=False)
 
@@ -55,8 +58,8 @@ class Prices:
         if entry is None:
             return Price(_FIRST_GUESS_MS)
         if not entry.count:
-            return Price(entry.predicted_ms)
-        return Price(max(_LEAST_MS, entry.predicted_ms * entry.ratio), entry.ratio)
+            return Price(entry.predicted_ms, None, entry.estimate_ms)
+        return Price(max(_LEAST_MS, entry.predicted_ms * entry.ratio), entry.ratio, entry.estimate_ms)
 
     def floor_ms(self, key: Hashable) -> float:
         """The least of the last measurements, which a new caller's deadline is compared with; 0 while nobody knows.

@@ -76,7 +76,9 @@ class WorkerModel(Protocol):
     ) -> tuple[bytes, Mapping[str, int]]:
         """(reply bytes, operations executed). `check` is called between any two HE operations and may raise.
 
-        `on_layer` is called with the name of the layer whose operations begin; a name may come more than once.
+        `on_layer` is called with the name of the layer whose operations begin; a name may come more than once. Where
+        it has an `operation`, that is called with (operations done, planned) as each begins; a model with a list of
+        its `layers` in the order of the estimate's lets the front door tell which one is under way.
         """
 
 

@@ -25,6 +25,7 @@ from ..observe.logs import event, set_up
 from .frames import CancelFlag, Job, Outcome, receive_job, send_outcome
 from .layer_clock import LayerClock
 from .lru import CostLru
+from .progress import ProgressBoard, ProgressWriter
 from .runtime import LoadedKeys, Runtime, WorkerModel, load_runtime
 
 __all__ = ["Worker", "main"]
@@ -43,11 +44,18 @@ class Worker:
     """Models and keys in memory, and the jobs on them."""
 
     def __init__(
-        self, runtime: Runtime, backend: str, key_cache_bytes: int, max_models: int, max_reply_bytes: int
+        self,
+        runtime: Runtime,
+        backend: str,
+        key_cache_bytes: int,
+        max_models: int,
+        max_reply_bytes: int,
+        board: ProgressBoard | None = None,
     ) -> None:
         self._max_reply_bytes = max_reply_bytes
         self._runtime = runtime
         self._backend = backend
+        self._board = board
         self._models: CostLru[str, WorkerModel] = CostLru(max_models, lambda model: 1)
         # Keys belong to a model: a loaded set is checked against one plan and may be cut down to it.
         self._keys: CostLru[tuple[str, str], LoadedKeys] = CostLru(key_cache_bytes, lambda keys: keys.byte_size)
@@ -69,12 +77,17 @@ class Worker:
         loaded = time.monotonic()
         reply, counts, clock = b"", {}, LayerClock()
         if job.kind == "infer":
-            reply, executed = model.run(payload, keys, check, clock)
+            reply, executed = model.run(payload, keys, check, self._watch(job, model, clock))
             clock.stop()
             counts = {str(k): int(v) for k, v in executed.items()}
             self._check_reply(reply)
         ended = time.monotonic()
         return reply, counts, _Timed((loaded - started) * 1e3, (ended - loaded) * 1e3, clock.ms)
+
+    def _watch(self, job: Job, model: WorkerModel, clock: LayerClock) -> Callable[[str], None]:
+        if self._board is None:
+            return clock
+        return ProgressWriter(self._board, job.number, getattr(model, "layers", ()), clock)
 
     def _check_reply(self, reply: bytes) -> None:
         if len(reply) > self._max_reply_bytes:
@@ -142,9 +155,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     set_up(log_level)
     connection = Connection(int(connection_fd))
-    flag = CancelFlag(mmap.mmap(int(flag_fd), CancelFlag.SIZE))
+    memory = mmap.mmap(int(flag_fd), CancelFlag.SIZE + ProgressBoard.SIZE)
     os.close(int(flag_fd))
-    worker = Worker(load_runtime(runtime), backend, int(key_cache_bytes), int(max_models), int(max_reply_bytes))
+    flag, board = CancelFlag(memory), ProgressBoard(memoryview(memory)[CancelFlag.SIZE :])
+    limits = int(key_cache_bytes), int(max_models), int(max_reply_bytes)
+    worker = Worker(load_runtime(runtime), backend, *limits, board)
     send_outcome(connection, Outcome(0))  # number 0: up and waiting
     try:
         while True:

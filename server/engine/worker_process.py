@@ -1,6 +1,6 @@
 """The front door's end of one worker process: start, call, cancel, kill.
 
-The process is a fresh interpreter with two inherited descriptors (a socket and eight bytes of shared memory). It is not
+The process is a fresh interpreter with two inherited descriptors (a socket and a few bytes of shared memory). It is not
 made by multiprocessing's spawn, which would run the caller's main module again in every worker.
 """
 
@@ -19,8 +19,11 @@ from multiprocessing.connection import Connection
 
 from ..config import EngineConfig
 from .frames import CancelFlag, Job, Outcome, receive_outcome, send_job
+from .progress import Progress, ProgressBoard
 
-__all__ = ["WorkerLost", "WorkerProcess", "WorkerSettings"]
+__all__ = ["SHARED_BYTES", "WorkerLost", "WorkerProcess", "WorkerSettings"]
+
+SHARED_BYTES = CancelFlag.SIZE + ProgressBoard.SIZE
 
 
 class WorkerLost(Exception):
@@ -48,9 +51,10 @@ class WorkerProcess:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._closed = False
         ours, theirs = socket.socketpair()
         with ours, theirs, tempfile.TemporaryFile() as shared:
-            shared.truncate(CancelFlag.SIZE)
+            shared.truncate(SHARED_BYTES)
             descriptors = (theirs.fileno(), shared.fileno())
             self._process = subprocess.Popen(
                 _command(settings, descriptors),
@@ -58,8 +62,9 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 env=_environment(settings),
             )
-            self._memory = mmap.mmap(shared.fileno(), CancelFlag.SIZE)
+            self._memory = mmap.mmap(shared.fileno(), SHARED_BYTES)
             self._flag = CancelFlag(self._memory)
+            self._board = ProgressBoard(memoryview(self._memory)[CancelFlag.SIZE :])
             self._connection = Connection(ours.detach())
 
     @property
@@ -100,6 +105,10 @@ class WorkerProcess:
         """Ask the worker to stop job `number` at its next check."""
         self._flag.request(number)
 
+    def progress(self, number: int) -> Progress | None:
+        """How far job `number` is, as far as the worker has said."""
+        return None if self._closed else self._board.read(number)
+
     def kill(self) -> None:
         """End the process now; a `call` under way raises WorkerLost."""
         with contextlib.suppress(ProcessLookupError):
@@ -113,7 +122,9 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
+        self._closed = True
         self._flag.close()
+        self._board.close()
         self._memory.close()
 
 

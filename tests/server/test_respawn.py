@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from harness import KEYS, failure, make_config
 
-from server.engine import engine
+from server.engine import pool
 
 
 def test_a_worker_that_cannot_be_started_is_tried_again(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, caller = serve()
     keys = caller.upload(KEYS).key_set_id
-    made, original = [], engine.WorkerProcess
+    made, original = [], pool.WorkerProcess
 
     def starved(*arguments: Any) -> Any:
         made.append(1)
@@ -25,7 +25,7 @@ def test_a_worker_that_cannot_be_started_is_tried_again(serve: Any, monkeypatch:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return original(*arguments)
 
-    monkeypatch.setattr(engine, "WorkerProcess", starved)
+    monkeypatch.setattr(pool, "WorkerProcess", starved)
     assert failure(lambda: caller.infer(keys, b"die:")).reason == "WORKER_LOST"
     assert caller.infer(keys, b"echo:x", timeout=20).ciphertexts
     assert len(made) == 3

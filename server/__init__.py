@@ -11,11 +11,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .app import run
     from .checks import check
     from .config import ServerConfig, load_config
     from .identity.tls import make_self_signed
     from .running import RunningServer, start, start_subprocess
+    from .serving import run
 
 __all__ = [
     "RunningServer",
@@ -34,7 +34,7 @@ _HOMES = {
     "check": ".checks",
     "load_config": ".config",
     "make_self_signed": ".identity.tls",
-    "run": ".app",
+    "run": ".serving",
     "start": ".running",
     "start_subprocess": ".running",
 }

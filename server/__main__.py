@@ -8,8 +8,8 @@ import sys
 
 from he_runtime.errors import SecateurError
 
-from .app import run
 from .config import load_config
+from .serving import run
 
 
 def main() -> int:

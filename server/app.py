@@ -1,17 +1,16 @@
-"""Putting the server together, running it, and stopping it gently."""
+"""Putting the server together, and stopping it gently."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos.gen.inference import open_inference_pb2, open_inference_pb2_grpc
@@ -25,25 +24,32 @@ from protos.gen.secateur.v1 import (
 )
 from protos.native import ServerInfo
 
-from .config import LimitsConfig, ServerConfig
+from .admin.figures import Figures
+from .admin.port import AdminPort
+from .admin.service import AdminServicer
+from .config import ServerConfig
 from .engine.engine import Engine
 from .engine.runtime import Runtime, load_runtime
 from .errors import ConfigError
+from .gate import Gate
 from .guard import Guard
 from .inference.service import InferenceServicer
 from .inference.window import RequestWindow
 from .interceptors import Boundary
 from .keys.service import KeyServicer
 from .keys.store import KeyStore
+from .models.manager import ModelManager
 from .models.repository import Repository
 from .models.service import ModelServicer
 from .observe import logs
-from .observe.events import Observer
+from .observe.events import Observer, several
 from .observe.observing import Observing
 from .oip.service import OpenInferenceServicer
 from .ports import open_ports
+from .readiness import Readiness
+from .state.layout import open_state
 
-__all__ = ["App", "run"]
+__all__ = ["App"]
 
 SERVICES = (
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
@@ -69,16 +75,15 @@ class App:
     config: ServerConfig
     address: str
     engine: Engine
+    readiness: Readiness
+    manager: ModelManager
+    admin_address: str
+    metrics_address: str  # with the port that was chosen; empty when metrics are off
     _server: grpc.aio.Server
-    _store: KeyStore
-    _health: Any
-    _observing: Observing
-    _guard: Guard
-
-    @property
-    def metrics_address(self) -> str:
-        """Where metrics are scraped, with the port that was chosen; empty when they are off."""
-        return self._observing.metrics_address
+    _gate: Gate
+    _told: asyncio.Event
+    _opened: contextlib.AsyncExitStack
+    _tasks: list[asyncio.Task[None]]
 
     @classmethod
     async def start(cls, config: ServerConfig) -> App:
@@ -89,50 +94,115 @@ class App:
         table = config.engine.cost_table
         if table is not None and not table.is_file():
             raise ConfigError(f"cannot use engine.cost_table = {table}: no such file; try `secateur calibrate`")
-        repository = await asyncio.to_thread(Repository.scan, config.models, runtime)
         async with contextlib.AsyncExitStack() as opened:
+            opened.callback(os.close, await asyncio.to_thread(open_state, config.state))
+            manager = await asyncio.to_thread(ModelManager, config, runtime)
             guard = await Guard.open(config)
             opened.push_async_callback(guard.close)
             observing = await Observing.open(config, build_version())
             opened.push_async_callback(observing.close)
-            app = await cls._start(config, runtime, repository, observing, guard)
-            opened.pop_all()  # from here on stop closes them
+            app = await cls._start(config, runtime, manager, observing, guard, opened)
+            app._opened = opened.pop_all()  # from here on stop closes them
         return app
 
     @classmethod
     async def _start(
-        cls, config: ServerConfig, runtime: Runtime, repository: Repository, observing: Observing, guard: Guard
+        cls,
+        config: ServerConfig,
+        runtime: Runtime,
+        manager: ModelManager,
+        observing: Observing,
+        guard: Guard,
+        opened: contextlib.AsyncExitStack,
     ) -> App:
-        message_bytes = _message_bytes(config.limits, repository)
+        repository, figures, gate, told = manager.repository, Figures(), Gate(), asyncio.Event()
+        observer = several([observing.observer, figures])
+        message_bytes = _message_bytes(config, repository)
         store = await asyncio.to_thread(_open_store, config)
-        engine = Engine(config.engine, config.limits, config.log_level, observing.observer)
-        try:
-            await engine.start(repository.defaults() if config.engine.preload else [])
-            server = _make_server(config, message_bytes, observing.observer, guard)
-            checker: Any = health.aio.HealthServicer()  # type: ignore[attr-defined]  # the stubs lack it
-            health_pb2_grpc.add_HealthServicer_to_server(checker, server)
-            _add_services(server, config, message_bytes, runtime, repository, store, engine)
-            address = open_ports(server, config)
-            await server.start()
-        except BaseException:
-            await engine.stop()
-            store.close()
-            raise
-        for service in SERVICES:
-            await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
+        opened.push_async_callback(asyncio.to_thread, store.close)
+        engine = Engine(config.engine, config.limits, config.log_level, observer)
+        opened.push_async_callback(engine.stop, _PARTING_SECONDS)
+        await engine.start(repository.defaults() if config.engine.preload else [])
+        manager.serve_with(engine.preload, message_bytes - _FRAME_BYTES)
+        probes: dict[str, Callable[[], bool]] = {"workers": lambda: engine.workers_up > 0, "keys": store.healthy}
+        readiness = Readiness(SERVICES, lambda: [m.name for m in repository.summaries()], probes)
+        manager.on_change = readiness.tell
+        server = _make_server(config, message_bytes, observer, guard, gate)
+        health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
+        _add_services(server, config, message_bytes, runtime, repository, store, engine, readiness)
+        address = open_ports(server, config)
+        administered = await _open_admin(config, guard, observer, manager, readiness, gate, figures, told)
+        if administered is not None:
+            opened.push_async_callback(administered.close)
+        await readiness.look()
+        await server.start()
+        tasks = [asyncio.create_task(readiness.watch())]
+        if config.repository.poll_seconds:
+            tasks.append(asyncio.create_task(manager.watch()))
         logs.event("serving", address=address, tls=config.tls.enabled, models=[m.name for m in repository.summaries()])
-        return cls(config, address, engine, server, store, checker, observing, guard)
+        return cls(
+            config=config,
+            address=address,
+            engine=engine,
+            readiness=readiness,
+            manager=manager,
+            admin_address=administered.address if administered else "",
+            metrics_address=observing.metrics_address,
+            _server=server,
+            _gate=gate,
+            _told=told,
+            _opened=opened,
+            _tasks=tasks,
+        )
 
-    async def stop(self) -> None:
-        """Report not serving, take no new calls, let those under way finish within the drain time, then end."""
-        logs.event("draining", seconds=self.config.drain_seconds)
-        await self._health.enter_graceful_shutdown()
-        await self._server.stop(self.config.drain_seconds)
-        await self.engine.stop(_PARTING_SECONDS)
-        await asyncio.to_thread(self._store.close)
-        await self._observing.close()
-        await self._guard.close()
+    async def wait_until_told(self) -> None:
+        """Return once an administrator asks the server to end."""
+        await self._told.wait()
+
+    async def stop(self, at_once: asyncio.Event | None = None) -> None:
+        """Report not ready, let no new calls in, let those under way finish within the drain time, then end.
+
+        Once `at_once` is set, calls under way are given up.
+        """
+        logs.event("draining", seconds=self.config.drain_seconds, calls=self._gate.under_way)
+        self._gate.close()
+        await self.readiness.drain()
+        hurry = at_once or asyncio.Event()
+        waits = [asyncio.create_task(self._gate.empty()), asyncio.create_task(hurry.wait())]
+        await asyncio.wait(waits, timeout=self.config.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+        for task in (*waits, *self._tasks):
+            task.cancel()
+        await asyncio.gather(*waits, *self._tasks, return_exceptions=True)
+        if hurry.is_set():
+            await self.engine.stop()
+        await self._server.stop(0 if hurry.is_set() else _PARTING_SECONDS)
+        await self._opened.aclose()
         logs.event("stopped")
+
+
+async def _open_admin(
+    config: ServerConfig,
+    guard: Guard,
+    observer: Observer,
+    manager: ModelManager,
+    readiness: Readiness,
+    gate: Gate,
+    figures: Figures,
+    told: asyncio.Event,
+) -> AdminPort | None:
+    if not config.admin.address:
+        return None
+    servicer = AdminServicer(
+        manager,
+        readiness,
+        gate,
+        figures,
+        build=build_version(),
+        drain_seconds=config.drain_seconds,
+        begin_drain=told.set,
+        everyone_administers=config.identity.mode == "anonymous",
+    )
+    return await AdminPort.open(config, guard, observer, servicer)
 
 
 def _open_store(config: ServerConfig) -> KeyStore:
@@ -142,16 +212,24 @@ def _open_store(config: ServerConfig) -> KeyStore:
         raise ConfigError(f"cannot use state = {config.state}: {error.strerror or error}") from error
 
 
-def _message_bytes(limits: LimitsConfig, repository: Repository) -> int:
-    """The largest message that the server receives: no larger than the models have use for, as callers make it allocate."""
+def _message_bytes(config: ServerConfig, repository: Repository) -> int:
+    """The largest message that the server receives: no larger than the models have use for, as callers make it allocate.
+
+    Where models may be loaded later nobody knows theirs, and the configured limit stands.
+    """
+    limits = config.limits
+    if config.admin.address or config.repository.poll_seconds:
+        return limits.max_message_bytes
     largest = max(repository.max_request_bytes, limits.max_chunk_bytes)
     return min(limits.max_message_bytes, largest + _FRAME_BYTES)
 
 
-def _make_server(config: ServerConfig, message_bytes: int, observer: Observer, guard: Guard) -> grpc.aio.Server:
+def _make_server(
+    config: ServerConfig, message_bytes: int, observer: Observer, guard: Guard, gate: Gate
+) -> grpc.aio.Server:
     limits = config.limits
     return grpc.aio.server(
-        interceptors=[Boundary(limits.receive_seconds, observer, guard)],
+        interceptors=[gate, Boundary(limits.receive_seconds, observer, guard)],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", message_bytes),
@@ -172,6 +250,7 @@ def _add_services(
     repository: Repository,
     store: KeyStore,
     engine: Engine,
+    readiness: Readiness,
 ) -> None:
     limits = config.limits
     info = ServerInfo(
@@ -187,30 +266,7 @@ def _add_services(
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)
-    open_inference = OpenInferenceServicer(models, inference, info.build, lambda: bool(engine.pids))
+    open_inference = OpenInferenceServicer(models, inference, info.build, lambda: readiness.ready)
     open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(open_inference, server)
     if config.reflection:
         reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-
-
-async def _serve_until_told(config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    app = await App.start(config)
-    try:
-        on_ready(app.address)
-        await told.wait()
-    finally:
-        await app.stop()
-
-
-def run(config: ServerConfig, on_ready: Callable[[str], None] = lambda address: None) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. `on_ready` gets the address once calls are taken.
-
-    Raises ConfigError for what keeps the configuration from serving.
-    """
-    logs.set_up(config.log_level)
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve_until_told(config, on_ready))

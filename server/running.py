@@ -33,6 +33,7 @@ class RunningServer:
     worker_pids: Callable[[], list[int]] = field(default=list, repr=False)
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
     metrics_address: str = ""  # where metrics are scraped, when they are on
+    admin_address: str = ""  # of the AdminService, when it is on
 
     def stop(self) -> None:
         """Drain and end; returns when the server is gone."""
@@ -68,10 +69,13 @@ class _Host:
             self._ready.set()
 
     async def _serve(self) -> None:
-        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._told = asyncio.get_running_loop(), (told := asyncio.Event())
         self.app = await App.start(self._config)
         self._ready.set()
-        await self._told.wait()
+        asked = asyncio.create_task(self.app.wait_until_told())
+        asked.add_done_callback(lambda _: told.set())
+        await told.wait()
+        asked.cancel()
         await self.app.stop()
 
     def start(self) -> App:
@@ -95,7 +99,13 @@ def start(config: ServerConfig) -> RunningServer:
     """Serve from a thread of this process; ConfigError when it cannot start."""
     host = _Host(config)
     app = host.start()
-    return RunningServer(app.address, host.stop, lambda: app.engine.pids, metrics_address=app.metrics_address)
+    return RunningServer(
+        app.address,
+        host.stop,
+        lambda: app.engine.pids,
+        metrics_address=app.metrics_address,
+        admin_address=app.admin_address,
+    )
 
 
 def start_subprocess(

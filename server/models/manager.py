@@ -71,6 +71,10 @@ class ModelManager:
         """From now on changes are carried out with these workers, for requests up to this many bytes of ciphertexts."""
         self._preload, self._max_request_bytes = preload, max_request_bytes
 
+    def present(self) -> set[tuple[str, str]]:
+        """Model and version of everything below the operator's directory. Blocks on the disk."""
+        return {(name, version) for name, versions in directories(self._config.models).items() for version in versions}
+
     # The operator's changes
 
     async def load(self, name: str, version: str, *, keep_default: bool = False) -> ModelDescription:

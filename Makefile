@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := prep,client,server,otel,plot,dev
+EXTRAS := prep,client,server,otel,postgres,s3,plot,dev
 SETUP := $(VENV)/.setup-done
 KERNEL := $(VENV)/.kernel-done
 KERNEL_SOURCES := hatch_build.py $(wildcard he_runtime/kernel/CMakeLists.txt he_runtime/kernel/*.[ch]pp)

@@ -13,6 +13,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from harness import Caller, make_config
+from stores import PrivatePostgres, PrivateS3, postgres_binaries, s3_credentials
 
 from server.running import RunningServer, start
 
@@ -50,4 +51,25 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     yield start_one
     for server, channel in running:
         channel.close()
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PrivatePostgres]:
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("PostgreSQL is not installed: found no initdb; try apt-get install postgresql")
+    pytest.importorskip("psycopg", reason="psycopg is not installed; try pip install 'secateur[postgres]'")
+    server = PrivatePostgres(binaries)
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[PrivateS3]:
+    pytest.importorskip("obstore", reason="obstore is not installed; try pip install 'secateur[s3]'")
+    pytest.importorskip("moto", reason="moto is not installed; try pip install 'secateur[dev]'")
+    with s3_credentials():
+        server = PrivateS3()
+        yield server
         server.stop()

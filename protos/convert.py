@@ -5,6 +5,12 @@ A new wire field is one additive change in the .proto file, one field in `native
 
 from __future__ import annotations
 
+from .convert_jobs import (
+    job_status_from_proto,
+    job_status_to_proto,
+    submitted_job_from_proto,
+    submitted_job_to_proto,
+)
 from .gen.secateur.v1 import inference_pb2, keys_pb2, model_pb2
 from .native import (
     CostEstimate,
@@ -29,6 +35,8 @@ __all__ = [
     "inference_call_to_proto",
     "inference_reply_from_proto",
     "inference_reply_to_proto",
+    "job_status_from_proto",
+    "job_status_to_proto",
     "key_set_from_proto",
     "key_set_listing_from_proto",
     "key_set_listing_to_proto",
@@ -43,6 +51,8 @@ __all__ = [
     "served_model_to_proto",
     "server_info_from_proto",
     "server_info_to_proto",
+    "submitted_job_from_proto",
+    "submitted_job_to_proto",
     "timings_from_proto",
     "timings_to_proto",
     "upload_from_proto",

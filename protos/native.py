@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 __all__ = [
     "CostEstimate",
     "InferenceCall",
     "InferenceReply",
+    "JobState",
+    "JobStatus",
     "KeySetInfo",
     "KeySetListing",
     "LayerEstimate",
@@ -16,6 +19,7 @@ __all__ = [
     "ModelSummary",
     "ServedModel",
     "ServerInfo",
+    "SubmittedJob",
     "Timings",
     "UploadInfo",
     "UploadOffer",
@@ -180,3 +184,42 @@ class InferenceReply:
     counts: Mapping[str, int]
     server_build: str
     wire_version: int
+
+
+class JobState(StrEnum):
+    """The states of a job; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How far a job is: layer `layer` (from 1, 0 while none is under way) of `layers`, operations done of those planned
+    (0: not known yet), and predicted seconds until its result is there (none: not known). A failed job has the reason
+    and message of its error."""
+
+    state: JobState
+    layer: int = 0
+    layers: int = 0
+    layer_name: str = ""
+    operations_done: int = 0
+    operations_planned: int = 0
+    seconds_left: float | None = None
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class SubmittedJob:
+    """The reply of SubmitJob. The id is a capability and stays out of repr."""
+
+    job_id: str = field(repr=False)
+    status: JobStatus

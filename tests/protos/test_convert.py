@@ -13,6 +13,8 @@ from protos.native import (
     CostEstimate,
     InferenceCall,
     InferenceReply,
+    JobState,
+    JobStatus,
     KeySetInfo,
     KeySetListing,
     LayerEstimate,
@@ -20,6 +22,7 @@ from protos.native import (
     ModelSummary,
     ServedModel,
     ServerInfo,
+    SubmittedJob,
     Timings,
     UploadInfo,
     UploadOffer,
@@ -57,6 +60,8 @@ CASES: dict[str, Any] = {
     "key_set": KEYS,
     "key_set_listing": KeySetListing((KEYS, KeySetInfo("", "ab" * 32, 1, "cd" * 32, "ef" * 32)), "01" * 32),
     "inference_call": InferenceCall("digits", "1", "dd", "kk", b"\x00\xff", "rr"),
+    "job_status": JobStatus(JobState.FAILED, 2, 3, "fc1", 2**40, 2**41, 1.5, "WORKER_LOST", "lost"),
+    "submitted_job": SubmittedJob("j" * 32, JobStatus(JobState.RUNNING, 1, 3, "fc1", 5, 7, 0.5)),
     "timings": Timings(1.5, 2.5, 3.5),
     "inference_reply": InferenceReply(b"\x01", "digits", "1", "pp", Timings(1.5, 2.5, 3.5), {"ntt": 4}, "0.1.0", 1),
 }
@@ -83,6 +88,15 @@ def test_every_pair_has_a_case() -> None:
 
 
 def test_capabilities_stay_out_of_repr() -> None:
-    for native in (CASES["upload"], KEYS, CASES["inference_call"]):
+    for native in (CASES["upload"], KEYS, CASES["inference_call"], CASES["submitted_job"]):
         text = repr(native)
+        assert "j" * 32 not in text
         assert "u" * 32 not in text and "k" * 32 not in text and "kk" not in text
+
+
+def test_every_state_of_a_job_crosses_and_a_later_one_is_not_final() -> None:
+    for state in JobState:
+        assert convert.job_status_from_proto(convert.job_status_to_proto(JobStatus(state))) == JobStatus(state)
+    unknown = convert.job_status_to_proto(JobStatus(JobState.FAILED))
+    unknown.state = 99  # type: ignore[assignment]
+    assert not convert.job_status_from_proto(unknown).state.is_final

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsecateur/v1/inference.proto\x12\x0bsecateur.v1\"\x87\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1a\n\x12\x63lient_spec_digest\x18\x03 \x01(\t\x12\x12\n\nkey_set_id\x18\x04 \x01(\t\x12\x13\n\x0b\x63iphertexts\x18\x05 \x01(\x0c\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\x93\x02\n\rInferResponse\x12\x13\n\x0b\x63iphertexts\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x13\n\x0bplan_digest\x18\x04 \x01(\t\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.secateur.v1.Timings\x12\x36\n\x06\x63ounts\x18\x06 \x03(\x0b\x32&.secateur.v1.InferResponse.CountsEntry\x12\x14\n\x0cserver_build\x18\x07 \x01(\t\x12\x14\n\x0cwire_version\x18\x08 \x01(\r\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"A\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x0f\n\x07load_ms\x18\x02 \x01(\x01\x12\x13\n\x0b\x65valuate_ms\x18\x03 \x01(\x01\x32R\n\x10InferenceService\x12>\n\x05Infer\x12\x19.secateur.v1.InferRequest\x1a\x1a.secateur.v1.InferResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bsecateur/v1/inference.proto\x12\x0bsecateur.v1\"\x87\x01\n\x0cInferRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x1a\n\x12\x63lient_spec_digest\x18\x03 \x01(\t\x12\x12\n\nkey_set_id\x18\x04 \x01(\t\x12\x13\n\x0b\x63iphertexts\x18\x05 \x01(\x0c\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"\x93\x02\n\rInferResponse\x12\x13\n\x0b\x63iphertexts\x18\x01 \x01(\x0c\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x13\n\x0bplan_digest\x18\x04 \x01(\t\x12%\n\x07timings\x18\x05 \x01(\x0b\x32\x14.secateur.v1.Timings\x12\x36\n\x06\x63ounts\x18\x06 \x03(\x0b\x32&.secateur.v1.InferResponse.CountsEntry\x12\x14\n\x0cserver_build\x18\x07 \x01(\t\x12\x14\n\x0cwire_version\x18\x08 \x01(\r\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"A\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x0f\n\x07load_ms\x18\x02 \x01(\x01\x12\x13\n\x0b\x65valuate_ms\x18\x03 \x01(\x01\";\n\x10SubmitJobRequest\x12\'\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x19.secateur.v1.InferRequest\"K\n\x11SubmitJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12&\n\x06status\x18\x02 \x01(\x0b\x32\x16.secateur.v1.JobStatus\"\xe6\x01\n\tJobStatus\x12$\n\x05state\x18\x01 \x01(\x0e\x32\x15.secateur.v1.JobState\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x0e\n\x06layers\x18\x03 \x01(\r\x12\x12\n\nlayer_name\x18\x04 \x01(\t\x12\x17\n\x0foperations_done\x18\x05 \x01(\x04\x12\x1a\n\x12operations_planned\x18\x06 \x01(\x04\x12\x19\n\x0cseconds_left\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0f\n\x07message\x18\t \x01(\tB\x0f\n\r_seconds_left\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\":\n\x10WatchJobResponse\x12&\n\x06status\x18\x01 \x01(\x0b\x32\x16.secateur.v1.JobStatus\"\"\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\";\n\x11\x43\x61ncelJobResponse\x12&\n\x06status\x18\x01 \x01(\x0b\x32\x16.secateur.v1.JobStatus\"\"\n\x10GetResultRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\">\n\x11GetResultResponse\x12)\n\x05reply\x18\x01 \x01(\x0b\x32\x1a.secateur.v1.InferResponse*\x9a\x01\n\x08JobState\x12\x19\n\x15JOB_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_STATE_QUEUED\x10\x01\x12\x15\n\x11JOB_STATE_RUNNING\x10\x02\x12\x17\n\x13JOB_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10JOB_STATE_FAILED\x10\x04\x12\x17\n\x13JOB_STATE_CANCELLED\x10\x05\x32\x81\x03\n\x10InferenceService\x12>\n\x05Infer\x12\x19.secateur.v1.InferRequest\x1a\x1a.secateur.v1.InferResponse\x12J\n\tSubmitJob\x12\x1d.secateur.v1.SubmitJobRequest\x1a\x1e.secateur.v1.SubmitJobResponse\x12I\n\x08WatchJob\x12\x1c.secateur.v1.WatchJobRequest\x1a\x1d.secateur.v1.WatchJobResponse0\x01\x12J\n\tCancelJob\x12\x1d.secateur.v1.CancelJobRequest\x1a\x1e.secateur.v1.CancelJobResponse\x12J\n\tGetResult\x12\x1d.secateur.v1.GetResultRequest\x1a\x1e.secateur.v1.GetResultResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INFERRESPONSE_COUNTSENTRY']._loaded_options = None
   _globals['_INFERRESPONSE_COUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_JOBSTATE']._serialized_start=1191
+  _globals['_JOBSTATE']._serialized_end=1345
   _globals['_INFERREQUEST']._serialized_start=45
   _globals['_INFERREQUEST']._serialized_end=180
   _globals['_INFERRESPONSE']._serialized_start=183
@@ -41,6 +43,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INFERRESPONSE_COUNTSENTRY']._serialized_end=458
   _globals['_TIMINGS']._serialized_start=460
   _globals['_TIMINGS']._serialized_end=525
-  _globals['_INFERENCESERVICE']._serialized_start=527
-  _globals['_INFERENCESERVICE']._serialized_end=609
+  _globals['_SUBMITJOBREQUEST']._serialized_start=527
+  _globals['_SUBMITJOBREQUEST']._serialized_end=586
+  _globals['_SUBMITJOBRESPONSE']._serialized_start=588
+  _globals['_SUBMITJOBRESPONSE']._serialized_end=663
+  _globals['_JOBSTATUS']._serialized_start=666
+  _globals['_JOBSTATUS']._serialized_end=896
+  _globals['_WATCHJOBREQUEST']._serialized_start=898
+  _globals['_WATCHJOBREQUEST']._serialized_end=931
+  _globals['_WATCHJOBRESPONSE']._serialized_start=933
+  _globals['_WATCHJOBRESPONSE']._serialized_end=991
+  _globals['_CANCELJOBREQUEST']._serialized_start=993
+  _globals['_CANCELJOBREQUEST']._serialized_end=1027
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1029
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1088
+  _globals['_GETRESULTREQUEST']._serialized_start=1090
+  _globals['_GETRESULTREQUEST']._serialized_end=1124
+  _globals['_GETRESULTRESPONSE']._serialized_start=1126
+  _globals['_GETRESULTRESPONSE']._serialized_end=1188
+  _globals['_INFERENCESERVICE']._serialized_start=1348
+  _globals['_INFERENCESERVICE']._serialized_end=1733
 # @@protoc_insertion_point(module_scope)

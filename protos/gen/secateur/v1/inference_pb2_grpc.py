@@ -40,6 +40,26 @@ class InferenceServiceStub:
                 request_serializer=secateur_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
                 response_deserializer=secateur_dot_v1_dot_inference__pb2.InferResponse.FromString,
                 _registered_method=True)
+        self.SubmitJob = channel.unary_unary(
+                '/secateur.v1.InferenceService/SubmitJob',
+                request_serializer=secateur_dot_v1_dot_inference__pb2.SubmitJobRequest.SerializeToString,
+                response_deserializer=secateur_dot_v1_dot_inference__pb2.SubmitJobResponse.FromString,
+                _registered_method=True)
+        self.WatchJob = channel.unary_stream(
+                '/secateur.v1.InferenceService/WatchJob',
+                request_serializer=secateur_dot_v1_dot_inference__pb2.WatchJobRequest.SerializeToString,
+                response_deserializer=secateur_dot_v1_dot_inference__pb2.WatchJobResponse.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/secateur.v1.InferenceService/CancelJob',
+                request_serializer=secateur_dot_v1_dot_inference__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=secateur_dot_v1_dot_inference__pb2.CancelJobResponse.FromString,
+                _registered_method=True)
+        self.GetResult = channel.unary_unary(
+                '/secateur.v1.InferenceService/GetResult',
+                request_serializer=secateur_dot_v1_dot_inference__pb2.GetResultRequest.SerializeToString,
+                response_deserializer=secateur_dot_v1_dot_inference__pb2.GetResultResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -53,6 +73,35 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitJob(self, request, context):
+        """Begins an evaluation that outlives the call, for models that take long. An equal request with an equal request_id
+        is the same job, and gets one more id for it; one whose job has failed begins it again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJob(self, request, context):
+        """The job's state at once, then whenever it has changed, at last the final one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """Stops a job between two homomorphic operations; of no effect on one that has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetResult(self, request, context):
+        """The reply of a job that has succeeded, the error of one that has failed, JOB_UNFINISHED before that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +109,26 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Infer,
                     request_deserializer=secateur_dot_v1_dot_inference__pb2.InferRequest.FromString,
                     response_serializer=secateur_dot_v1_dot_inference__pb2.InferResponse.SerializeToString,
+            ),
+            'SubmitJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitJob,
+                    request_deserializer=secateur_dot_v1_dot_inference__pb2.SubmitJobRequest.FromString,
+                    response_serializer=secateur_dot_v1_dot_inference__pb2.SubmitJobResponse.SerializeToString,
+            ),
+            'WatchJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJob,
+                    request_deserializer=secateur_dot_v1_dot_inference__pb2.WatchJobRequest.FromString,
+                    response_serializer=secateur_dot_v1_dot_inference__pb2.WatchJobResponse.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=secateur_dot_v1_dot_inference__pb2.CancelJobRequest.FromString,
+                    response_serializer=secateur_dot_v1_dot_inference__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'GetResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetResult,
+                    request_deserializer=secateur_dot_v1_dot_inference__pb2.GetResultRequest.FromString,
+                    response_serializer=secateur_dot_v1_dot_inference__pb2.GetResultResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +159,114 @@ class InferenceService:
             '/secateur.v1.InferenceService/Infer',
             secateur_dot_v1_dot_inference__pb2.InferRequest.SerializeToString,
             secateur_dot_v1_dot_inference__pb2.InferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secateur.v1.InferenceService/SubmitJob',
+            secateur_dot_v1_dot_inference__pb2.SubmitJobRequest.SerializeToString,
+            secateur_dot_v1_dot_inference__pb2.SubmitJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/secateur.v1.InferenceService/WatchJob',
+            secateur_dot_v1_dot_inference__pb2.WatchJobRequest.SerializeToString,
+            secateur_dot_v1_dot_inference__pb2.WatchJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secateur.v1.InferenceService/CancelJob',
+            secateur_dot_v1_dot_inference__pb2.CancelJobRequest.SerializeToString,
+            secateur_dot_v1_dot_inference__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/secateur.v1.InferenceService/GetResult',
+            secateur_dot_v1_dot_inference__pb2.GetResultRequest.SerializeToString,
+            secateur_dot_v1_dot_inference__pb2.GetResultResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,16 @@ class InferenceServiceStub:
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Infer: _grpc.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]
     """The caller's deadline and cancellation stop the evaluation between two homomorphic operations."""
+    SubmitJob: _grpc.UnaryUnaryMultiCallable[_inference_pb2.SubmitJobRequest, _inference_pb2.SubmitJobResponse]
+    """Begins an evaluation that outlives the call, for models that take long. An equal request with an equal request_id
+    is the same job, and gets one more id for it; one whose job has failed begins it again.
+    """
+    WatchJob: _grpc.UnaryStreamMultiCallable[_inference_pb2.WatchJobRequest, _inference_pb2.WatchJobResponse]
+    """The job's state at once, then whenever it has changed, at last the final one."""
+    CancelJob: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CancelJobRequest, _inference_pb2.CancelJobResponse]
+    """Stops a job between two homomorphic operations; of no effect on one that has ended."""
+    GetResult: _grpc.UnaryUnaryMultiCallable[_inference_pb2.GetResultRequest, _inference_pb2.GetResultResponse]
+    """The reply of a job that has succeeded, the error of one that has failed, JOB_UNFINISHED before that."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -43,6 +53,16 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Infer: _aio.UnaryUnaryMultiCallable[_inference_pb2.InferRequest, _inference_pb2.InferResponse]  # type: ignore[assignment]
     """The caller's deadline and cancellation stop the evaluation between two homomorphic operations."""
+    SubmitJob: _aio.UnaryUnaryMultiCallable[_inference_pb2.SubmitJobRequest, _inference_pb2.SubmitJobResponse]  # type: ignore[assignment]
+    """Begins an evaluation that outlives the call, for models that take long. An equal request with an equal request_id
+    is the same job, and gets one more id for it; one whose job has failed begins it again.
+    """
+    WatchJob: _aio.UnaryStreamMultiCallable[_inference_pb2.WatchJobRequest, _inference_pb2.WatchJobResponse]  # type: ignore[assignment]
+    """The job's state at once, then whenever it has changed, at last the final one."""
+    CancelJob: _aio.UnaryUnaryMultiCallable[_inference_pb2.CancelJobRequest, _inference_pb2.CancelJobResponse]  # type: ignore[assignment]
+    """Stops a job between two homomorphic operations; of no effect on one that has ended."""
+    GetResult: _aio.UnaryUnaryMultiCallable[_inference_pb2.GetResultRequest, _inference_pb2.GetResultResponse]  # type: ignore[assignment]
+    """The reply of a job that has succeeded, the error of one that has failed, JOB_UNFINISHED before that."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Encrypted inference. The server computes on ciphertexts under keys that it cannot decrypt with."""
@@ -54,5 +74,39 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.InferResponse, _abc.Awaitable[_inference_pb2.InferResponse]]:
         """The caller's deadline and cancellation stop the evaluation between two homomorphic operations."""
+
+    @_abc_1.abstractmethod
+    def SubmitJob(
+        self,
+        request: _inference_pb2.SubmitJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.SubmitJobResponse, _abc.Awaitable[_inference_pb2.SubmitJobResponse]]:
+        """Begins an evaluation that outlives the call, for models that take long. An equal request with an equal request_id
+        is the same job, and gets one more id for it; one whose job has failed begins it again.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchJob(
+        self,
+        request: _inference_pb2.WatchJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_pb2.WatchJobResponse], _abc.AsyncIterator[_inference_pb2.WatchJobResponse]]:
+        """The job's state at once, then whenever it has changed, at last the final one."""
+
+    @_abc_1.abstractmethod
+    def CancelJob(
+        self,
+        request: _inference_pb2.CancelJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.CancelJobResponse, _abc.Awaitable[_inference_pb2.CancelJobResponse]]:
+        """Stops a job between two homomorphic operations; of no effect on one that has ended."""
+
+    @_abc_1.abstractmethod
+    def GetResult(
+        self,
+        request: _inference_pb2.GetResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.GetResultResponse, _abc.Awaitable[_inference_pb2.GetResultResponse]]:
+        """The reply of a job that has succeeded, the error of one that has failed, JOB_UNFINISHED before that."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

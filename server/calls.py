@@ -11,8 +11,8 @@ from urllib.parse import unquote
 from .guard import Guard
 from .identity.audit import begin_notes, note, unrecorded
 from .identity.tenant import Caller
+from .observe import logs
 from .observe.events import CallEnded, Observer
-from .observe.logs import event
 
 __all__ = ["Call"]
 
@@ -31,6 +31,7 @@ _ROUTINE = frozenset(
     }
 )
 _NAMES = ("model", "model_name", "name")  # fields of a request that may name a model
+_REQUEST_IDS = ("request_id", "id")  # fields of a request that may hold its caller's name for it
 _DIGEST_CHARS = 12
 _UNKNOWN = Caller("")
 
@@ -51,8 +52,10 @@ class Call:
 
     def identify(self, context: Any) -> Caller:
         """Whose call this is, before a byte of it is read; NotAuthenticated or NotPermitted where it is nobody's."""
+        logs.begin()
         self.notes, self.peer = begin_notes(), unquote(str(context.peer()))
         self.caller = self.guard.policy.caller(context)
+        logs.add(tenant=self.caller.tenant)
         if self.guard.audit is not None:
             self.guard.audit.check()
         return self.caller
@@ -63,6 +66,8 @@ class Call:
             model = next((getattr(message, n) for n in _NAMES if isinstance(getattr(message, n, None), str)), "")
             digest = getattr(message, "sha256", "")
             note(model=model, key_set=digest[:_DIGEST_CHARS] if isinstance(digest, str) else "")
+            ids = (getattr(message, name, "") for name in _REQUEST_IDS)
+            logs.add(request=logs.hashed(next((i for i in ids if i and isinstance(i, str)), "")))
         self.received_bytes += size
 
     async def succeeded(self) -> None:
@@ -81,7 +86,7 @@ class Call:
 
     def ended(self, reason: str) -> None:
         seconds = time.monotonic() - self.started
-        event("call", method=self.method, ms=round(seconds * 1e3, 1), reason=reason, tenant=self.caller.tenant)
+        logs.event("call", method=self.method, ms=round(seconds * 1e3, 1), reason=reason, tenant=self.caller.tenant)
         self.observer(CallEnded(self.method, reason, self.caller.tenant, seconds))
 
     def _record(self, outcome: str, **more: str) -> Any:

@@ -97,6 +97,8 @@ class FakeModel:
             os.kill(os.getpid(), signal.SIGKILL)
         if command == b"library":
             raise RuntimeError(LIBRARY_TEXT)
+        if command == b"leak":
+            raise RuntimeError(f"no such thing: {rest.decode()}")  # a library that names what it was given
         if command == b"grpc":
             return str(sorted({m.partition(".")[0] for m in sys.modules} & {"grpc", "torch", "client"})).encode(), {}
         if command == b"big":

@@ -17,6 +17,7 @@ from ..engine.engine import Engine
 from ..engine.runtime import ModelDescription
 from ..errors import ServiceError
 from ..models.repository import Repository
+from .reports import KeyReports
 from .store import KeyStore, ReadyUpload
 
 __all__ = ["KeyServicer"]
@@ -44,8 +45,15 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
     """The key store over the network."""
 
     def __init__(
-        self, store: KeyStore, repository: Repository, engine: Engine, limits: LimitsConfig, validate_on_commit: bool
+        self,
+        store: KeyStore,
+        repository: Repository,
+        engine: Engine,
+        limits: LimitsConfig,
+        validate_on_commit: bool,
+        reports: KeyReports,
     ) -> None:
+        self._reports = reports
         self._store = store
         self._repository = repository
         self._engine = engine
@@ -119,6 +127,7 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
                 subject="data",
             )
         await asyncio.to_thread(self._store.append, upload_id, chunk.offset, chunk.data)
+        self._reports.uploaded(len(chunk.data))
 
     async def GetUpload(self, request: keys_pb2.GetUploadRequest, context: Any) -> keys_pb2.GetUploadResponse:
         progress = await asyncio.to_thread(self._store.progress, request.upload_id)
@@ -129,6 +138,7 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
         if self._validate:
             await self._check_keys(ready, context.time_remaining())
         key_set = await asyncio.to_thread(self._store.commit, ready)
+        await self._reports.changed()
         return keys_pb2.CommitUploadResponse(key_set=convert.key_set_to_proto(key_set))
 
     async def _check_keys(self, ready: ReadyUpload, seconds: float | None) -> None:
@@ -157,4 +167,5 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
 
     async def DeleteKeySet(self, request: keys_pb2.DeleteKeySetRequest, context: Any) -> keys_pb2.DeleteKeySetResponse:
         await asyncio.to_thread(self._store.delete, request.key_set_id, request.handle)
+        await self._reports.changed()
         return keys_pb2.DeleteKeySetResponse()

@@ -32,6 +32,7 @@ from .uploads import Uploads, unknown_upload
 
 __all__ = ["KeyStore", "ReadyUpload", "StoredKeys"]
 
+_GOOD_SECONDS, _BAD_SECONDS = 5.0, 0.9  # for which a look at the stores holds
 _KEEPING_SECONDS = 30.0  # between two rounds of recording uses and forgetting what expired
 _SWEEP_ROUNDS = 120  # one sweep for orphans an hour
 
@@ -67,6 +68,8 @@ class KeyStore:
         self.db, self._blobs = opened.db, opened.blobs
         self._shelf = Shelf(opened.db, opened.blobs, config, self._lock, on_step)
         self._uploads = Uploads(directory / "parts", opened.place, opened.db, config, on_step, self._restore)
+        self._known_problems: list[str] = []
+        self._looked = -_GOOD_SECONDS
         self._swept = False
         self._closing = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="secateur-keys", daemon=True)
@@ -122,8 +125,15 @@ class KeyStore:
             self._opened.close()
 
     def healthy(self) -> bool:
-        """Whether database, object store and disk all answer and have room. Bounded by their time limits, some seconds."""
-        return not self.problems()
+        """Whether database, object store and disk all answer and have room. Cheap enough to ask twice a second: the
+        answer is some seconds old, one at most while it is no. What changed is logged."""
+        age = _GOOD_SECONDS if not self._known_problems else _BAD_SECONDS
+        if time.monotonic() - self._looked > age:
+            known, self._known_problems = self._known_problems, self.problems()
+            self._looked = time.monotonic()
+            if bool(known) != bool(self._known_problems):
+                event("key store", level=logging.WARNING, problems=self._known_problems)
+        return not self._known_problems
 
     def problems(self) -> list[str]:
         """What keeps the store from storing or finding keys, a sentence each; for the operator, not for callers."""

@@ -72,6 +72,35 @@ def test_damaged_objects_reach_no_worker(bucket: Setup, s3: PrivateS3) -> None:
     assert store.find(again.key_set_id).path.read_bytes() == KEYS, "the client sends them again"
 
 
+def test_what_could_not_be_deleted_is_of_no_use_and_goes_later(bucket: Setup, s3: PrivateS3) -> None:
+    store = bucket.open()
+    keys = stored(store, KEYS)
+    s3.stop()
+    try:
+        with pytest.raises(SecateurError) as caught:
+            store.delete(keys.key_set_id)
+        assert caught.value.reason is Reason.STORE_UNAVAILABLE
+        with pytest.raises(SecateurError) as caught:
+            store.find(keys.key_set_id)
+        assert caught.value.reason is Reason.KEY_SET_UNKNOWN
+    finally:
+        s3.start()
+    assert list(store._blobs.names())
+    store.keep(sweep=True)
+    assert not list(store._blobs.names())
+
+
+def test_a_server_starts_without_its_bucket_and_is_not_ready(bucket: Setup, s3: PrivateS3) -> None:
+    s3.stop()
+    try:
+        store = bucket.open()
+        assert not store.healthy()
+    finally:
+        s3.start()
+    assert not store.problems()
+    assert store.find(stored(store, KEYS).key_set_id).path.read_bytes() == KEYS
+
+
 def test_local_copies_are_bounded_and_fetched_again(bucket: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.keys.cache._IN_USE_SECONDS", 0.0)
     store = bucket.open(cache_bytes=120_000)

@@ -162,6 +162,21 @@ def test_a_damaged_database_keeps_the_server_from_starting_with_a_reason(tmp_pat
         start(config)
 
 
+def test_a_full_disk_is_not_healthy_and_an_emptied_one_is(
+    store: KeyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.keys.store._GOOD_SECONDS", 0.0)
+    monkeypatch.setattr("server.keys.store._BAD_SECONDS", 0.0)
+    assert store.healthy()
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.os, "fsync", full)
+        assert not store.healthy() and "disk" in store.problems()[0]
+    assert store.healthy() and not (tmp_path / "keys" / "probe").exists()
+    nearly = KeyStore(tmp_path / "nearly", KeysConfig(min_free_bytes=1 << 61))
+    assert not nearly.healthy(), "before it is full"
+    nearly.close()
+
+
 def test_a_server_stops_on_a_full_disk(serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server, caller = serve()
     upload_id = caller.begin(KEYS)

@@ -37,6 +37,32 @@ def test_stored_bytes_are_not_sent_again_and_ids_are_independent(caller: Caller)
     assert caller.infer(second.key_set.key_set_id, b"echo:x").ciphertexts.endswith(b"|x")
 
 
+def test_keys_that_a_worker_still_holds_are_of_no_use_once_deleted(serve: object) -> None:
+    _, caller = serve()  # type: ignore[operator]
+    keys = caller.upload(KEYS)
+    assert caller.infer(keys.key_set_id, b"echo:x").counts["key_loads"] == 1
+    caller.keys.DeleteKeySet(keys_pb2.DeleteKeySetRequest(key_set_id=keys.key_set_id), timeout=5)
+    for _ in range(3):
+        assert failure(lambda: caller.infer(keys.key_set_id, b"echo:x")).reason == "KEY_SET_UNKNOWN"
+    again = caller.upload(KEYS)
+    assert caller.infer(again.key_set_id, b"echo:x").ciphertexts == sha256(KEYS).encode() + b"|x"
+
+
+def test_a_set_tells_its_times_and_is_touched(caller: Caller) -> None:
+    keys = caller.upload(unique("status"))
+    request = keys_pb2.TouchKeySetRequest(key_set_id=keys.key_set_id)
+    touched = caller.keys.TouchKeySet(request, timeout=5).key_set
+    assert touched.resident and touched.key_set_id == keys.key_set_id
+    assert keys.created_unix_ms == touched.created_unix_ms <= touched.last_used_unix_ms < touched.expires_unix_ms
+    assert keys.last_used_unix_ms < touched.last_used_unix_ms
+    found = caller.keys.GetKeySet(keys_pb2.GetKeySetRequest(key_set_id=keys.key_set_id), timeout=5).key_set
+    assert found == touched
+    by_handle = keys_pb2.TouchKeySetRequest(handle=keys.handle)
+    assert failure(lambda: caller.keys.TouchKeySet(by_handle, timeout=5)).reason == "KEY_SET_UNKNOWN"
+    denied = failure(lambda: caller.keys.ListKeySets(keys_pb2.ListKeySetsRequest(), timeout=5))
+    assert (denied.reason, denied.code) == ("PERMISSION_DENIED", grpc.StatusCode.PERMISSION_DENIED)
+
+
 def test_an_interrupted_stream_is_resumed_where_it_broke(caller: Caller) -> None:
     data = unique("broken")
     upload_id = caller.begin(data)

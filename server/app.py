@@ -36,6 +36,7 @@ from .guard import Guard
 from .inference.service import InferenceServicer
 from .inference.window import RequestWindow
 from .interceptors import Boundary
+from .keys.reports import KeyReports
 from .keys.service import KeyServicer
 from .keys.store import KeyStore
 from .models.manager import ModelManager
@@ -129,14 +130,15 @@ class App:
         manager.on_change = readiness.tell
         server = _make_server(config, message_bytes, observer, guard, gate)
         health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
-        _add_services(server, config, message_bytes, runtime, repository, store, engine, readiness)
+        reports = KeyReports(store, observer)
+        _add_services(server, config, message_bytes, runtime, repository, store, engine, readiness, reports)
         address = open_ports(server, config)
         administered = await _open_admin(config, guard, observer, manager, readiness, gate, figures, told)
         if administered is not None:
             opened.push_async_callback(administered.close)
         await readiness.look()
         await server.start()
-        tasks = [asyncio.create_task(readiness.watch())]
+        tasks = [asyncio.create_task(readiness.watch()), asyncio.create_task(reports.watch())]
         if config.repository.poll_seconds:
             tasks.append(asyncio.create_task(manager.watch()))
         logs.event("serving", address=address, tls=config.tls.enabled, models=[m.name for m in repository.summaries()])
@@ -251,6 +253,7 @@ def _add_services(
     store: KeyStore,
     engine: Engine,
     readiness: Readiness,
+    reports: KeyReports,
 ) -> None:
     limits = config.limits
     info = ServerInfo(
@@ -261,7 +264,7 @@ def _add_services(
         max_chunk_bytes=limits.max_chunk_bytes,
     )
     models = ModelServicer(repository, runtime, info, config.engine.backend, config.engine.cost_table)
-    keys = KeyServicer(store, repository, engine, limits, config.keys.validate_on_commit)
+    keys = KeyServicer(store, repository, engine, limits, config.keys.validate_on_commit, reports)
     inference = InferenceServicer(repository, store, engine, RequestWindow(limits), info)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)

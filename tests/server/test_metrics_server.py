@@ -53,6 +53,7 @@ def test_a_server_shows_what_it_did(running: tuple[RunningServer, Caller]) -> No
     assert added("evaluation_duration_seconds_count", model="digits") == 4, "of one request id there is one evaluation"
     for family in ("linear", "activation", "other"):
         assert added("layer_duration_seconds_count", model="digits", family=family) == 4
+    assert (added("upload_bytes_total"), added("store_bytes")) == (len(KEYS), len(KEYS))
     assert scrape("workers") == 2 and scrape("queue_length") == 0
     assert sum(scrape("key_cache_bytes", worker=w) for w in "01") >= len(KEYS)
     assert sum(added("key_cache_hits_total", worker=w) for w in "01") >= 3

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
 from .guard import Guard
-from .identity.audit import begin_notes, note, unrecorded
+from .identity.notes import begin_notes, note
 from .identity.tenant import Caller
 from .observe import logs
 from .observe.events import CallEnded, Observer
@@ -56,9 +55,12 @@ class Call:
         self.notes, self.peer = begin_notes(), unquote(str(context.peer()))
         self.caller = self.guard.policy.caller(context)
         logs.add(tenant=self.caller.tenant)
-        if self.guard.audit is not None:
-            self.guard.audit.check()
         return self.caller
+
+    async def admit(self) -> None:
+        """Refuse the call before its request is read, where it could not be recorded and must be."""
+        if self.guard.audit is not None:
+            await self.guard.audit.ready()
 
     def received(self, message: Any, size: int) -> None:
         """A message of the request arrived; the first one tells what the call is about."""
@@ -73,11 +75,8 @@ class Call:
     async def succeeded(self) -> None:
         """Record a success; where records are required, before the caller learns of it, or else it does not."""
         done = None if self.method in _ROUTINE else self._record("OK")
-        if done is not None and self.guard.audit is not None and self.guard.audit.required:
-            try:
-                await asyncio.wrap_future(done)
-            except OSError:
-                raise unrecorded() from None
+        if done is not None and self.guard.audit is not None:
+            await self.guard.audit.settled(done)
 
     def failed(self, reason: str, cause: str = "", incident: str = "") -> None:
         """Record a failure: the reason is what the caller was told, the cause what only the operator learns."""

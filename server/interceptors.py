@@ -50,8 +50,9 @@ def failure_of(error: BaseException) -> tuple[Failure, str]:
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every handler but health's, and reflection's where that is open to all.
 
-    The caller is known before the request is read. Every request is read here, unary ones included, so that a message which does not arrive, or is no protobuf, gets
-    an answer like any other error instead of a call slot for as long as the caller likes.
+    The caller is known before the request is read. Every request is read here, unary ones included, so that a message
+    which does not arrive, or is no protobuf, gets an answer like any other error instead of a call slot for as long as
+    the caller likes.
     """
 
     def __init__(self, receive_seconds: float, observer: Observer = nobody, guard: Guard = OPEN) -> None:
@@ -83,6 +84,7 @@ def _wrap(handler: Any, call: Call, receive_seconds: float) -> Handler:
         requests = _requests(incoming, handler.request_deserializer, receive_seconds, call)
         try:
             with acting_as(call.identify(context)):
+                await call.admit()
                 if handler.request_streaming:
                     reply = await handler.stream_unary(requests, context)
                 else:
@@ -107,6 +109,7 @@ def _wrap_stream(handler: Any, call: Call, receive_seconds: float) -> Callable[[
         requests = _requests(incoming, handler.request_deserializer, receive_seconds, call)
         try:
             with acting_as(call.identify(context)):
+                await call.admit()
                 if handler.request_streaming:
                     replies = handler.stream_stream(requests, context)
                 else:

@@ -7,6 +7,7 @@ record cannot be written is refused instead.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import queue
@@ -14,7 +15,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +25,12 @@ from ..observe.logs import event
 from .audit_files import AuditFiles
 from .settings import AuditConfig
 
-__all__ = ["AuditLog", "begin_notes", "note"]
+__all__ = ["AuditLog", "unrecorded"]
 
-_NOTES: ContextVar[dict[str, str] | None] = ContextVar("audit notes", default=None)
 _BATCH = 256
 _RETRY_SECONDS = 10.0
 _STOP_SECONDS = 5.0
-_MAX_TEXT_CHARS = 128
 _Item = tuple[dict[str, Any], "Future[None]"]
-
-
-def begin_notes() -> dict[str, str]:
-    """Start the notes of the call that this task works for."""
-    notes: dict[str, str] = {}
-    _NOTES.set(notes)
-    return notes
-
-
-def note(**facts: str) -> None:
-    """Add facts to the audit record of this call: names and prefixes of digests, never ids that open something."""
-    notes = _NOTES.get()
-    if notes is not None:
-        notes.update({name: text[:_MAX_TEXT_CHARS] for name, text in facts.items() if text})
 
 
 class AuditLog:
@@ -76,10 +60,18 @@ class AuditLog:
             done.set_exception(OSError("the audit queue is full"))
         return done
 
-    def check(self) -> None:
+    async def ready(self) -> None:
         """Refuse a call before it costs anything, while records are required and cannot be written."""
         if self.required and self._failing:
-            raise unrecorded()
+            await self.settled(self.record("audit.tried"))
+
+    async def settled(self, done: Future[None]) -> None:
+        """Where records are required: wait until one is written, and refuse the call when it cannot be."""
+        if self.required:
+            try:
+                await asyncio.wrap_future(done)
+            except OSError:
+                raise unrecorded() from None
 
     def close(self) -> None:
         """Write what waits, then let go of the directory."""

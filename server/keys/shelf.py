@@ -17,6 +17,7 @@ from he_runtime.errors import Reason
 from protos.native import KeySetInfo, KeySetListing
 
 from ..errors import ServiceError
+from ..identity.notes import note
 from ..identity.tenant import ANONYMOUS, current_caller
 from ..observe.logs import event
 from .blobs import Blobs, blob_name
@@ -126,6 +127,7 @@ class Shelf:
         row = self._db.key_set(tenant, handle if by_handle else hash_token(key_set_id))
         if row is None or self._is_expired(row):
             raise unknown_key_set()
+        note(key_set=row.sha256[:12])
         return row
 
     def _last_used(self, row: KeySetRow) -> float:

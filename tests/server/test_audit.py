@@ -1,0 +1,294 @@
+"""The audit log: what is in it and what is not, that tampering is found, and what a full disk does."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from authority import Issuer, bearer, write_jwks
+from harness import KEYS, Caller, failure, make_config, sha256
+
+from protos.gen.secateur.v1 import model_pb2
+from server.errors import ConfigError
+from server.identity import audit_chain
+from server.identity.audit import AuditLog
+from server.identity.audit_chain import Link, files_of, verify
+from server.identity.settings import AuditConfig, IdentityConfig, JwtConfig
+from server.running import RunningServer, start
+
+
+@pytest.fixture
+def audit(tmp_path: Path) -> Iterator[Callable[..., AuditLog]]:
+    opened: list[AuditLog] = []
+
+    def open_one(**changes: Any) -> AuditLog:
+        opened.append(AuditLog(tmp_path / "audit", replace(AuditConfig(), **changes)))
+        return opened[-1]
+
+    yield open_one
+    for log in opened:
+        log.close()
+
+
+def written(log: AuditLog, count: int) -> None:
+    for future in [log.record("Service/Method", number=str(i)) for i in range(count)]:
+        future.result(10)
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in files_of(directory) for line in path.read_text().splitlines()]
+
+
+def test_a_log_is_whole_over_restarts_and_rotation(audit: Callable[..., AuditLog], tmp_path: Path) -> None:
+    directory = tmp_path / "audit"
+    for _ in range(3):
+        log = audit(max_bytes=2000, max_files=1000)
+        for _ in range(20):
+            written(log, 1)
+        log.close()
+    found = verify(directory)
+    assert (found.problems, found.first, found.records) == ([], 1, 63), "three openings too"
+    assert len(files_of(directory)) > 5
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files_of(directory))
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert found.last == audit_chain.read_head(directory)
+
+
+def test_old_files_are_removed_and_the_rest_still_verifies(audit: Callable[..., AuditLog], tmp_path: Path) -> None:
+    log = audit(max_bytes=500, max_files=3)
+    for _ in range(30):
+        written(log, 1)
+    log.close()
+    found = verify(tmp_path / "audit")
+    assert found.problems == [] and found.first > 20 and len(files_of(tmp_path / "audit")) == 3
+
+
+def _edit(change: Callable[[list[str]], list[str] | None]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        path = files_of(directory)[1]
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(change(lines) or lines))
+
+    return apply
+
+
+def _alter(lines: list[str], old: str, new: str) -> list[str]:
+    assert old in lines[1]
+    return [lines[0], lines[1].replace(old, new, 1), *lines[2:]]
+
+
+def _rehash(lines: list[str]) -> list[str]:
+    """What a careful forger does: the altered line has the right hash of its own."""
+    record = {**json.loads(lines[1]), "tenant": "somebody else"}
+    record.pop("hash")
+    line, _ = audit_chain.linked(Link(record.pop("seq") - 1, record.pop("prev")), record)
+    return [lines[0], line + "\n", *lines[2:]]
+
+
+TAMPERED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a letter": (_edit(lambda lines: _alter(lines, "Service", "service")), "altered"),
+    "a space": (_edit(lambda lines: _alter(lines, ",", ", ")), "altered"),
+    "a line altered with its hash": (_edit(_rehash), "does not follow"),
+    "a line removed": (_edit(lambda lines: [lines[0], *lines[2:]]), "some were removed"),
+    "a line twice": (_edit(lambda lines: [lines[0], lines[0], *lines[1:]]), "some were removed"),
+    "lines swapped": (_edit(lambda lines: [lines[1], lines[0], *lines[2:]]), "some were removed"),
+    "rubbish": (_edit(lambda lines: [lines[0], "[" * 5000 + "\n", *lines[2:]]), "not a record"),
+    "a file removed": (lambda directory: files_of(directory)[1].unlink(), "some were removed"),
+    "the last file removed": (lambda directory: files_of(directory)[-1].unlink(), "is missing"),
+    "the last line removed": (lambda directory: _cut_last(files_of(directory)[-1]), "is missing"),
+}
+
+
+def _cut_last(path: Path) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_tampering_is_found(audit: Callable[..., AuditLog], tmp_path: Path, name: str) -> None:
+    log = audit(max_bytes=1200, max_files=1000)
+    for _ in range(20):
+        written(log, 1)
+    log.close()
+    directory = tmp_path / "audit"
+    assert verify(directory).problems == []
+    change, said = TAMPERED[name]
+    change(directory)
+    assert any(said in problem for problem in verify(directory).problems), verify(directory).problems
+    audit(max_files=1000).close()  # a server that goes on does not cover it up
+    assert verify(directory).problems
+
+
+def test_a_noted_record_shows_that_a_whole_log_was_replaced(audit: Callable[..., AuditLog], tmp_path: Path) -> None:
+    log = audit()
+    written(log, 5)
+    log.close()
+    noted = verify(tmp_path / "audit").last
+    assert verify(tmp_path / "audit", noted).problems == []
+    for path in (tmp_path / "audit").iterdir():
+        path.unlink()
+    log = audit()
+    written(log, 9)
+    log.close()
+    assert verify(tmp_path / "audit").problems == []
+    assert any("noted elsewhere" in p for p in verify(tmp_path / "audit", noted).problems)
+    assert any("missing" in p for p in verify(tmp_path / "audit", Link(99, "0" * 64)).problems)
+
+
+def test_a_line_that_a_crash_tore_is_cut_and_told(audit: Callable[..., AuditLog], tmp_path: Path) -> None:
+    log = audit()
+    written(log, 2)
+    log.close()
+    with files_of(tmp_path / "audit")[0].open("a") as file:
+        file.write('{"action":"half')
+    audit().close()
+    assert verify(tmp_path / "audit").problems == []
+    assert records(tmp_path / "audit")[-1]["torn_bytes"] == "15"
+
+
+def test_two_servers_do_not_share_a_log(audit: Callable[..., AuditLog]) -> None:
+    audit()
+    with pytest.raises(ConfigError, match="another server"):
+        audit()
+
+
+class Disk:
+    """os.write that can be full, and takes half of what it cannot take whole."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = False
+        real = os.write
+
+        def write(descriptor: int, data: bytes) -> int:
+            if self.full and b'"action"' in data:
+                real(descriptor, data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(descriptor, data)
+
+        monkeypatch.setattr("server.identity.audit_files.os.write", write)
+
+
+def test_a_full_disk_loses_records_counts_them_and_leaves_no_half_line(
+    audit: Callable[..., AuditLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, log = Disk(monkeypatch), audit()
+    written(log, 1)
+    disk.full = True
+    for _ in range(3):
+        with pytest.raises(OSError, match="cannot be written"):
+            log.record("Service/Method").result(10)
+    disk.full = False
+    written(log, 1)
+    log.close()
+    assert verify(tmp_path / "audit").problems == []
+    assert [(r["action"], r.get("records")) for r in records(tmp_path / "audit")][-2:] == [
+        ("audit.lost", 3),
+        ("Service/Method", None),
+    ]
+
+
+# At a real server
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    return Issuer()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, issuer: Issuer) -> Iterator[Callable[..., tuple[RunningServer, Caller]]]:
+    running: list[RunningServer] = []
+
+    def start_one(**changes: Any) -> tuple[RunningServer, Caller]:
+        keys = write_jwks(tmp_path / "jwks.json", issuer.jwk)
+        running.append(
+            start(
+                replace(
+                    make_config(tmp_path),
+                    identity=IdentityConfig("jwt"),
+                    jwt=JwtConfig(keys, issuer=Issuer.NAME, audience=Issuer.AUDIENCE),
+                    audit=replace(AuditConfig(), **changes),
+                )
+            )
+        )
+        return running[-1], shown_with(running[-1].address, issuer.token())
+
+    yield start_one
+    for server in running:
+        server.stop()
+
+
+class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientInterceptor):  # type: ignore[misc]
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def _add(self, details: Any) -> Any:
+        return details._replace(metadata=(*(details.metadata or ()), *bearer(self._token)))
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._add(details), request)
+
+    intercept_stream_unary = intercept_unary_unary
+
+
+def shown_with(address: str, token: str) -> Caller:
+    return Caller(grpc.intercept_channel(grpc.insecure_channel(address), _Bearer(token)))
+
+
+def test_each_action_is_recorded_with_who_what_and_outcome_and_no_secret(
+    serve: Callable[..., tuple[RunningServer, Caller]], issuer: Issuer, tmp_path: Path
+) -> None:
+    server, caller = serve()
+    key_set = caller.upload().key_set_id
+    payload = b"echo:" + os.urandom(32).hex().encode()
+    caller.infer(key_set, payload)
+    expired = issuer.token(exp=1)
+    failure(lambda: shown_with(server.address, expired).get_model())
+    failure(lambda: caller.infer(key_set, payload, model="absent"))
+    caller.models.ListModels(model_pb2.ListModelsRequest(), timeout=10)
+    server.stop()
+
+    found = {(r["action"], r.get("outcome")): r for r in records(tmp_path / "state" / "audit")}
+    assert verify(tmp_path / "state" / "audit").problems == []
+    inferred = found["InferenceService/Infer", "OK"]
+    assert (inferred["tenant"], inferred["subject"], inferred["model"]) == ("acme", "user of acme", "digits")
+    assert inferred["peer"].startswith("ipv4:127.0.0.1:") and inferred["ms"] > 0
+    assert inferred["received_bytes"] > len(payload) and inferred["sent_bytes"] > 0
+    assert inferred["key_set"] == found["KeyService/CreateUpload", "OK"]["key_set"] == sha256(KEYS)[:12]
+    refused = found["ModelService/GetModel", "UNAUTHENTICATED"]
+    assert refused["cause"] == "token expired" and "tenant" not in refused
+    assert found["InferenceService/Infer", "MODEL_UNKNOWN"]["model"] == "absent"
+    assert {"server.started", "server.stopped", "audit.opened"} <= {action for action, _ in found}
+    assert not any("ListModels" in action for action, _ in found), "reads that tell nothing are no actions"
+    text = "".join(path.read_text() for path in files_of(tmp_path / "state" / "audit"))
+    for secret in (key_set, payload.decode()[5:], expired, expired.split(".")[2], issuer.token()[:40]):
+        assert secret not in text
+
+
+def test_a_full_disk_does_not_stop_serving(
+    serve: Callable[..., tuple[RunningServer, Caller]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, caller = serve()
+    Disk(monkeypatch).full = True
+    for _ in range(3):
+        assert caller.get_model().version == "10"
+
+
+def test_a_required_record_that_cannot_be_written_refuses_the_call(
+    serve: Callable[..., tuple[RunningServer, Caller]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, caller = serve(required=True)
+    disk = Disk(monkeypatch)
+    assert caller.get_model().version == "10"
+    disk.full = True
+    for _ in range(3):
+        refused = failure(caller.get_model)
+        assert (refused.reason, refused.subject) == ("SERVER_BUSY", "audit") and refused.retry_after_seconds
+    disk.full = False
+    assert caller.get_model().version == "10"

@@ -71,8 +71,12 @@ class Policy:
         known = self._config.tenants.get(tenant)
         if known is None and self._config.only_listed_tenants:
             raise NotPermitted("tenant not listed")
-        models = frozenset(known.models) if known is not None and known.models is not None else None
-        return Caller(tenant, subject[:_MAX_TENANT_CHARS], self._is_admin(shown, claims), models)
+        admin = self._is_admin(shown, claims)
+        some = (
+            known is not None and known.models is not None and not admin
+        )  # administrators load and unload every model
+        models = frozenset(known.models or ()) if some and known is not None else None
+        return Caller(tenant, subject[:_MAX_TENANT_CHARS], admin, models)
 
     def _is_admin(self, shown: Shown | None, claims: Claims | None) -> bool:
         """Only when every credential that was shown, and that the configuration asks about it, says so."""

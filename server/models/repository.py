@@ -19,6 +19,7 @@ from protos.native import ModelSummary
 
 from ..engine.runtime import ModelDescription, Runtime
 from ..errors import ConfigError, ServiceError
+from ..identity.tenant import current_caller
 from ..observe.logs import event
 
 __all__ = ["Broken", "Repository", "describe", "directories", "natural_order"]
@@ -94,8 +95,14 @@ class Repository:
         """The defaults that the operator set, by model."""
         return dict(self._chosen)
 
+    @property
+    def _visible(self) -> dict[str, dict[str, ModelDescription]]:
+        """What exists for the caller that the current task works for: everything, outside of a call."""
+        caller = current_caller()
+        return {name: versions for name, versions in self._models.items() if caller.may_use(name)}
+
     def summaries(self) -> list[ModelSummary]:
-        return [self.summary(name) for name in sorted(self._models)]
+        return [self.summary(name) for name in sorted(self._visible)]
 
     def summary(self, name: str) -> ModelSummary:
         return ModelSummary(name, tuple(self._models[name]), self.default_version(name))
@@ -124,13 +131,17 @@ class Repository:
         return self._models.get(name, {}).get(version)
 
     def get(self, name: str, version: str = "") -> ModelDescription:
-        """A version (empty: the default); MODEL_UNKNOWN naming what there is, or the reason of a broken version."""
-        versions = self._models.get(name, {})
+        """A version (empty: the default); MODEL_UNKNOWN naming what there is, or the reason of a broken version.
+
+        To a caller who may not use a model it is unknown, here and wherever else callers name one.
+        """
+        visible = self._visible
+        versions = visible.get(name, {})
         model = versions.get(version or self.default_version(name))
         if model is not None:
             return model
         for broken in self.broken:
-            if broken.name == name and version in ("", broken.version):
+            if broken.name == name and version in ("", broken.version) and current_caller().may_use(name):
                 # A fresh error without the verifier's text, which may name the operator's directories.
                 raise ServiceError(
                     f"cannot serve model {name!r} version {broken.version!r}: got one that does not verify on this server; "
@@ -141,7 +152,7 @@ class Repository:
         known = (
             f"version {', '.join(versions)}"
             if versions
-            else f"one of {', '.join(sorted(self._models)) or 'none: this server has no models'}"
+            else f"one of {', '.join(sorted(visible)) or 'none: this server has no models'}"
         )
         asked = f"{name!r}" + (f" version {version!r}" if version else "")
         raise ServiceError(
@@ -157,14 +168,14 @@ class Repository:
         no call is lost when the default changes. A digest that no version has is left to the caller to refuse.
         """
         if client_spec_digest and not version:
-            for model in self._models.get(name, {}).values():
+            for model in self._visible.get(name, {}).values():
                 if model.client_spec_digest == client_spec_digest:
                     return model
         return self.get(name, version)
 
     def by_spec(self, client_spec_digest: str) -> ModelDescription:
         """The version whose client spec has this digest; MODEL_UNKNOWN when none (any more) has."""
-        for model in self.models():
+        for model in (m for versions in self._visible.values() for m in versions.values()):
             if model.client_spec_digest == client_spec_digest:
                 return model
         raise ServiceError(

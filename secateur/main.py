@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import admin, bench, calibrate, compress, demo, doctor, estimate, plan, predict, serve, sweep
+from . import admin, audit, bench, calibrate, compress, demo, doctor, estimate, plan, predict, serve, sweep
 from .errors import OneLineErrors
 
 __all__ = ["app"]
@@ -29,3 +29,4 @@ app.add_typer(bench.app, name="bench")
 app.command("sweep")(sweep.sweep)
 app.command("doctor")(doctor.doctor)
 app.add_typer(admin.app, name="admin")
+app.add_typer(audit.app, name="audit")

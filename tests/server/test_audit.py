@@ -292,3 +292,30 @@ def test_a_required_record_that_cannot_be_written_refuses_the_call(
         assert (refused.reason, refused.subject) == ("SERVER_BUSY", "audit") and refused.retry_after_seconds
     disk.full = False
     assert caller.get_model().version == "10"
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    from typer.testing import CliRunner
+
+    from secateur.main import app
+
+    result = CliRunner().invoke(app, ["audit", "verify", *arguments])
+    return result.exit_code, result.output
+
+
+def test_the_command_says_whether_a_log_is_whole(audit: Callable[..., AuditLog], tmp_path: Path) -> None:
+    log = audit(max_bytes=1200, max_files=1000)
+    for _ in range(20):
+        written(log, 1)
+    log.close()
+    directory = str(tmp_path / "audit")
+    code, said = run(directory, "--json")
+    record = json.loads(said)
+    assert (code, record["ok"], record["records"], record["first"]) == (0, True, 21, 1)
+    code, said = run(directory, "--expect", f"{record['last']}:{record['hash']}")
+    assert code == 0 and "21 records, 1 to 21: whole" in said
+    assert run(directory, "--expect", f"21:{'0' * 64}")[0] == 1
+    TAMPERED["a line removed"][0](Path(directory))
+    code, said = run(directory)
+    assert code == 1 and "some were removed" in said
+    assert run(directory, "--expect", "x")[0] == 2 and run(str(tmp_path))[0] == 2

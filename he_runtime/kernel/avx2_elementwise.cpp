@@ -167,10 +167,15 @@ void lift(u64* dst, const u64* src, const Lift& lift, std::size_t n) {
     }
 }
 
-void forward_lifted(u64* dst, const u64* src, const Lift& how, const NttTable& table) {
-    lift(dst, src, how, table.n);
+std::size_t block(std::size_t n) { return n; }
+
+void forward_begin(u64* dst, const u64* src, const Lift* how, const NttTable& table) {
+    if (how == nullptr) return avx2_forward(dst, src, table);
+    lift(dst, src, *how, table.n);
     avx2_forward(dst, dst, table);
 }
+
+void forward_end(u64*, std::size_t, const NttTable&, const Ahead&) {}
 
 void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
     for (std::size_t i = 0; i < n; i += 4) {
@@ -210,7 +215,8 @@ void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& tabl
 }  // namespace
 
 const Kernel avx2_kernel = {
-    "avx2",            avx2_forward,  avx2_inverse,  forward_lifted,
+    "avx2",            avx2_forward,  avx2_inverse,
+    block,             forward_begin, forward_end,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Splits>::dot, Sums<Splits>::dot_pair, Sums<Splits>::gadget_pair, Sums<Splits>::dot_constants,

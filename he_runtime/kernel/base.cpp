@@ -41,8 +41,8 @@ void Base::quotient(u64* dst, const u64* rows, std::size_t n) const {
     kernel.round_quotient(dst, sources.data(), reciprocals_.data(), size(), n);
 }
 
-void Base::transform(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, Sign sign) const {
-    if (size() == 1) return transform_one(dst, rows, target, sign);
+void Base::begin(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, Sign sign) const {
+    if (size() == 1) return begin_one(dst, rows, target, sign);
     const Modulus& t = target.modulus();
     const std::size_t n = target.degree();
     std::vector<const u64*> sources;
@@ -59,10 +59,10 @@ void Base::transform(u64* dst, const u64* rows, const u64* quotient, const Ntt& 
     weights.push_back(reduce_once(t.value - product(t), t.value));
     const Kernel& kernel = narrow_ ? target.kernel() : portable_kernel;
     kernel.dot_constants(dst, sources.data(), weights.data(), sources.size(), false, n, t);
-    target.forward(dst, dst);
+    target.forward_begin(dst, dst, nullptr);
 }
 
-void Base::transform_one(u64* dst, const u64* row, const Ntt& target, Sign sign) const {
+void Base::begin_one(u64* dst, const u64* row, const Ntt& target, Sign sign) const {
     const Modulus& from = primes_[0]->modulus();
     const Modulus& to = target.modulus();
     const std::size_t n = target.degree();
@@ -70,11 +70,11 @@ void Base::transform_one(u64* dst, const u64* row, const Ntt& target, Sign sign)
     const bool lifts = sign.centred || sign.before != nullptr;
     // The transform takes anything below four times its prime; other residues are reduced first.
     if (from.value + (lifts ? to.value : 0) <= 4 * to.value) {
-        return lifts ? target.forward_lifted(dst, row, lift) : target.forward(dst, row);
+        return target.forward_begin(dst, row, lifts ? &lift : nullptr);
     }
     if (lifts) target.kernel().lift(dst, row, lift, n);
     (is_narrow(from) ? target.kernel() : portable_kernel).convert(dst, lifts ? dst : row, n, from, to);
-    target.forward(dst, dst);
+    target.forward_begin(dst, dst, nullptr);
 }
 
 Lifted::Lifted(const Base& base, std::size_t n, Sign sign)
@@ -90,8 +90,11 @@ void Lifted::finish() {
     if (base_->size() > 1) base_->quotient(quotient_.data(), rows_.data(), n_);
 }
 
+void Lifted::begin(u64* dst, const Ntt& target) const { base_->begin(dst, rows_.data(), quotient_.data(), target, sign_); }
+
 void Lifted::to(u64* dst, const Ntt& target) const {
-    base_->transform(dst, rows_.data(), quotient_.data(), target, sign_);
+    begin(dst, target);
+    for (std::size_t at = 0; at < n_; at += target.block()) target.forward_end(dst, at, {});
 }
 
 Division::Division(std::vector<const Ntt*> by, const std::vector<const Ntt*>& live)

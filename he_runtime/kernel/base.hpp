@@ -39,11 +39,11 @@ class Base {
     // How often the product must be taken off, from all prepared rows, for n coefficients.
     void quotient(u64* dst, const u64* rows, std::size_t n) const;
 
-    // Values modulo the target, in evaluation form. `quotient` is unused for one prime.
-    void transform(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, Sign sign) const;
+    // Values modulo the target, whose transform is begun. `quotient` is unused for one prime.
+    void begin(u64* dst, const u64* rows, const u64* quotient, const Ntt& target, Sign sign) const;
 
   private:
-    void transform_one(u64* dst, const u64* row, const Ntt& target, Sign sign) const;
+    void begin_one(u64* dst, const u64* row, const Ntt& target, Sign sign) const;
 
     std::vector<const Ntt*> primes_;
     std::vector<Factor> inverses_;     // (product / prime)^-1 modulo the prime
@@ -60,8 +60,9 @@ class Lifted {
     void take(std::size_t i, const u64* values);
     // After all rows; nothing to do for a base of one prime.
     void finish();
-    // Values modulo the target, in evaluation form.
+    // Values modulo the target, in evaluation form; or begun, to be ended block by block.
     void to(u64* dst, const Ntt& target) const;
+    void begin(u64* dst, const Ntt& target) const;
 
   private:
     const Base* base_;

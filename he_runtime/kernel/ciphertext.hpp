@@ -32,6 +32,13 @@ constexpr std::size_t kPieceStride = kPiece + 8;
 // residue class of exponents modulo n / kPiece.
 inline std::size_t source_piece(const GaloisTable& galois, std::size_t at) { return galois.source[at / 8] / kPiece; }
 
+// Where it takes each piece.
+inline std::vector<std::size_t> target_pieces(const GaloisTable& galois) {
+    std::vector<std::size_t> target(galois.n / kPiece);
+    for (std::size_t at = 0; at < galois.n; at += kPiece) target[source_piece(galois, at)] = at;
+    return target;
+}
+
 // A key-switching key for ciphertexts of one level and below. Memory order is that of use, so that the processor reads one
 // stream: row, eight residues, digit, then the two polynomials.
 class SwitchKey {

@@ -20,8 +20,7 @@ class Hoisting {
         const GaloisTable& galois = ring_.galois(element);
         rotations_.push_back({&galois, &key, std::make_shared<Ciphertext>(ring_, x_.level, 2),
                               {{special, n_, Sign::nearest()}, {special, n_, Sign::nearest()}},
-                              std::vector<std::size_t>(n_ / kPiece)});
-        for (std::size_t at = 0; at < n_; at += kPiece) rotations_.back().target[source_piece(galois, at)] = at;
+                              target_pieces(galois)});
     }
 
     std::vector<Cipher> outputs() {

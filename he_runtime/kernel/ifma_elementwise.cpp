@@ -147,7 +147,8 @@ void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& tabl
 }  // namespace
 
 const Kernel ifma_kernel = {
-    "ifma",            ifma_forward,  ifma_inverse,  ifma_forward_lifted,
+    "ifma",            ifma_forward,  ifma_inverse,
+    ifma_block,        ifma_forward_begin, ifma_forward_end,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Halves>::dot, Sums<Halves>::dot_pair, Sums<Halves>::gadget_pair, Sums<Halves>::dot_constants,

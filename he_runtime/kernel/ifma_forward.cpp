@@ -116,31 +116,94 @@ void tiles(u64* x, std::size_t node, const NttTable& table, const LaneModulus& m
     }
 }
 
-template <class Source>
-void block(u64* dst, const Source& src, std::size_t length, std::size_t node, const NttTable& table, const LaneModulus& m) {
+struct NoFetching {
+    void operator()() const {}
+};
+
+// A share of what is needed next with every two tiles: in one go it would wait for memory.
+class Fetching {
+  public:
+    Fetching(const Ahead& ahead, std::size_t values) : ahead_(ahead), step_(ahead.count / (values / (2 * kTile))) {}
+    void operator()() {
+        for (std::size_t i = 0; i < step_; i += 8) __builtin_prefetch(ahead_.words + i, 0, 2);
+        ahead_.words += step_;
+        if (ahead_.block == nullptr) return;
+        for (std::size_t i = 0; i < 2 * kTile; i += 8) __builtin_prefetch(ahead_.block + i, 1, 2);
+        ahead_.block += 2 * kTile;
+    }
+
+  private:
+    Ahead ahead_;
+    std::size_t step_;
+};
+
+template <class Source, class Fetch>
+void block(u64* dst, const Source& src, std::size_t length, std::size_t node, const NttTable& table, const LaneModulus& m,
+           Fetch& fetch) {
     pass(dst, src, length, node, table, m);
     const std::size_t radix = radix_for(length);
     const std::size_t part = length / radix;
     if (part == kTile) {
-        for (std::size_t c = 0; c < radix; c += 2) tiles(dst + c * part, radix * node + c, table, m);
+        for (std::size_t c = 0; c < radix; c += 2) {
+            fetch();
+            tiles(dst + c * part, radix * node + c, table, m);
+        }
     } else {
-        for (std::size_t c = 0; c < radix; ++c) block(dst + c * part, Plain{dst + c * part}, part, radix * node + c, table, m);
+        for (std::size_t c = 0; c < radix; ++c) {
+            block(dst + c * part, Plain{dst + c * part}, part, radix * node + c, table, m, fetch);
+        }
     }
 }
+
+// The passes above blocks of `until` values, or all of them where that is the whole.
+template <class Source>
+void begin(u64* dst, const Source& src, std::size_t length, std::size_t node, std::size_t until, const NttTable& table,
+           const LaneModulus& m) {
+    if (until == table.n) {
+        NoFetching none;
+        return block(dst, src, length, node, table, m, none);
+    }
+    pass(dst, src, length, node, table, m);
+    const std::size_t radix = radix_for(length);
+    const std::size_t part = length / radix;
+    for (std::size_t c = 0; c < radix && part > until; ++c) {
+        begin(dst + c * part, Plain{dst + c * part}, part, radix * node + c, until, table, m);
+    }
+}
+
+constexpr std::size_t kMostBlock = 4096;  // and its roots fit the second-level cache many times
 
 }  // namespace
 
-void ifma_forward(u64* dst, const u64* src, const NttTable& table) {
-    block(dst, Plain{src}, table.n, 1, table, LaneModulus(table.modulus->value));
+std::size_t ifma_block(std::size_t n) {
+    if (n <= kMostBlock) return n;
+    while (n > kMostBlock) n /= radix_for(n);
+    return n;
 }
 
-void ifma_forward_lifted(u64* dst, const u64* src, const Lift& lift, const NttTable& table) {
+void ifma_forward(u64* dst, const u64* src, const NttTable& table) {
+    NoFetching none;
+    block(dst, Plain{src}, table.n, 1, table, LaneModulus(table.modulus->value), none);
+}
+
+void ifma_forward_begin(u64* dst, const u64* src, const Lift* lift, const NttTable& table) {
     const LaneModulus m(table.modulus->value);
-    if (lift.signs == nullptr) {
-        block(dst, Centred(src, lift), table.n, 1, table, m);
+    const std::size_t until = ifma_block(table.n);
+    if (lift == nullptr) {
+        begin(dst, Plain{src}, table.n, 1, until, table, m);
+    } else if (lift->signs == nullptr) {
+        begin(dst, Centred(src, *lift), table.n, 1, until, table, m);
     } else {
-        block(dst, Signed(src, lift), table.n, 1, table, m);
+        begin(dst, Signed(src, *lift), table.n, 1, until, table, m);
     }
+}
+
+void ifma_forward_end(u64* values, std::size_t begin, const NttTable& table, const Ahead& ahead) {
+    const std::size_t length = ifma_block(table.n);
+    if (length == table.n) return;
+    Fetching fetching(ahead, length);
+    block(values + begin, Plain{values + begin}, length, (table.n + begin) / length, table,
+          LaneModulus(table.modulus->value), fetching);
 }
 
 }  // namespace secateur

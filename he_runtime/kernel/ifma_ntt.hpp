@@ -6,7 +6,9 @@
 namespace secateur {
 
 void ifma_forward(u64* dst, const u64* src, const NttTable& table);
-void ifma_forward_lifted(u64* dst, const u64* src, const Lift& lift, const NttTable& table);
+std::size_t ifma_block(std::size_t n);
+void ifma_forward_begin(u64* dst, const u64* src, const Lift* lift, const NttTable& table);
+void ifma_forward_end(u64* values, std::size_t begin, const NttTable& table, const Ahead& ahead);
 void ifma_inverse(u64* dst, const u64* src, const NttTable& table);
 
 namespace {

@@ -47,13 +47,25 @@ struct Lift {
     const unsigned char* signs;
 };
 
+// Words to fetch while something is computed, and the start of a block to fetch; either may be null.
+struct Ahead {
+    const u64* words;
+    std::size_t count;
+    const u64* block;
+};
+
 struct Kernel {
     const char* name;
     // Forward takes values in [0, 4q): residues of another prime of about the same size need no reduction first.
     void (*forward)(u64* dst, const u64* src, const NttTable& table);
     void (*inverse)(u64* dst, const u64* src, const NttTable& table);
-    // Lifts and transforms; what is lifted must be below 4q.
-    void (*forward_lifted)(u64* dst, const u64* src, const Lift& lift, const NttTable& table);
+    // The forward transform in two parts, so that each block of `block(n)` values can be used as soon as it is ended, while it is
+    // in the cache. Begins with a lift, unless that is null; what is lifted must be below 4q. Where block(n) is n nothing is
+    // left to end.
+    std::size_t (*block)(std::size_t n);
+    void (*forward_begin)(u64* dst, const u64* src, const Lift* lift, const NttTable& table);
+    // Ends the block at `begin`, and meanwhile asks for what is needed next, for the second-level cache.
+    void (*forward_end)(u64* values, std::size_t begin, const NttTable& table, const Ahead& ahead);
     void (*add)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);
     void (*sub)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);
     void (*negate)(u64* dst, const u64* a, std::size_t n, const Modulus& m);
@@ -69,7 +81,7 @@ struct Kernel {
                      std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // Two sums of a[k] times a key, whose words come in the order of use, one stream: for every eight residues, for every
     // k, eight words of the first polynomial and eight of the second; from one eight to the next are `stride` words. At
-    // most 64 operands. As many words as are read of the key are fetched into the second-level cache from `ahead` on.
+    // most 64 operands. As many words as are read of the key are fetched into the second-level cache from `ahead` on, if not null.
     void (*gadget_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* key, const u64* ahead, std::size_t stride,
                         std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // dst = (accumulate ? dst : 0) + sum of a[k] * w[k], w[k] in [0, q). The a[k] may be residues of other primes, taken

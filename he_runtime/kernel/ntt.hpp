@@ -25,7 +25,10 @@ class Ntt {
     // Forward takes coefficients, in [0, 4q), to values in bit-reversed order; inverse goes back, from [0, q). Both leave
     // [0, q). dst may be src.
     void forward(u64* dst, const u64* src) const { kernel_->forward(dst, src, table_); }
-    void forward_lifted(u64* dst, const u64* src, const Lift& lift) const { kernel_->forward_lifted(dst, src, lift, table_); }
+    // Forward in two parts, as kernel.hpp has it; the second once for each block.
+    void forward_begin(u64* dst, const u64* src, const Lift* lift) const { kernel_->forward_begin(dst, src, lift, table_); }
+    void forward_end(u64* values, std::size_t begin, const Ahead& ahead) const { kernel_->forward_end(values, begin, table_, ahead); }
+    std::size_t block() const { return kernel_->block(table_.n); }
     void inverse(u64* dst, const u64* src) const { kernel_->inverse(dst, src, table_); }
 
     std::size_t degree() const { return table_.n; }

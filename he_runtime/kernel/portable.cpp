@@ -163,10 +163,15 @@ void lift(u64* dst, const u64* src, const Lift& lift, std::size_t n) {
     }
 }
 
-void forward_lifted(u64* dst, const u64* src, const Lift& how, const NttTable& table) {
-    lift(dst, src, how, table.n);
+std::size_t block(std::size_t n) { return n; }
+
+void forward_begin(u64* dst, const u64* src, const Lift* how, const NttTable& table) {
+    if (how == nullptr) return forward(dst, src, table);
+    lift(dst, src, *how, table.n);
     forward(dst, dst, table);
 }
+
+void forward_end(u64*, std::size_t, const NttTable&, const Ahead&) {}
 
 void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) {
@@ -188,7 +193,8 @@ void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& tabl
 }  // namespace
 
 const Kernel portable_kernel = {
-    "portable",        forward,       inverse,       forward_lifted,
+    "portable",        forward,       inverse,
+    block,             forward_begin, forward_end,
     add,               sub,           negate,
     multiply,          multiply_constant, sub_multiply_constant,
     dot,               dot_pair,      gadget_pair,

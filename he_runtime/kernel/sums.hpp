@@ -161,7 +161,7 @@ struct Sums {
         const u64* left[64];
         for (std::size_t k = 0; k < count; ++k) left[k] = a[k];
         for (std::size_t j = 0; j < n; j += 8, key += stride) {
-            if (j % kFetched == 0) fetch(ahead + j / 8 * stride, kFetched / 8 * stride);
+            if (ahead != nullptr && j % kFetched == 0) fetch(ahead + j / 8 * stride, kFetched / 8 * stride);
             for (std::size_t lane = 0; lane < 8; lane += Arithmetic::kWidth) {
                 const std::size_t at = j + lane;
                 Sum high[2] = {Arithmetic::zero(), Arithmetic::zero()};

@@ -13,8 +13,14 @@ void Decomposition::take(std::size_t j, const u64* values) {
 }
 
 const u64* Decomposition::row(std::size_t d, std::size_t row, u64* scratch) const {
-    if (row <= level_ && row / ring_->alpha() == d) return sources_[row];
+    if (is_own(d, row)) return sources_[row];
     digits_[d].to(scratch, ring_->extended(level_, row));
+    return scratch;
+}
+
+const u64* Decomposition::begin(std::size_t d, std::size_t row, u64* scratch) const {
+    if (is_own(d, row)) return sources_[row];
+    digits_[d].begin(scratch, ring_->extended(level_, row));
     return scratch;
 }
 
@@ -25,8 +31,29 @@ InnerProduct::InnerProduct(const Ring& ring, const SwitchKey& key, std::size_t l
 void InnerProduct::piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, const u64* ahead) const {
     const u64* left[kMostPrimes];
     for (std::size_t d = 0; d < count_; ++d) left[d] = digits_[d] + piece * kPiece;
-    prime_.kernel().gadget_pair(out0, out1, left, words(piece), ahead == nullptr ? words(piece + 1) : ahead, key_.stride(),
-                                count_, accumulate, kPiece, prime_.modulus());
+    prime_.kernel().gadget_pair(out0, out1, left, words(piece), ahead, key_.stride(), count_, accumulate, kPiece,
+                                prime_.modulus());
+}
+
+SwitchedRow::SwitchedRow(const Ring& ring, const SwitchKey& key, const Decomposition& digits, std::size_t level, std::size_t row)
+    : prime_(ring.extended(level, row)), stride_(ring.degree() + kPieceStride - kPiece), scratch_(digits.digits() * stride_),
+      digits_(digits.digits()), product_(ring, key, level, row, digits_.data(), digits_.size()) {
+    for (std::size_t d = 0; d < digits_.size(); ++d) {
+        u64* const place = scratch_.data() + d * stride_;
+        digits_[d] = digits.begin(d, row, place);
+        if (digits_[d] == place) begun_.push_back(place);
+    }
+}
+
+void SwitchedRow::end_block(std::size_t first, std::size_t pieces) const {
+    const std::size_t at = first * kPiece, next = at + pieces * kPiece;
+    // A share of the block's words with each digit, in whole cache lines.
+    const std::size_t share = begun_.empty() ? 0 : pieces * product_.piece_words() / begun_.size() / 8 * 8;
+    for (std::size_t k = 0; k < begun_.size(); ++k) {
+        const bool last = k + 1 == begun_.size();
+        const u64* const block = !last ? begun_[k + 1] + at : next < prime_.degree() ? begun_[0] + next : nullptr;
+        prime_.forward_end(begun_[k], at, {product_.words(first) + k * share, share, block});
+    }
 }
 
 void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, const u64* const (&addend)[2],
@@ -41,14 +68,10 @@ void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const
     const Division& division = ring.by_special();
     Lifted remainder[2] = {{division.base(), n, Sign::nearest()}, {division.base(), n, Sign::nearest()}};
     parallel_for(rows, task, [&](std::size_t row) {
-        const std::size_t count = digits.digits();
-        const std::size_t stride = n + kPieceStride - kPiece;
-        Buffer scratch(count * stride);
-        std::vector<const u64*> operands(count);
-        for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * stride);
-        const InnerProduct product(ring, key, level, row, operands.data(), count);
-        u64* out[2] = {sums.data() + row * n, sums.data() + (rows + row) * n};
-        for (std::size_t p = 0; p < n / kPiece; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false);
+        u64* const out[2] = {sums.data() + row * n, sums.data() + (rows + row) * n};
+        SwitchedRow(ring, key, digits, level, row).each_block([&](const InnerProduct& product, std::size_t p, std::size_t last) {
+            for (; p < last; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false, nullptr);
+        });
         if (row >= live) {
             for (int poly = 0; poly < 2; ++poly) remainder[poly].take(row - live, out[poly]);
         }

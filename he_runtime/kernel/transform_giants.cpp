@@ -103,33 +103,31 @@ void Run::turn_giant(std::size_t group, const Decomposition& digits, std::size_t
     const Kernel& kernel = prime.kernel();
     const Modulus& m = prime.modulus();
     const GaloisTable& galois = ring_.galois(giant.element);
-    const std::size_t count = digits.digits();
-    Buffer scratch(count * n_), pieces(3 * kPieceStride);
-    std::vector<const u64*> operands(count);
-    for (std::size_t d = 0; d < count; ++d) operands[d] = digits.row(d, row, scratch.data() + d * n_);
-    const InnerProduct product(ring_, key(giant.element), level_, row, operands.data(), count);
+    const std::vector<std::size_t> target = target_pieces(galois);
+    Buffer pieces(3 * kPieceStride);
     u64* const total[2] = {totals_[giant.output].data() + row * n_, totals_[giant.output].data() + (extended_rows_ + row) * n_};
     u64* const switched[2] = {pieces.data(), pieces.data() + kPieceStride};
     u64* const turned = pieces.data() + 2 * kPieceStride;
-    const std::lock_guard<std::mutex> lock(adding_[giant.output * extended_rows_ + row]);
-    for (std::size_t at = 0; at < n_; at += kPiece) {
-        const std::size_t piece = source_piece(galois, at);
-        if (row < rows_) {
-            const u64* const standing = sum(group, 0, row) + piece * kPiece;
-            if (t_.extended_) {
-                std::memcpy(switched[0], standing, kPiece * sizeof(u64));
-            } else {
-                kernel.multiply_constant(switched[0], standing, ring_.by_special().product(row), kPiece, m);
+    const SwitchedRow switching(ring_, key(giant.element), digits, level_, row);
+    switching.each_block([&](const InnerProduct& product, std::size_t piece, std::size_t last) {
+        const std::lock_guard<std::mutex> lock(adding_[giant.output * extended_rows_ + row]);
+        for (; piece < last; ++piece) {
+            if (row < rows_) {
+                const u64* const standing = sum(group, 0, row) + piece * kPiece;
+                if (t_.extended_) {
+                    std::memcpy(switched[0], standing, kPiece * sizeof(u64));
+                } else {
+                    kernel.multiply_constant(switched[0], standing, ring_.by_special().product(row), kPiece, m);
+                }
+                std::memset(switched[1], 0, kPiece * sizeof(u64));
             }
-            std::memset(switched[1], 0, kPiece * sizeof(u64));
+            product.piece(switched[0], switched[1], piece, row < rows_, nullptr);
+            for (int poly = 0; poly < 2; ++poly) {
+                kernel.permute(turned, switched[poly], piece * kPiece, galois, target[piece], kPiece);
+                kernel.add(total[poly] + target[piece], total[poly] + target[piece], turned, kPiece, m);
+            }
         }
-        const std::size_t next = at + kPiece < n_ ? source_piece(galois, at + kPiece) : piece;
-        product.piece(switched[0], switched[1], piece, row < rows_, product.words(next));
-        for (int poly = 0; poly < 2; ++poly) {
-            kernel.permute(turned, switched[poly], piece * kPiece, galois, at, kPiece);
-            kernel.add(total[poly] + at, total[poly] + at, turned, kPiece, m);
-        }
-    }
+    });
     counts_.giant_words += n_;
 }
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
         KeyStoreError,
         NotAuthenticated,
         NotPermitted,
+        PrecisionImpossible,
         RangeWarning,
+        ReleaseBudgetSpent,
+        ReleaseRefused,
         ServerError,
         ServerUnreachable,
         ServerUntrusted,
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from .limits import Limits
     from .prediction import Prediction, Timings
     from .prepare import Prepared
+    from .release import Release
 
 __all__ = [
     "Client",
@@ -34,9 +38,13 @@ __all__ = [
     "Limits",
     "NotAuthenticated",
     "NotPermitted",
+    "PrecisionImpossible",
     "Prediction",
     "Prepared",
     "RangeWarning",
+    "Release",
+    "ReleaseBudgetSpent",
+    "ReleaseRefused",
     "ServerError",
     "ServerUnreachable",
     "ServerUntrusted",
@@ -51,9 +59,13 @@ _HOME = {
     "Limits": ".limits",
     "NotAuthenticated": ".errors",
     "NotPermitted": ".errors",
+    "PrecisionImpossible": ".errors",
     "Prediction": ".prediction",
     "Prepared": ".prepare",
     "RangeWarning": ".errors",
+    "Release": ".release",
+    "ReleaseBudgetSpent": ".errors",
+    "ReleaseRefused": ".errors",
     "ServerError": ".errors",
     "ServerUnreachable": ".errors",
     "ServerUntrusted": ".errors",

@@ -21,7 +21,8 @@ from .keystore import KeyStore, ServerIdentity
 from .limits import Limits
 from .prediction import Prediction
 from .prepare import Prepared, fetch_spec, make_ready
-from .run import run
+from .release import RELEASES, STATISTICAL_BITS, Release, require_precision
+from .run import run, run_for_release
 from .transport import Transport
 from .trust import require_printable
 from .upload import Progress
@@ -176,14 +177,42 @@ class Client:
                 raise
         return self._attempt(model, x, version, strict, progress)
 
+    def predict_for_release(
+        self,
+        model: str,
+        x: npt.ArrayLike,
+        bits: int,
+        *,
+        version: str | None = None,
+        releases: int = RELEASES,
+        statistical_bits: int = STATISTICAL_BITS,
+    ) -> Release:
+        """Like `predict`, but what comes out may be shown to others: flooded with noise, rounded, counted (release.py).
+
+        Every sample uses one of the `releases` of the key, for good. `bits` after the binary point are kept. Inputs have to
+        be within the calibrated range, for which the error was predicted.
+
+        Raises PrecisionImpossible, naming the best, where the noise is wider than `bits` allow; ReleaseBudgetSpent when
+        none is left, which only new keys mend; ReleaseRefused for another budget than the key began with; and what
+        `predict` raises.
+        """
+        spec, _ = self._fetched(model, version)
+        require_precision(spec, bits, releases, statistical_bits)
+        samples, _ = check_input(spec, x, strict=True)
+        ready = self.prepare(model, version)
+        most = self._most_request_bytes()
+        return run_for_release(self._transport, ready, samples, self.limits, most, bits, releases, statistical_bits)
+
     def _attempt(
         self, model: str, x: npt.ArrayLike, version: str | None, strict: bool, progress: Progress | None
     ) -> Prediction:
         spec, _ = self._fetched(model, version)
         samples, single = check_input(spec, x, strict)  # before keys are made: a wrong shape costs nothing
         ready = self.prepare(model, version, progress)
-        most = min(self.limits.max_message_bytes, self.server.max_message_bytes or self.limits.max_message_bytes)
-        return run(self._transport, ready, samples, single, self.limits, most)
+        return run(self._transport, ready, samples, single, self.limits, self._most_request_bytes())
+
+    def _most_request_bytes(self) -> int:
+        return min(self.limits.max_message_bytes, self.server.max_message_bytes or self.limits.max_message_bytes)
 
     def _fetched(self, model: str, version: str | None) -> tuple[ClientSpec, str]:
         name = (model, version or "")

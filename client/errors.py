@@ -8,6 +8,9 @@ SecateurError
 |   +-- NotPermitted        it knows the caller, who has no right to this
 +-- CredentialError     the client's own token or certificate cannot be used, or would be shown to whoever listens
 +-- KeyStoreError       the directory of secret keys cannot be used safely
++-- ReleaseRefused      a decryption cannot be made safe to publish as asked
+    +-- ReleaseBudgetSpent  the key has no releases left: make new keys
+    +-- PrecisionImpossible the noise that hides the key is wider than the asked precision
 """
 
 from __future__ import annotations
@@ -19,7 +22,10 @@ __all__ = [
     "KeyStoreError",
     "NotAuthenticated",
     "NotPermitted",
+    "PrecisionImpossible",
     "RangeWarning",
+    "ReleaseBudgetSpent",
+    "ReleaseRefused",
     "ServerError",
     "ServerUnreachable",
     "ServerUntrusted",
@@ -74,6 +80,26 @@ class KeyStoreError(SecateurError):
     """A key file or its directory is unsafe (permissions), damaged, or in use by another process."""
 
     reason = Reason.INTERNAL
+
+
+class ReleaseRefused(SecateurError):
+    """A decryption cannot be made safe to publish as asked; nothing was released."""
+
+    reason = Reason.LIMIT_EXCEEDED
+
+
+class ReleaseBudgetSpent(ReleaseRefused):
+    """The key has no releases left, or nothing says how many it had: only new keys have more."""
+
+
+class PrecisionImpossible(ReleaseRefused):
+    """The noise that hides the key is wider than the asked precision; `best_bits` is what is possible."""
+
+    reason = Reason.PARAMETERS_INVALID
+
+    def __init__(self, message: str, best_bits: int) -> None:
+        super().__init__(message)
+        self.best_bits = best_bits
 
 
 class RangeWarning(UserWarning):

@@ -6,6 +6,7 @@
                                                  /key_sets.json   key list digest -> key_set_id (a capability: private)
                                                  /pending.keys    a key set under upload, with pending.json; a cut
                                                                   upload is resumed from it, by this client or the next
+                                                 /releases.json   how many decryptions were released (release_ledger.py)
                                                  /lock
 
 Two servers never see material of one secret, so they cannot combine what they know, and deleting an entry revokes
@@ -31,6 +32,7 @@ from he_runtime.ring import KeySetSpec
 
 from ._files import locked, private_directory, storing, write_atomic
 from .errors import KeyStoreError
+from .release_ledger import start_ledger
 
 if TYPE_CHECKING:
     from he_runtime.backends.tenseal_secret import SecretKey
@@ -161,6 +163,7 @@ class KeyEntry:
         write_atomic(self.path / "entry.json", _json(info))
         with storing(file):
             secret.save(file)
+        start_ledger(self.path)
         return secret
 
     def key_set_id(self, keys: KeySetSpec) -> str | None:

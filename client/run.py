@@ -16,10 +16,11 @@ from .exchange import decode_reply, decrypt, encrypt
 from .limits import Limits
 from .prediction import Floats, Prediction, Timings, post_process
 from .prepare import Prepared
+from .release import Release, decrypt_for_release, require_precision
 from .transport import Transport
 from .trust import require_printable
 
-__all__ = ["run"]
+__all__ = ["run", "run_for_release"]
 
 _REQUEST_OVERHEAD_BYTES = 4096  # the other fields of a request
 
@@ -61,6 +62,27 @@ def run(
         error_bound=ready.spec.error_bound,
         counts=dict(counts),
     )
+
+
+def run_for_release(
+    transport: Transport,
+    ready: Prepared,
+    samples: Floats,
+    limits: Limits,
+    max_request_bytes: int,
+    bits: int,
+    releases: int,
+    statistical_bits: int,
+) -> Release:
+    """The outputs of normalized samples (B, *input shape) as they may be published; nothing is sent for what is refused."""
+    require_precision(ready.spec, bits, releases, statistical_bits)
+    replies = []
+    for first in range(0, len(samples), ready.spec.input.batch):
+        request = encrypt(ready.spec, ready.secret, samples[first : first + ready.spec.input.batch])
+        reply = _infer(transport, ready, request, max_request_bytes)
+        require_printable(reply.counts, limits)
+        replies.append(decode_reply(ready.spec, reply.ciphertexts))
+    return decrypt_for_release(ready, replies, len(samples), bits, releases=releases, statistical_bits=statistical_bits)
 
 
 def _infer(transport: Transport, ready: Prepared, ciphertexts: bytes, max_request_bytes: int) -> InferenceReply:

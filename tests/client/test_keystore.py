@@ -36,7 +36,14 @@ def test_everything_under_home_is_private(client: Client, sample: np.ndarray, tm
     files = [p for p in home.rglob("*") if p.is_file()]
     assert {_mode(p) for p in directories} == {0o700}
     assert {_mode(p) for p in files} == {0o600}
-    assert sorted(p.name for p in files) == ["entry.json", "key_sets.json", "lock", "secret.key", "server.json"]
+    assert sorted(p.name for p in files) == [
+        "entry.json",
+        "key_sets.json",
+        "lock",
+        "releases.json",
+        "secret.key",
+        "server.json",
+    ]
 
 
 def test_no_file_but_the_secret_itself_holds_the_secret(

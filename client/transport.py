@@ -26,6 +26,7 @@ from protos.status import Failure, from_rpc_error
 
 from .credentials import TokenSource
 from .errors import NotAuthenticated, NotPermitted, ServerError, ServerUnreachable
+from .tracing import trace_metadata
 
 __all__ = ["Transport"]
 
@@ -108,11 +109,11 @@ class Transport:
         timeout: float | None = None,
         attempts: int = _ATTEMPTS,
     ) -> Any:
-        deadline = time.monotonic() + (timeout or self._control_timeout)
+        deadline, trace = time.monotonic() + (timeout or self._control_timeout), trace_metadata()
         token, renewed = self._token.current() if self._token is not None else None, False
         attempt = 1
         while True:
-            shown = () if token is None else (("authorization", f"Bearer {token}"),)
+            shown = trace if token is None else (*trace, ("authorization", f"Bearer {token}"))
             try:
                 message = request() if callable(request) else request  # a stream is made anew
                 return method(message, timeout=max(deadline - time.monotonic(), 0.001), metadata=shown)

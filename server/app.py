@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -33,6 +34,8 @@ from .engine.runtime import Runtime, load_runtime
 from .errors import ConfigError
 from .gate import Gate
 from .guard import Guard
+from .inference.job_spool import JobSpool
+from .inference.jobs import Jobs
 from .inference.service import InferenceServicer
 from .inference.window import RequestWindow
 from .interceptors import Boundary
@@ -83,6 +86,7 @@ class App:
     _server: grpc.aio.Server
     _gate: Gate
     _told: asyncio.Event
+    _jobs: Jobs
     _opened: contextlib.AsyncExitStack
     _tasks: list[asyncio.Task[None]]
 
@@ -121,17 +125,19 @@ class App:
         message_bytes = _message_bytes(config, repository)
         store = await asyncio.to_thread(_open_store, config)
         opened.push_async_callback(asyncio.to_thread, store.close)
-        engine = Engine(config.engine, config.limits, config.log_level, observer)
+        engine = Engine(config.engine, config.limits, config.log_level, observer, config.admission, runtime)
         opened.push_async_callback(engine.stop, _PARTING_SECONDS)
         await engine.start(repository.defaults() if config.engine.preload else [])
+        jobs = await _open_jobs(config, engine, observer)
+        opened.push_async_callback(jobs.close)
         manager.serve_with(engine.preload, message_bytes - _FRAME_BYTES)
         probes: dict[str, Callable[[], bool]] = {"workers": lambda: engine.workers_up > 0, "keys": store.healthy}
         readiness = Readiness(SERVICES, lambda: [m.name for m in repository.summaries()], probes)
         manager.on_change = readiness.tell
-        server = _make_server(config, message_bytes, observer, guard, gate)
+        server = _make_server(config, message_bytes, observer, guard, [*observing.interceptors, gate])
         health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
         reports = KeyReports(store, observer)
-        _add_services(server, config, message_bytes, runtime, repository, store, engine, readiness, reports)
+        _add_services(server, config, message_bytes, runtime, repository, store, engine, readiness, reports, jobs)
         address = open_ports(server, config)
         administered = await _open_admin(config, guard, observer, manager, readiness, gate, figures, told)
         if administered is not None:
@@ -153,6 +159,7 @@ class App:
             _server=server,
             _gate=gate,
             _told=told,
+            _jobs=jobs,
             _opened=opened,
             _tasks=tasks,
         )
@@ -160,6 +167,11 @@ class App:
     async def wait_until_told(self) -> None:
         """Return once an administrator asks the server to end."""
         await self._told.wait()
+
+    async def _finished(self) -> None:
+        """Return once no call and no job is under way."""
+        await self._gate.empty()
+        await self._jobs.idle()
 
     async def stop(self, at_once: asyncio.Event | None = None) -> None:
         """Report not ready, let no new calls in, let those under way finish within the drain time, then end.
@@ -170,7 +182,7 @@ class App:
         self._gate.close()
         await self.readiness.drain()
         hurry = at_once or asyncio.Event()
-        waits = [asyncio.create_task(self._gate.empty()), asyncio.create_task(hurry.wait())]
+        waits = [asyncio.create_task(self._finished()), asyncio.create_task(hurry.wait())]
         await asyncio.wait(waits, timeout=self.config.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
         for task in (*waits, *self._tasks):
             task.cancel()
@@ -214,6 +226,15 @@ def _open_store(config: ServerConfig) -> KeyStore:
         raise ConfigError(f"cannot use state = {config.state}: {error.strerror or error}") from error
 
 
+async def _open_jobs(config: ServerConfig, engine: Engine, observer: Observer) -> Jobs:
+    try:
+        jobs = Jobs(config.jobs, JobSpool(config.state / "jobs"), engine, observer)
+        await jobs.open()
+    except OSError as error:
+        raise ConfigError(f"cannot use state = {config.state}: {error.strerror or error}") from error
+    return jobs
+
+
 def _message_bytes(config: ServerConfig, repository: Repository) -> int:
     """The largest message that the server receives: no larger than the models have use for, as callers make it allocate.
 
@@ -227,16 +248,17 @@ def _message_bytes(config: ServerConfig, repository: Repository) -> int:
 
 
 def _make_server(
-    config: ServerConfig, message_bytes: int, observer: Observer, guard: Guard, gate: Gate
+    config: ServerConfig, message_bytes: int, observer: Observer, guard: Guard, outer: list[Any]
 ) -> grpc.aio.Server:
     limits = config.limits
     return grpc.aio.server(
-        interceptors=[gate, Boundary(limits.receive_seconds, observer, guard)],
+        interceptors=[*outer, Boundary(limits.receive_seconds, observer, guard)],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_send_message_length", -1),  # replies are bounded where they are read from a worker
             ("grpc.max_concurrent_streams", limits.max_connection_rpcs),
+            ("grpc.http2.bdp_probe", 0),  # without it a broken upload loses one chunk, with it megabytes of read-ahead
             ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a load balancer
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
@@ -254,6 +276,7 @@ def _add_services(
     engine: Engine,
     readiness: Readiness,
     reports: KeyReports,
+    jobs: Jobs,
 ) -> None:
     limits = config.limits
     info = ServerInfo(
@@ -265,7 +288,7 @@ def _add_services(
     )
     models = ModelServicer(repository, runtime, info, config.engine.backend, config.engine.cost_table)
     keys = KeyServicer(store, repository, engine, limits, config.keys.validate_on_commit, reports)
-    inference = InferenceServicer(repository, store, engine, RequestWindow(limits), info)
+    inference = InferenceServicer(repository, store, engine, RequestWindow(limits), info, jobs)
     model_pb2_grpc.add_ModelServiceServicer_to_server(models, server)
     keys_pb2_grpc.add_KeyServiceServicer_to_server(keys, server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(inference, server)

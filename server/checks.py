@@ -14,6 +14,7 @@ from .config import ServerConfig
 from .engine.runtime import load_runtime
 from .errors import ConfigError
 from .models.repository import Repository
+from .observe import observing
 
 __all__ = ["check"]
 
@@ -29,6 +30,7 @@ def check(config: ServerConfig) -> list[str]:
         _check_address,
         _check_limits,
         _check_cost_table,
+        observing.problems,
     ):
         try:
             problems += probe(config)

@@ -65,6 +65,7 @@ class Call:
     def received(self, message: Any, size: int) -> None:
         """A message of the request arrived; the first one tells what the call is about."""
         if not self.received_bytes:
+            message = getattr(message, "call", message)  # of a job: the call that it makes
             model = next((getattr(message, n) for n in _NAMES if isinstance(getattr(message, n, None), str)), "")
             digest = getattr(message, "sha256", "")
             note(model=model, key_set=digest[:_DIGEST_CHARS] if isinstance(digest, str) else "")

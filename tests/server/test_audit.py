@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from authority import Issuer, bearer, write_jwks
+from authority import Issuer, Showing, write_jwks
 from harness import KEYS, Caller, failure, make_config, sha256
 
 from protos.gen.secateur.v1 import model_pb2
@@ -217,28 +217,15 @@ def serve(tmp_path: Path, issuer: Issuer) -> Iterator[Callable[..., tuple[Runnin
                 )
             )
         )
-        return running[-1], shown_with(running[-1].address, issuer.token())
+        return running[-1], shown(running[-1].address, issuer.token())
 
     yield start_one
     for server in running:
         server.stop()
 
 
-class _Bearer(grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientInterceptor):  # type: ignore[misc]
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def _add(self, details: Any) -> Any:
-        return details._replace(metadata=(*(details.metadata or ()), *bearer(self._token)))
-
-    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
-        return continuation(self._add(details), request)
-
-    intercept_stream_unary = intercept_unary_unary
-
-
-def shown_with(address: str, token: str) -> Caller:
-    return Caller(grpc.intercept_channel(grpc.insecure_channel(address), _Bearer(token)))
+def shown(address: str, token: str) -> Caller:
+    return Caller(grpc.intercept_channel(grpc.insecure_channel(address), Showing(token)))
 
 
 def test_each_action_is_recorded_with_who_what_and_outcome_and_no_secret(
@@ -249,7 +236,7 @@ def test_each_action_is_recorded_with_who_what_and_outcome_and_no_secret(
     payload = b"echo:" + os.urandom(32).hex().encode()
     caller.infer(key_set, payload)
     expired = issuer.token(exp=1)
-    failure(lambda: shown_with(server.address, expired).get_model())
+    failure(lambda: shown(server.address, expired).get_model())
     failure(lambda: caller.infer(key_set, payload, model="absent"))
     caller.models.ListModels(model_pb2.ListModelsRequest(), timeout=10)
     server.stop()

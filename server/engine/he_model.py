@@ -144,7 +144,7 @@ class _HeModel:
         self._plan = plan
         self._executor = Executor(plan, backend)
         self._max_inputs = _input_count(plan)
-        self.layers = tuple(dict.fromkeys(op.layer for op in plan.ops))
+        self.layers = dict(Counter(op.layer for op in plan.ops))
 
     def load_keys(self, path: Path, check: Callable[[], None]) -> LoadedKeys:
         params = self._plan.params

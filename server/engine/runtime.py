@@ -77,8 +77,9 @@ class WorkerModel(Protocol):
         """(reply bytes, operations executed). `check` is called between any two HE operations and may raise.
 
         `on_layer` is called with the name of the layer whose operations begin; a name may come more than once. Where
-        it has an `operation`, that is called with (operations done, planned) as each begins; a model with a list of
-        its `layers` in the order of the estimate's lets the front door tell which one is under way.
+        it has an `operation`, that is called with (operations done, planned) as each begins; a model whose
+        `layers` are a mapping, in the order of the estimate's, from name to number of operations lets the front door
+        tell which one is under way, and how far.
         """
 
 

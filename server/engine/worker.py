@@ -87,7 +87,7 @@ class Worker:
     def _watch(self, job: Job, model: WorkerModel, clock: LayerClock) -> Callable[[str], None]:
         if self._board is None:
             return clock
-        return ProgressWriter(self._board, job.number, getattr(model, "layers", ()), clock)
+        return ProgressWriter(self._board, job.number, getattr(model, "layers", {}), clock)
 
     def _check_reply(self, reply: bytes) -> None:
         if len(reply) > self._max_reply_bytes:

@@ -1,9 +1,11 @@
-"""InferenceService: pass ciphertexts to a worker and its reply back, neither of them read here."""
+"""InferenceService: pass ciphertexts to a worker and its reply back, neither of them read here; now, or as a job."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from he_runtime.errors import Reason
@@ -13,9 +15,12 @@ from protos.native import InferenceCall, InferenceReply, ServerInfo, Timings
 
 from ..engine.engine import Engine
 from ..engine.runtime import ModelDescription
+from ..engine.ticket import Evaluation, Ticket
 from ..errors import ServiceError
+from ..identity.tenant import current_caller
 from ..keys.store import KeyStore, StoredKeys
 from ..models.repository import Repository
+from .jobs import Jobs
 from .window import RequestKey, RequestWindow
 
 __all__ = ["InferenceServicer"]
@@ -27,8 +32,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """Looks up model and keys, and submits to the engine within the caller's deadline."""
 
     def __init__(
-        self, repository: Repository, store: KeyStore, engine: Engine, window: RequestWindow, server: ServerInfo
+        self,
+        repository: Repository,
+        store: KeyStore,
+        engine: Engine,
+        window: RequestWindow,
+        server: ServerInfo,
+        jobs: Jobs,
     ) -> None:
+        self._jobs = jobs
         self._repository = repository
         self._store = store
         self._engine = engine
@@ -37,6 +49,46 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Infer(self, request: inference_pb2.InferRequest, context: Any) -> inference_pb2.InferResponse:
         call = convert.inference_call_from_proto(request)
+        model, keys = await self._look_up(call)
+        seconds = context.time_remaining()
+        key = await _request_key(call, model, keys)
+        if key is None:
+            return convert.inference_reply_to_proto(await self._evaluate(call, model, keys, seconds))
+        # Who asked first may leave while others wait: its deadline is no reason to stop, only one not to begin.
+        reply = await self._window.share(key, seconds, lambda: self._evaluate(call, model, keys, None, seconds))
+        return convert.inference_reply_to_proto(reply)
+
+    async def SubmitJob(self, request: inference_pb2.SubmitJobRequest, context: Any) -> inference_pb2.SubmitJobResponse:
+        call = convert.inference_call_from_proto(request.call)
+        model, keys = await self._look_up(call)
+
+        async def begin(seconds: float) -> Ticket:
+            where = str(keys.path), keys.sha256
+            return await self._engine.begin("infer", model, call.ciphertexts, *where, seconds=seconds, lane="job")
+
+        def reply_of(done: Evaluation) -> bytes:
+            return convert.inference_reply_to_proto(self._reply(model, done)).SerializeToString()
+
+        key = await _request_key(call, model, keys)
+        return convert.submitted_job_to_proto(await self._jobs.submit(key, begin, reply_of))
+
+    async def WatchJob(
+        self, request: inference_pb2.WatchJobRequest, context: Any
+    ) -> AsyncIterator[inference_pb2.WatchJobResponse]:
+        async with aclosing(self._jobs.watch(request.job_id)) as statuses:
+            async for status in statuses:
+                yield inference_pb2.WatchJobResponse(status=convert.job_status_to_proto(status))
+
+    async def CancelJob(self, request: inference_pb2.CancelJobRequest, context: Any) -> inference_pb2.CancelJobResponse:
+        status = await self._jobs.cancel(request.job_id)
+        return inference_pb2.CancelJobResponse(status=convert.job_status_to_proto(status))
+
+    async def GetResult(self, request: inference_pb2.GetResultRequest, context: Any) -> inference_pb2.GetResultResponse:
+        reply = inference_pb2.InferResponse.FromString(await self._jobs.result(request.job_id))
+        return inference_pb2.GetResultResponse(reply=reply)
+
+    async def _look_up(self, call: InferenceCall) -> tuple[ModelDescription, StoredKeys]:
+        """The call's model and keys, after everything about it has been checked that needs no HE library."""
         model = self._repository.for_call(call.model, call.version, call.client_spec_digest)
         _check_call(call, model)
         keys = await asyncio.to_thread(self._store.find, call.key_set_id)
@@ -47,20 +99,28 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 Reason.KEY_PARAMETERS_DIFFER,
                 subject="key_set",
             )
-        seconds = context.time_remaining()
-        if not call.request_id:
-            return convert.inference_reply_to_proto(await self._evaluate(call, model, keys, seconds))
-        content = await asyncio.to_thread(lambda: hashlib.sha256(call.ciphertexts).hexdigest())
-        key = RequestKey(call.request_id, keys.sha256, model.plan_digest, content)
-        reply = await self._window.share(key, seconds, lambda: self._evaluate(call, model, keys, None))
-        return convert.inference_reply_to_proto(reply)
+        return model, keys
 
     async def _evaluate(
-        self, call: InferenceCall, model: ModelDescription, keys: StoredKeys, seconds: float | None
+        self,
+        call: InferenceCall,
+        model: ModelDescription,
+        keys: StoredKeys,
+        seconds: float | None,
+        patience: float | None = None,
     ) -> InferenceReply:
         done = await self._engine.submit(
-            "infer", model, call.ciphertexts, key_path=str(keys.path), key_sha256=keys.sha256, timeout_seconds=seconds
+            "infer",
+            model,
+            call.ciphertexts,
+            key_path=str(keys.path),
+            key_sha256=keys.sha256,
+            timeout_seconds=seconds,
+            patience_seconds=patience,
         )
+        return self._reply(model, done)
+
+    def _reply(self, model: ModelDescription, done: Evaluation) -> InferenceReply:
         return InferenceReply(
             ciphertexts=done.reply,
             model=model.name,
@@ -71,6 +131,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             server_build=self._server.build,
             wire_version=self._server.wire_version,
         )
+
+
+async def _request_key(call: InferenceCall, model: ModelDescription, keys: StoredKeys) -> RequestKey | None:
+    """What makes another request the same one as this; None where its caller did not ask for that."""
+    if not call.request_id:
+        return None
+    content = await asyncio.to_thread(lambda: hashlib.sha256(call.ciphertexts).hexdigest())
+    return RequestKey(current_caller().tenant, call.request_id, keys.sha256, model.plan_digest, content)
 
 
 def _check_call(call: InferenceCall, model: ModelDescription) -> None:

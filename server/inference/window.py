@@ -1,6 +1,6 @@
 """At most one evaluation per request id: equal requests within a window share it, also after a lost reply.
 
-The id is bound to the caller's key set and to the content, so an id used twice for different inputs is two
+The id is bound to the caller's tenant, key set and content, so an id used twice for different inputs is two
 requests. An evaluation goes on while at least one caller waits for it, and is cancelled with the last. Only
 successes are remembered, within a budget of bytes.
 """
@@ -24,12 +24,17 @@ __all__ = ["RequestKey", "RequestWindow"]
 
 @dataclass(frozen=True)
 class RequestKey:
-    """What makes two requests the same one."""
+    """What makes two requests the same one: nobody shares another tenant's."""
 
+    tenant: str
     request_id: str
     keys_sha256: str
     plan_digest: str
     content_sha256: str
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return (self.tenant, self.request_id, self.keys_sha256, self.plan_digest, self.content_sha256)
 
 
 @dataclass

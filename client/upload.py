@@ -26,11 +26,13 @@ Progress = Callable[[int, int], None]  # bytes committed or in flight, total byt
 _MAX_CHUNK_BYTES = 256 << 10  # what a break costs at most; larger ones are hardly faster
 _MIN_CHUNK_BYTES = 1 << 10
 _SEGMENT_BYTES = 8 << 20  # one stream with one deadline
-_BREAKS = 6  # without any progress in between
+_BREAKS = 12  # without any progress in between: half a minute, so that an outage of the server's database is survived
 _BACKOFF_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 5.0
 _RESUMABLE = frozenset(
     {
         Reason.SERVER_UNREACHABLE,
+        Reason.STORE_UNAVAILABLE,
         Reason.WORKER_LOST,
         Reason.CANCELLED,
         Reason.UPLOAD_UNKNOWN,
@@ -83,7 +85,7 @@ class Uploader:
                     if error.reason not in _WORTH_KEEPING:
                         spool.drop()
                     raise
-                time.sleep(_BACKOFF_SECONDS * 2 ** (breaks - 1) * random.uniform(0.5, 1.5))
+                time.sleep(min(_BACKOFF_SECONDS * 2 ** (breaks - 1), _MAX_BACKOFF_SECONDS) * random.uniform(0.5, 1.5))
 
     def _locate(self, spool: Spool, offer: UploadOffer) -> UploadInfo | KeySetInfo:
         """The upload that this spool is part of, begun if need be, or the key set if the server has it already."""

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
@@ -133,7 +134,7 @@ class App:
         probes: dict[str, Callable[[], bool]] = {"workers": lambda: engine.workers_up > 0, "keys": store.healthy}
         readiness = Readiness(SERVICES, lambda: [m.name for m in repository.summaries()], probes)
         manager.on_change = readiness.tell
-        server = _make_server(config, message_bytes, observer, guard, gate)
+        server = _make_server(config, message_bytes, observer, guard, [*observing.interceptors, gate])
         health_pb2_grpc.add_HealthServicer_to_server(readiness.servicer, server)
         reports = KeyReports(store, observer)
         _add_services(server, config, message_bytes, runtime, repository, store, engine, readiness, reports, jobs)
@@ -247,16 +248,17 @@ def _message_bytes(config: ServerConfig, repository: Repository) -> int:
 
 
 def _make_server(
-    config: ServerConfig, message_bytes: int, observer: Observer, guard: Guard, gate: Gate
+    config: ServerConfig, message_bytes: int, observer: Observer, guard: Guard, outer: list[Any]
 ) -> grpc.aio.Server:
     limits = config.limits
     return grpc.aio.server(
-        interceptors=[gate, Boundary(limits.receive_seconds, observer, guard)],
+        interceptors=[*outer, Boundary(limits.receive_seconds, observer, guard)],
         maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         options=[
             ("grpc.max_receive_message_length", message_bytes),
             ("grpc.max_send_message_length", -1),  # replies are bounded where they are read from a worker
             ("grpc.max_concurrent_streams", limits.max_connection_rpcs),
+            ("grpc.http2.bdp_probe", 0),  # without it a broken upload loses one chunk, with it megabytes of read-ahead
             ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, not a load balancer
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.http2.min_ping_interval_without_data_ms", 20_000),

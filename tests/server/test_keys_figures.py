@@ -1,0 +1,33 @@
+"""Short forms of what the benchmarks of the service show of keys; the long ones are `make soak` and `make chaos`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.service.commits import killed_commits
+from benchmarks.service.tenants import many_tenants
+from benchmarks.service.uploads import cuts, speed
+
+pytest.importorskip("jwt")
+
+
+def test_random_cuts_send_at_most_one_chunk_again(tmp_path: Path) -> None:
+    report = cuts(tmp_path, count=6, total_bytes=12 << 20)
+    assert report["ok"], report
+
+
+def test_the_front_door_does_not_grow_with_an_upload(tmp_path: Path) -> None:
+    report = speed(tmp_path, 96 << 20, rounds=1)
+    assert report["extra_memory_mib"] <= 64, report
+
+
+def test_a_server_killed_while_it_commits_leaves_nothing_torn(tmp_path: Path) -> None:
+    report = killed_commits(tmp_path, 1, ("moved",))
+    assert report["ok"], report
+
+
+def test_many_tenants_in_a_small_cache_get_their_own_results(tmp_path: Path) -> None:
+    report = many_tenants(tmp_path, tenants=12, count=120)
+    assert report["ok"] and report["key_loads"] > 24, report

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Json
+from .options import Disclosure, Json, Magnitude
 from .output import counts_table, emit, facts_table, say, table
 
 if TYPE_CHECKING:
@@ -24,16 +24,22 @@ def estimate(
         Path | None, typer.Option("--table", help="A cost table of `secateur calibrate`; else a shipped one.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="Back end to price for; else that of the table.")] = None,
+    disclosure: Disclosure = "structure",
+    magnitude: Magnitude = None,
     as_json: Json = False,
 ) -> None:
-    """Price a model before it runs: milliseconds, operations, bytes."""
+    """Price a model before it runs: milliseconds, operations, bytes. With --disclosure shape, with its zeros hidden."""
+    from he_runtime import CompressedModel, compile
     from he_runtime.cost import price
 
     from .artifacts import load_or_compile
+    from .hiding import disclosed
 
-    planned = load_or_compile(model)
+    hidden = disclosed(disclosure, magnitude)
+    planned = compile(CompressedModel.load(model), **hidden) if hidden else load_or_compile(model)
     report = price(planned, prices_of(backend, cost_table))
-    record = {"model": planned.model_name, "plan_digest": planned.digest, **report.to_json()}
+    record = {"model": planned.model_name, "plan_digest": planned.digest, "disclosure": planned.disclosure}
+    record |= report.to_json()
     emit(record, as_json, lambda console: _render(console, planned.model_name, report))
 
 

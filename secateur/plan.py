@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .estimate import prices_of
-from .options import Backend, Json
+from .hiding import disclosed, hiding_costs, render_hiding, save_hidden
+from .options import Backend, Disclosure, Json, Magnitude
 from .output import emit, say
 from .plan_batch import batch_record, render_batch
 from .plan_text import render_plan
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from he_runtime import Plan
     from he_runtime.batching import BatchPlan
     from he_runtime.cost import CostReport, CostTable
@@ -44,11 +47,13 @@ def plan(
         str,
         typer.Option(help="Of key switching: seal runs everywhere; hybrid-2 and the like, or auto, on native only."),
     ] = "seal",
+    disclosure: Disclosure = "structure",
+    magnitude: Magnitude = None,
     as_json: Json = False,
 ) -> None:
     """Print the encrypted program of a model: cost by layer, keys, memory, then every op with its level and scale.
 
-    With --batch, the batch sizes to choose from.
+    With --batch, the batch sizes to choose from. With --disclosure shape, also what hiding the zeros costs.
     """
     from he_runtime import price
     from he_runtime.errors import InputError
@@ -60,23 +65,38 @@ def plan(
         raise InputError(
             f"cannot plan for gadget {gadget!r}: need a model directory and no --batch; try without --gadget"
         )
+    hidden = disclosed(disclosure, magnitude)
+    if hidden and batch is not None:
+        raise InputError("cannot weigh batches for --disclosure shape; try it without --batch")
     batched = None if batch is None else _plan_batch(model, batch, limits, prices)
+    limits |= hidden
     chosen = None if gadget == "auto" else gadget
     planned = batched.plan if batched else _plan(model, limits, prices, chosen)
     report = price(planned, prices)
     if output is not None:
-        planned.save(output)
+        if hidden:
+            save_hidden(planned, output)
+        else:
+            planned.save(output)
         say(f"wrote {output}")
     if html is not None:
         _write_page(planned, report, html)
     record = plan_record(planned) | {"cost": report.to_json()}
+    if hidden:
+        record["hiding"] = hiding_costs(planned, model, prices)
     if batched is None:
-        emit(record, as_json, lambda console: render_plan(console, planned, report))
+        emit(record, as_json, lambda console: _render(console, planned, report, record))
     else:
         weighed = batch_record(batched)
         emit(
             record | {"batching": weighed}, as_json, lambda console: render_batch(console, planned.model_name, weighed)
         )
+
+
+def _render(console: Console, planned: Plan, report: CostReport, record: dict[str, Any]) -> None:
+    if "hiding" in record:
+        render_hiding(console, record["hiding"])
+    render_plan(console, planned, report)
 
 
 def _write_page(planned: Plan, report: CostReport, path: Path) -> None:
@@ -149,6 +169,7 @@ def plan_record(planned: Plan) -> dict[str, Any]:
         "plaintexts": len(planned.plaintexts),
         "ops": len(planned.ops),
         "counts": leaf_totals(planned.counts),
+        "disclosure": planned.disclosure,
         "sigma": planned.sigma,
         "error_bound": planned.error_bound,
         "layers": [{"name": x.name, "kind": x.kind, "layout": x.layout} for x in planned.layers],

@@ -39,7 +39,10 @@ class AuditLog:
     def __init__(self, directory: Path, config: AuditConfig) -> None:
         self.required = config.required
         self._queue: queue.Queue[_Item | None] = queue.Queue(config.max_pending)
-        self._lost = 0  # that never came into the queue; guarded by the lock
+        self._lost = 0  # that the disk or the queue did not take; guarded by the lock, as the two below
+        self._refused = 0  # not recorded one by one
+        self._allowance = self._rate = config.max_refusals_per_second
+        self._refilled = time.monotonic()
         self._lock = threading.Lock()
         self._files = AuditFiles(directory, config)
         self._failing = False
@@ -52,6 +55,9 @@ class AuditLog:
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
         record = {"time": stamp, "action": action, **{k: v for k, v in facts.items() if v not in ("", None)}}
+        if facts.get("outcome") == Reason.UNAUTHENTICATED.value and not self._may_record_refusal():
+            done.set_result(None)
+            return done
         try:
             self._queue.put_nowait((record, done))
         except queue.Full:
@@ -59,6 +65,17 @@ class AuditLog:
                 self._lost += 1
             done.set_exception(OSError("the audit queue is full"))
         return done
+
+    def _may_record_refusal(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            self._allowance = min(self._rate, self._allowance + (now - self._refilled) * self._rate)
+            self._refilled = now
+            if self._allowance < 1.0:
+                self._refused += 1
+                return False
+            self._allowance -= 1.0
+            return True
 
     async def ready(self) -> None:
         """Refuse a call before it costs anything, while records are required and cannot be written."""
@@ -95,13 +112,16 @@ class AuditLog:
     def _write(self, items: list[_Item]) -> None:
         with self._lock:
             lost, self._lost = self._lost, 0
+            refused, self._refused = self._refused, 0
+        stamp = items[0][0]["time"]
+        counts = {"audit.lost": lost, "audit.refused": refused}
+        records: list[Mapping[str, Any]] = [
+            {"time": stamp, "action": action, "records": count} for action, count in counts.items() if count
+        ]
         try:
-            records: list[Mapping[str, Any]] = [record for record, _ in items]
-            if lost:
-                records.insert(0, {"time": items[0][0]["time"], "action": "audit.lost", "records": lost})
-            self._files.append(records)
+            self._files.append([*records, *(record for record, _ in items)])
         except Exception as error:
-            self._has_failed(error, lost + len(items))
+            self._has_failed(error, lost + refused + len(items))
             for _, done in items:
                 done.set_exception(OSError("the audit log cannot be written"))
             return

@@ -47,9 +47,11 @@ def of_certificate(
     content = _parsed(pem[0])
     if not content.not_before <= (now or datetime.datetime.now(datetime.UTC)) <= content.not_after:
         raise NotAuthenticated("certificate expired")
-    names = frozenset((*content.uris, *content.common_names))
+    tenant = _tenant(content, config)
+    # A common name counts together with its tenant only: one tenant cannot take the name of another's administrator.
+    names = frozenset((*content.uris, *(f"{tenant}/{name}" for name in content.common_names)))
     subject = next(iter((*content.uris, *content.common_names)), f"serial {content.serial}")
-    return Shown(_tenant(content, config), subject, names)
+    return Shown(tenant, subject, names)
 
 
 def _tenant(content: _Content, config: IdentityConfig) -> str:

@@ -89,10 +89,10 @@ class Policy:
 
 
 def _may_be_tenant(name: str) -> bool:
-    """Printable and short, as it goes to logs and metrics; and never the name that callers without credential have."""
-    return (
-        name.isprintable() and 0 < len(name) <= _MAX_TENANT_CHARS and name == name.strip() and name != ANONYMOUS.tenant
-    )
+    """Printable and short, as it goes to logs and metrics; without slash, as administrators are <tenant>/<name>; and
+    never the name that callers without credential have."""
+    short = 0 < len(name) <= _MAX_TENANT_CHARS
+    return short and name.isprintable() and name == name.strip() and "/" not in name and name != ANONYMOUS.tenant
 
 
 def _is_private(context: Any) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from ..errors import ConfigError
 from ..observe.logs import event
 
 __all__ = ["Reloading"]
@@ -40,8 +39,8 @@ class Reloading(Generic[T]):
                 try:
                     self._value = self._load()
                     event("reloaded", what=self._name)
-                except ConfigError as error:
-                    event("not reloaded", level=logging.ERROR, what=self._name, cause=error.message)
+                except Exception as error:  # whatever lies there now, what is in force must stay
+                    event("not reloaded", level=logging.ERROR, what=self._name, cause=str(error))
             return self._value
 
     def _look(self) -> _Stamp:

@@ -59,7 +59,7 @@ class IdentityConfig:
     anonymous_on_network: bool = False  # serve anonymous callers on an address that is not loopback
     certificate_tenant: str = "organization"  # organization | common_name | uri
     uri_prefix: str = ""
-    admin_subjects: tuple[str, ...] = ()  # URIs or common names of certificates whose bearer administers
+    admin_subjects: tuple[str, ...] = ()  # certificates whose holder administers: a URI, or <tenant>/<common name>
     open_reflection: bool = False  # answer reflection without a credential
     only_listed_tenants: bool = False  # refuse tenants without a table of their own
     tenants: Mapping[str, TenantConfig] = field(default_factory=dict)
@@ -102,6 +102,9 @@ class AuditConfig:
     max_files: int = 16  # the oldest beyond them are removed
     required: bool = False  # refuse calls that cannot be recorded
     max_pending: int = 4096  # records that wait for the disk; further ones are lost and counted
+    max_refusals_per_second: float = (
+        20.0  # calls of nobody; further ones are counted, or else they would push out the rest
+    )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

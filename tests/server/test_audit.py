@@ -193,6 +193,18 @@ def test_a_full_disk_loses_records_counts_them_and_leaves_no_half_line(
     ]
 
 
+def test_a_flood_of_refused_calls_pushes_nothing_else_out(audit: Callable[..., AuditLog], tmp_path: Path) -> None:
+    log = audit(max_refusals_per_second=5.0)
+    for _ in range(1000):
+        log.record("Service/Method", outcome="UNAUTHENTICATED").result(10)
+    log.record("Service/Method", outcome="OK").result(10)
+    log.close()
+    found = records(tmp_path / "audit")
+    one_by_one = sum(r.get("outcome") == "UNAUTHENTICATED" for r in found)
+    counted = sum(r["records"] for r in found if r["action"] == "audit.refused")
+    assert one_by_one + counted == 1000 and 5 <= one_by_one < 100
+
+
 # At a real server
 
 

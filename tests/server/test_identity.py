@@ -223,10 +223,12 @@ def test_tenants_may_be_listed_and_administrators_named(issuer: Issuer, ours: Au
     keys = write_jwks(tmp_path / "jwks.json", issuer.jwk)
     jwt = JwtConfig(keys, issuer=Issuer.NAME, audience=Issuer.AUDIENCE, admin_claim="role", admin_value="admin")
     config = IdentityConfig(
-        "either", admin_subjects=("root",), only_listed_tenants=True, tenants={"acme": TenantConfig(("digits",))}
+        "either", admin_subjects=("acme/root",), only_listed_tenants=True, tenants={"acme": TenantConfig(("digits",))}
     )
     policy = Policy(config, jwt)
     root, plain = shown(ours.issue(common_name="root")), shown(ours.issue())
+    usurper = of_certificate(shown(ours.issue(("other",), "root")), config)
+    assert usurper and not usurper.names & set(config.admin_subjects), "a name counts with its tenant only"
     loop = "unix:"
     assert not policy.caller(context(loop, plain)).admin and policy.caller(context(loop, root)).admin
     assert policy.caller(context(loop, {}, issuer.token(role="admin"))).admin
@@ -236,7 +238,7 @@ def test_tenants_may_be_listed_and_administrators_named(issuer: Issuer, ours: Au
     assert policy.caller(context(loop, plain)).models == {"digits"}
     with pytest.raises(NotPermitted):
         policy.caller(context(loop, {}, issuer.token("other")))
-    for name in ("anonymous", "", " acme", "a\nb", "a" * 129):
+    for name in ("anonymous", "", " acme", "a\nb", "a/b", "a" * 129):
         with pytest.raises(NotAuthenticated):
             policy.caller(context(loop, {}, issuer.token(name)))
 

@@ -29,6 +29,7 @@ from .admin.figures import Figures
 from .admin.port import AdminPort
 from .admin.service import AdminServicer
 from .config import ServerConfig
+from .connections import cut
 from .engine.engine import Engine
 from .engine.runtime import Runtime, load_runtime
 from .errors import ConfigError
@@ -62,6 +63,7 @@ SERVICES = (
     open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
 )
 _FRAME_BYTES = 64 << 10  # what a message holds beside its ciphertexts or its chunk
+_NOTICE_SECONDS = 0.05  # for those who watch the health service to hear of the end
 _PARTING_SECONDS = 1.0  # for answers of the last calls to leave
 
 
@@ -187,6 +189,8 @@ class App:
         for task in (*waits, *self._tasks):
             task.cancel()
         await asyncio.gather(*waits, *self._tasks, return_exceptions=True)
+        await asyncio.sleep(_NOTICE_SECONDS)
+        cut([self.address, self.config.tls.mutual_address])
         if hurry.is_set():
             await self.engine.stop()
         await self._server.stop(0 if hurry.is_set() else _PARTING_SECONDS)

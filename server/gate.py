@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -48,16 +48,16 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         """Return once no call is under way."""
         await self._empty.wait()
 
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
+    def _let_in(self, context: Any) -> None:
+        """Count a call until its answer has been sent, which is after its handler has returned."""
         self._under_way += 1
         self._empty.clear()
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._empty.set()
+        context.add_done_callback(self._let_out)
+
+    def _let_out(self, context: Any) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._empty.set()
 
     async def intercept_service(
         self,
@@ -78,10 +78,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         if handler.response_streaming:
 
             async def stream(requests: Any, context: Any) -> AsyncIterator[Any]:
-                with self._inside():
-                    async with aclosing(handler.stream_stream(requests, context)) as replies:
-                        async for reply in replies:
-                            yield reply
+                self._let_in(context)
+                async with aclosing(handler.stream_stream(requests, context)) as replies:
+                    async for reply in replies:
+                        yield reply
 
             made = grpc.stream_stream_rpc_method_handler(
                 cast(Any, stream), handler.request_deserializer, handler.response_serializer
@@ -89,8 +89,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             return cast("grpc.RpcMethodHandler[Any, Any]", made)
 
         async def answer(requests: Any, context: Any) -> Any:
-            with self._inside():
-                return await handler.stream_unary(requests, context)
+            self._let_in(context)
+            return await handler.stream_unary(requests, context)
 
         made = grpc.stream_unary_rpc_method_handler(
             cast(Any, answer), handler.request_deserializer, handler.response_serializer

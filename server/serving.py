@@ -34,7 +34,7 @@ async def _serve_until_told(config: ServerConfig, on_ready: Callable[[str], None
     for number in _SIGNALS:
         loop.add_signal_handler(number, told.hear)
     app = await App.start(config)
-    asked = asyncio.gather(app.wait_until_told(), return_exceptions=True)
+    asked = asyncio.create_task(app.wait_until_told())
     asked.add_done_callback(lambda _: told.to_stop.set())
     try:
         on_ready(app.address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -61,6 +62,12 @@ def make_config(tmp_path: Path, **sections: dict[str, Any]) -> ServerConfig:
     for name, changes in sections.items():
         config = replace(config, **{name: replace(getattr(config, name), **changes)})
     return config
+
+
+def free_port() -> int:
+    """A port that was free a moment ago, for servers that must come back on the same one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
 
 
 def sha256(data: bytes) -> str:

@@ -71,7 +71,7 @@ def _evaluate(folder: Path, backend: str) -> dict[str, int]:
     keys = model.load_keys(folder / "keys", lambda: None)
     query = (folder / "query").read_bytes()
     for _ in range(2):  # what the first run leaves in pools is there in the second
-        model.run(query, keys, lambda: None)
+        model.run(query, keys, lambda: None, lambda layer: None)
     return {"peak_bytes": _resident("VmHWM"), "before_bytes": before}
 
 

@@ -272,8 +272,8 @@ class Jobs:
 
     async def idle(self) -> None:
         """Return once no job is unfinished."""
-        while unfinished := [job for job in self._jobs.values() if job.task is not None]:
-            await asyncio.wait([asyncio.ensure_future(job.over.wait()) for job in unfinished])
+        while (job := next((j for j in self._jobs.values() if j.task is not None), None)) is not None:
+            await job.over.wait()
 
     async def close(self) -> None:
         """Give up what is unfinished: it is recorded as lost, to be submitted again."""

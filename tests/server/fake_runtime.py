@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from he_runtime.errors import BackendUnavailable, CiphertextMismatch, KeyMismatch, PlanError, Reason, WireError
+from protos.native import LayerEstimate
 from server.engine.runtime import Cost, ModelDescription
 
 LAYERS = ("dense1", "square1", "dense1", "unheard-of")  # as run names them: one twice, one of no family
@@ -57,7 +59,9 @@ def problems(backend: str) -> list[str]:
 
 
 def estimate(model: ModelDescription, backend: str, cost_table: Path | None) -> Cost:
-    return Cost(12.5, 10.0, 15.0, "calibrated", 100, 200, 300, {"rotate": 4}, {"rotate": 9}, f"{backend} table")
+    layers = (LayerEstimate("dense1", 10.0, 8.0, 12.0), LayerEstimate("square1", 2.5, 2.0, 3.0))
+    counts = {"rotate": 4}, {"rotate": 9}
+    return Cost(12.5, 10.0, 15.0, "calibrated", 100, 200, 300, *counts, f"{backend} table", layers)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class FakeKeys:
 class FakeModel:
     def __init__(self) -> None:
         self.loads = 0
+        self.layers = {"dense1": 2, "square1": 1}  # as estimated, with their operations
 
     def load_keys(self, path: Path, check: Callable[[], None]) -> FakeKeys:
         content = path.read_bytes()
@@ -91,6 +96,9 @@ class FakeModel:
         if command == b"sleep":
             _sleep(float(rest), check)
             return b"slept", {}
+        if command == b"steps":
+            self._steps(Path(rest.decode()), check, on_layer)
+            return b"stepped", {}
         if command == b"hang":
             time.sleep(600)
         if command == b"die":
@@ -106,6 +114,17 @@ class FakeModel:
         if command == b"level":
             raise CiphertextMismatch("cannot evaluate: got a ciphertext at level 1, need level 2; try the client spec")
         raise WireError("cannot read ciphertexts: got other magic bytes", Reason.BYTES_MALFORMED)
+
+    def _steps(self, gates: Path, check: Callable[[], None], on_layer: Any) -> None:
+        """All operations, each one when its gate is there: a file named by the operation's number."""
+        done = 0
+        for layer, count in self.layers.items():
+            on_layer(layer)
+            for _ in range(count):
+                on_layer.operation(done, sum(self.layers.values()))
+                while not (gates / str(done)).exists():
+                    _sleep(0.002, check)
+                done += 1
 
 
 def _sleep(seconds: float, check: Callable[[], None]) -> None:

@@ -97,8 +97,13 @@ def _check_limits(config: ServerConfig) -> list[str]:
         problems.append(
             "limits.max_chunk_bytes must be below limits.max_message_bytes, which holds a chunk and its frame"
         )
-    if limits.max_upload_bytes > min(keys.budget_bytes, keys.upload_budget_bytes):
-        problems.append("limits.max_upload_bytes must not exceed keys.budget_bytes or keys.upload_budget_bytes")
+    if limits.max_upload_bytes > min(keys.budget_bytes, keys.tenant_budget_bytes, keys.upload_budget_bytes):
+        problems.append(
+            "limits.max_upload_bytes must not exceed keys.budget_bytes, keys.tenant_budget_bytes or keys.upload_budget_bytes"
+        )
+    for setting, module, extra in ((keys.database, "psycopg", "postgres"), (keys.bucket, "obstore", "s3")):
+        if setting and importlib.util.find_spec(module) is None:
+            problems.append(f"keys need {module}, which is not installed; try pip install 'secateur[{extra}]'")
     return problems
 
 

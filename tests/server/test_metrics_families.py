@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import numpy as np
+from test_he_model import Real, real  # noqa: F401 - the fixture of a tiny model on the real runtime
 
 from he_runtime import CompressedModel
 from he_runtime.model import OPS, InputSpec, Node, OutputSpec
+from server.engine.he_model import build, describe
+from server.engine.layer_clock import LayerClock
 from server.observe.families import FAMILIES, OTHER, layer_families
 
 
@@ -55,6 +61,21 @@ def test_what_the_plan_names_by_itself_is_not_merged() -> None:
         "e": "shape",
         "f": "linear",
     }
+
+
+def test_the_layers_that_a_worker_times_are_those_that_have_families(real: Real, tmp_path: Path) -> None:  # noqa: F811
+    """On the real runtime: what run names, describe has a family for, and the layers are nearly all of the time."""
+    directory = real.config.models / "served" / "1"
+    families = describe(directory, "served", "1").families
+    assert families == {"dense": "linear", "square": "activation"}
+    model = build(directory, "tenseal")
+    (tmp_path / "keys").write_bytes(real.key_file)
+    keys = model.load_keys(tmp_path / "keys", lambda: None)
+    clock, started = LayerClock(), time.monotonic()
+    model.run(real.encrypt(), keys, lambda: None, clock)
+    clock.stop()
+    assert set(clock.ms) == set(families)
+    assert 0 < sum(clock.ms.values()) <= (time.monotonic() - started) * 1e3
 
 
 def test_every_kind_of_layer_has_a_family() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
@@ -16,6 +17,7 @@ import pytest
 from harness import KEYS, Caller, failure, make_config
 from scraping import Scrape
 
+from protos.gen.secateur.v1 import inference_pb2
 from server.config import ServerConfig
 from server.running import RunningServer, start
 
@@ -53,6 +55,7 @@ def test_a_server_shows_what_it_did(running: tuple[RunningServer, Caller]) -> No
     assert added("evaluation_duration_seconds_count", model="digits") == 4, "of one request id there is one evaluation"
     for family in ("linear", "activation", "other"):
         assert added("layer_duration_seconds_count", model="digits", family=family) == 4
+    assert added("evaluation_predicted_ratio_count", model="digits") == 4, "the fake runtime has an estimate"
     assert (added("upload_bytes_total"), added("store_bytes")) == (len(KEYS), len(KEYS))
     assert scrape("workers") == 2 and scrape("queue_length") == 0
     assert sum(scrape("key_cache_bytes", worker=w) for w in "01") >= len(KEYS)
@@ -60,6 +63,36 @@ def test_a_server_shows_what_it_did(running: tuple[RunningServer, Caller]) -> No
     assert scrape.samples["process_resident_memory_bytes", frozenset()] > 1 << 20
     for secret in (key_set_id, "a-request-id"):
         assert secret not in scrape.text
+
+
+def until(server: RunningServer, holds: Callable[[Scrape], bool]) -> Scrape:
+    """The first scrape of which `holds`, within ten seconds."""
+    end = time.monotonic() + 10
+    while not holds(scrape := Scrape.at(server.metrics_address)):
+        assert time.monotonic() < end, scrape.text
+        time.sleep(0.01)  # between two scrapes
+    return scrape
+
+
+def test_the_queue_is_seen_while_it_lasts(running: tuple[RunningServer, Caller]) -> None:
+    server, caller = running
+    key_set_id = caller.upload().key_set_id
+    calls = [caller.inference.Infer.future(caller.request(key_set_id, b"sleep:20"), timeout=20) for _ in range(5)]
+    scrape = until(server, lambda scrape: scrape("queue_length") == 3)
+    assert scrape("queue_predicted_seconds") > 0
+    for call in calls:
+        call.cancel()
+    scrape = until(server, lambda scrape: scrape("queue_length") == 0)
+    assert scrape("queue_predicted_seconds") == 0
+    until(server, lambda scrape: scrape("requests_total", method="InferenceService/Infer", reason="CANCELLED") == 5)
+
+
+def test_jobs_are_seen(running: tuple[RunningServer, Caller]) -> None:
+    server, caller = running
+    call = caller.request(caller.upload().key_set_id, b"echo:x")
+    job_id = caller.inference.SubmitJob(inference_pb2.SubmitJobRequest(call=call), timeout=20).job_id
+    scrape = until(server, lambda scrape: scrape("jobs", state="succeeded") == 1)
+    assert scrape.labels("state") >= {"queued", "running", "succeeded"} and job_id not in scrape.text
 
 
 def test_a_lost_worker_is_seen(running: tuple[RunningServer, Caller]) -> None:

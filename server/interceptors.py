@@ -26,10 +26,11 @@ from .guard import OPEN, Guard
 from .identity.tenant import acting_as
 from .observe.events import Observer, nobody
 from .observe.logs import event
+from .probes import guarded_probe
 
 __all__ = ["Boundary", "failure_of"]
 
-_HEALTH = "/grpc.health."  # for probes, which have no credential
+_HEALTH = "/grpc.health."
 _REFLECTION = "/grpc.reflection."
 _MAX_MESSAGE = 1000  # statuses travel in HTTP/2 headers, which are limited to some 8 KiB
 Handler = Callable[[Any, Any], Awaitable[Any]]
@@ -48,7 +49,7 @@ def failure_of(error: BaseException) -> tuple[Failure, str]:
 
 
 class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every handler but health's, and reflection's where that is open to all.
+    """Wraps every handler but health's, which `probes` guards, and reflection's where that is open to all.
 
     The caller is known before the request is read. Every request is read here, unary ones included, so that a message
     which does not arrive, or is no protobuf, gets an answer like any other error instead of a call slot for as long as
@@ -67,9 +68,12 @@ class Boundary(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
-        open_to_all = (_HEALTH, _REFLECTION) if self._guard.policy.open_reflection else (_HEALTH,)
-        if handler is None or method.startswith(open_to_all):
+        policy = self._guard.policy
+        open_to_all = policy.open_to_all or (policy.open_reflection and method.startswith(_REFLECTION))
+        if handler is None or (open_to_all and method.startswith((_HEALTH, _REFLECTION))):
             return cast("grpc.RpcMethodHandler[Any, Any]", handler)
+        if method.startswith(_HEALTH):
+            return cast("grpc.RpcMethodHandler[Any, Any]", guarded_probe(handler, method, policy))
         call = Call(method.rpartition(".")[2], self._observer, self._guard)
         # On the wire a unary request is a stream of one message.
         if handler.response_streaming:

@@ -26,9 +26,14 @@ class Policy:
         self._verifier = TokenVerifier(jwt) if identity.reads_tokens else None
 
     @property
+    def open_to_all(self) -> bool:
+        """Whether callers have no credentials at all."""
+        return self._config.mode == "anonymous"
+
+    @property
     def open_reflection(self) -> bool:
         """Whether reflection is answered without a credential."""
-        return self._config.open_reflection or self._config.mode == "anonymous"
+        return self._config.open_reflection or self.open_to_all
 
     def caller(self, context: Any) -> Caller:
         """The caller behind a grpc ServicerContext.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 from server.running import RunningServer, start_subprocess
 
-__all__ = ["PARAMS", "fake_server", "spec_digest", "write_config"]
+__all__ = ["PARAMS", "fake_server", "spec_digest", "tests_module", "write_config"]
 
 PARAMS = "11" * 32
 _RUNTIME = Path(__file__).resolve().parents[2] / "tests" / "server"
@@ -23,10 +24,20 @@ def spec_digest() -> str:
     return hashlib.sha256(b"spec of digits 1").hexdigest()
 
 
+def _reach_tests() -> None:
+    if str(_RUNTIME) not in sys.path:
+        sys.path.append(str(_RUNTIME))
+
+
+def tests_module(name: str) -> Any:
+    """A helper module of the server's tests."""
+    _reach_tests()
+    return importlib.import_module(name)
+
+
 def write_config(directory: Path, sections: Mapping[str, Mapping[str, Any]] | None = None) -> Path:
     """A configuration on `directory` with one model `digits`; `sections` override or add tables."""
-    if str(_RUNTIME) not in sys.path:
-        sys.path.append(str(_RUNTIME))  # whoever starts the server hands it on
+    _reach_tests()  # whoever starts the server hands the path on
     model = directory / "models" / "digits" / "1"
     model.mkdir(parents=True, exist_ok=True)
     (model / "model.json").write_text(json.dumps({"params": PARAMS, "max_key_bytes": 1 << 34}))

@@ -63,7 +63,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         model, keys = await self._look_up(call)
 
         async def begin(seconds: float) -> Ticket:
-            where = str(keys.path), keys.sha256
+            where = str(keys.path), keys.name
             return await self._engine.begin("infer", model, call.ciphertexts, *where, seconds=seconds, lane="job")
 
         def reply_of(done: Evaluation) -> bytes:
@@ -114,7 +114,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             model,
             call.ciphertexts,
             key_path=str(keys.path),
-            key_sha256=keys.sha256,
+            key_sha256=keys.name,
             timeout_seconds=seconds,
             patience_seconds=patience,
         )

@@ -146,7 +146,7 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
         model = self._repository.by_spec(ready.row.client_spec_digest)
         try:
             await self._engine.submit(
-                "check_keys", model, b"", key_path=str(ready.path), key_sha256=ready.row.sha256, timeout_seconds=seconds
+                "check_keys", model, b"", key_path=str(ready.path), key_sha256=ready.name, timeout_seconds=seconds
             )
         except SecateurError as error:
             if error.reason in _KEYS_ARE_BAD:

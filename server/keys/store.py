@@ -32,7 +32,7 @@ from .uploads import Uploads, unknown_upload
 
 __all__ = ["KeyStore", "ReadyUpload", "StoredKeys"]
 
-_GOOD_SECONDS, _BAD_SECONDS = 5.0, 0.9  # for which a look at the stores holds
+_GOOD_SECONDS, _BAD_SECONDS = 2.0, 0.9  # for which a look at the stores holds
 _KEEPING_SECONDS = 30.0  # between two rounds of recording uses and forgetting what expired
 _SWEEP_ROUNDS = 120  # one sweep for orphans an hour
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from stores import postgres_binaries
 
 from benchmarks.service.commits import killed_commits
+from benchmarks.service.outages import outages
 from benchmarks.service.tenants import many_tenants
 from benchmarks.service.uploads import cuts, speed
 
@@ -31,3 +33,12 @@ def test_a_server_killed_while_it_commits_leaves_nothing_torn(tmp_path: Path) ->
 def test_many_tenants_in_a_small_cache_get_their_own_results(tmp_path: Path) -> None:
     report = many_tenants(tmp_path, tenants=12, count=120)
     assert report["ok"] and report["key_loads"] > 24, report
+
+
+def test_outages_of_database_and_object_store_make_it_unready_and_lose_nothing(tmp_path: Path) -> None:
+    if postgres_binaries() is None:
+        pytest.skip("PostgreSQL is not installed: found no initdb; try apt-get install postgresql")
+    for module in ("psycopg", "obstore", "moto"):
+        pytest.importorskip(module)
+    report = outages(tmp_path, seconds=0.5)
+    assert report["ok"], report

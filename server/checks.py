@@ -13,8 +13,10 @@ from he_runtime.errors import SecateurError
 from .config import ServerConfig
 from .engine.runtime import load_runtime
 from .errors import ConfigError
+from .models import checksums
 from .models.repository import Repository
 from .observe import observing
+from .state.layout import read_version
 
 __all__ = ["check"]
 
@@ -27,7 +29,7 @@ def check(config: ServerConfig) -> list[str]:
         _check_models,
         _check_state,
         _check_identity,
-        _check_address,
+        _check_addresses,
         _check_limits,
         _check_cost_table,
         observing.problems,
@@ -44,7 +46,12 @@ def _check_backend(config: ServerConfig) -> list[str]:
 
 
 def _check_models(config: ServerConfig) -> list[str]:
-    repository = Repository.scan(config.models, load_runtime(config.engine.runtime))
+    def verified(directory: Path) -> Path:
+        digests = checksums.file_digests(directory)
+        checksums.checked(directory, digests, required=config.repository.require_checksums)
+        return directory
+
+    repository = Repository.scan(config.models, load_runtime(config.engine.runtime), copy=verified)
     problems = [f"{b.name} version {b.version}: {b.error.message}" for b in repository.broken]
     if not repository.summaries():
         problems.append(f"models = {config.models}: no model can be served from here; try `secateur compress`")
@@ -52,6 +59,7 @@ def _check_models(config: ServerConfig) -> list[str]:
 
 
 def _check_state(config: ServerConfig) -> list[str]:
+    read_version(config.state)
     place = config.state
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -70,23 +78,36 @@ def _check_identity(config: ServerConfig) -> list[str]:
     return identity_problems(config) or unreadable_files(config)
 
 
-def _check_address(config: ServerConfig) -> list[str]:
-    if config.address.startswith("unix:"):
-        parent = Path(config.address.removeprefix("unix:")).absolute().parent
-        return [] if os.access(parent, os.W_OK) else [f"address = {config.address}: cannot write to {parent}"]
-    host, _, port = config.address.rpartition(":")
-    host = host.strip("[]")
+def _check_addresses(config: ServerConfig) -> list[str]:
+    from .admin.port import admin_problems
+
+    problems = list(admin_problems(config))
+    addresses = {
+        "address": config.address,
+        "tls.mutual_address": config.tls.mutual_address,
+        "admin.address": config.admin.address,
+    }
+    for name, address in addresses.items():
+        if address:
+            problems += _unusable(name, address)
+    return problems
+
+
+def _unusable(name: str, address: str) -> list[str]:
+    """Why nobody could listen there now."""
+    if address.startswith("unix:"):
+        parent = Path(address.removeprefix("unix:")).absolute().parent
+        return [] if os.access(parent, os.W_OK) else [f"{name} = {address}: cannot write to {parent}"]
+    host, _, port = address.rpartition(":")
     try:
         family, kind, proto, _, where = socket.getaddrinfo(
-            host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, proto) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(where)
     except OSError as error:
-        raise ConfigError(
-            f"cannot use address = {config.address}: {error.strerror or error}; try another port"
-        ) from error
+        return [f"cannot use {name} = {address}: {error.strerror or error}; try another port"]
     return []
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,9 +49,13 @@ def _sockets() -> Iterator[socket.socket]:
         return
     for entry in os.listdir(_DESCRIPTORS):
         try:
-            found = socket.socket(fileno=os.dup(int(entry)))
-        except OSError:  # no socket, or closed since it was listed
+            descriptor = os.dup(int(entry))
+        except OSError:  # closed since it was listed
             continue
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            continue
+        found = socket.socket(fileno=descriptor)
         if found.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX) and found.type == socket.SOCK_STREAM:
             yield found
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import Caller, failure, free_port, make_config, make_models
 
 from protos.status import from_rpc_error
+from server.connections import cut
 from server.readiness import Readiness
 from server.running import RunningServer, start, start_subprocess
 
@@ -130,6 +132,24 @@ async def test_readiness_follows_its_probes(monkeypatch: pytest.MonkeyPatch) -> 
     assert troubled.problems == ("broken",)
     await troubled.drain()
     assert troubled.problems == ("draining", "broken")
+
+
+def test_cutting_breaks_the_connections_of_an_address_and_nothing_else() -> None:
+    def pair(listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+        near = socket.create_connection(listener.getsockname())
+        return near, listener.accept()[0]
+
+    with socket.create_server(("127.0.0.1", 0)) as cut_off, socket.create_server(("127.0.0.1", 0)) as other:
+        (near, far), (spared, spared_far) = pair(cut_off), pair(other)
+        with near, far, spared, spared_far:
+            far.sendall(b"parting")
+            before = len(os.listdir("/proc/self/fd"))
+            assert cut([f"127.0.0.1:{cut_off.getsockname()[1]}", "", "unix:/nobody"]) == 1
+            assert len(os.listdir("/proc/self/fd")) == before, "no descriptor is left open"
+            near.settimeout(5)
+            assert near.recv(100) == b"parting" and near.recv(100) == b"", "what was sent arrives, then the end"
+            spared_far.sendall(b"on")
+            assert spared.recv(100) == b"on"
 
 
 @pytest.fixture

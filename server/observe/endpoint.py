@@ -33,8 +33,9 @@ def split_address(address: str) -> tuple[str, int]:
 class MetricsEndpoint:
     """Answers scrapes of `registry` at `address` (with the port that was chosen) until it is closed."""
 
-    def __init__(self, server: asyncio.Server, address: str) -> None:
+    def __init__(self, server: asyncio.Server, answerer: _Answerer, address: str) -> None:
         self._server = server
+        self._answerer = answerer
         self.address = address
 
     @classmethod
@@ -49,12 +50,13 @@ class MetricsEndpoint:
                 f"cannot use metrics.address = {address}: {error.strerror or error}; try another port"
             ) from error
         chosen = server.sockets[0].getsockname()[1]
-        return cls(server, f"[{host}]:{chosen}" if ":" in host else f"{host}:{chosen}")
+        return cls(server, answerer, f"[{host}]:{chosen}" if ":" in host else f"{host}:{chosen}")
 
     async def close(self) -> None:
-        """Take no more connections. Those under way end by themselves within seconds."""
+        """Take no more connections, and end those that there are."""
         self._server.close()
-        await asyncio.sleep(0)  # lets the listening socket go
+        self._answerer.hang_up()
+        await asyncio.sleep(0)  # lets the sockets go
 
 
 class _Answerer:
@@ -62,20 +64,24 @@ class _Answerer:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._connections = 0
+        self._connections: set[asyncio.StreamWriter] = set()
+
+    def hang_up(self) -> None:
+        for writer in self._connections:
+            writer.transport.abort()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
+        self._connections.add(writer)
         try:
             async with asyncio.timeout(_SECONDS):
-                if self._connections > _MAX_CONNECTIONS:
+                if len(self._connections) > _MAX_CONNECTIONS:
                     await _send(writer, 503)
                 else:
                     await self._answer(reader, writer)
         except (TimeoutError, OSError):
             pass  # a caller who is gone or too slow
         finally:
-            self._connections -= 1
+            self._connections.discard(writer)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()

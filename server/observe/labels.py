@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import threading
-
 __all__ = ["REST", "Bounded"]
 
 REST = "other"
 
 
 class Bounded:
-    """Lets the first `most` values through as they are, and calls all further ones "other". Thread-safe."""
+    """Lets the first `most` values through as they are, and calls all further ones "other"."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._seen: set[str] = set()
-        self._lock = threading.Lock()
 
     def label(self, value: str) -> str:
-        with self._lock:
-            if value not in self._seen:
-                if len(self._seen) >= self._most:
-                    return REST
-                self._seen.add(value)
+        if value not in self._seen:
+            if len(self._seen) >= self._most:
+                return REST
+            self._seen.add(value)
         return value

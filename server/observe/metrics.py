@@ -6,6 +6,7 @@ place, so many tenants). No label holds an id of a key set, an upload or a reque
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ class Metrics:
 
     def __init__(self, build: str, max_tenants: int) -> None:
         self.registry = CollectorRegistry()
+        self._lock = threading.Lock()
         self._tenants = Bounded(max_tenants)
         self._models = Bounded(_MAX_MODELS)
         self._cached: dict[int, KeyCacheChanged] = {}
@@ -67,7 +69,8 @@ class Metrics:
     def __call__(self, event: Event, /) -> None:
         listener = self._listeners.get(type(event))
         if listener is not None:
-            listener(event)
+            with self._lock:
+                listener(event)
 
     def _make_calls(self) -> None:
         registry = self.registry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 import time
@@ -148,8 +147,14 @@ def test_metrics_are_off_by_default(tmp_path: Path) -> None:
         assert server.metrics_address == ""
 
 
-async def test_a_server_that_ends_lets_its_metrics_port_go(tmp_path: Path) -> None:
-    with await asyncio.to_thread(start, observed(tmp_path)) as server:
+def test_a_server_that_ends_lets_its_metrics_port_go(tmp_path: Path) -> None:
+    """Also with a connection on it that says nothing."""
+    with start(observed(tmp_path)) as server:
         host, _, port = server.metrics_address.rpartition(":")
+        idle = socket.create_connection((host, int(port)), timeout=10)
+        assert Scrape.at(server.metrics_address)("workers") == 2
+    with idle:
+        assert idle.recv(1) == b"", "hung up, not left to time out"
     with socket.socket() as again:
+        again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind((host, int(port)))

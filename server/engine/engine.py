@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import time
+from contextvars import Context
 
 from he_runtime.errors import Cancelled, Reason, SecateurError
 
@@ -225,7 +226,8 @@ class Engine:
     def _begin(self, ticket: Ticket, slot: Slot[Ticket]) -> None:
         self._idle.remove(slot)
         ticket.slot, ticket.started, slot.running = slot, time.monotonic(), ticket.job.number
-        task = asyncio.get_running_loop().create_task(self._serve(slot, ticket))
+        # In its own caller's context, and not in that of whoever made the slot free: logs name the right one.
+        task = asyncio.get_running_loop().create_task(self._serve(slot, ticket), context=ticket.context)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -238,7 +240,8 @@ class Engine:
             self._reports.worker_lost(slot.number)
             event("worker lost", level=logging.ERROR, worker=slot.process.pid, cause=str(error), job=ticket.job.kind)
             self._settle_lost(slot, ticket, error.before_start)
-            await self._pool.replace(slot)
+            replacing = self._pool.replace(slot)
+            await asyncio.get_running_loop().create_task(replacing, context=Context())  # on nobody's behalf
         else:
             slot.running, slot.resident = 0, frozenset(outcome.resident)
             self._reports.job_done(slot.number, outcome)

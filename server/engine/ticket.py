@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
 from .fair import Entry
@@ -38,6 +39,7 @@ class Ticket:
     started: float = 0.0
     slot: Slot[Ticket] | None = None
     entry: Entry[Ticket] | None = None
+    context: Context = field(default_factory=copy_context, repr=False)
 
     def progress(self) -> Progress | None:
         """How far the worker is; None while it has not said."""

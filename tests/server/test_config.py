@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from harness import make_config
 
 from server.checks import check
-from server.config import ServerConfig, load_config
+from server.config import ServerConfig, _leaves, load_config
 from server.errors import ConfigError
 from server.running import start
 
@@ -133,3 +136,28 @@ def test_a_port_in_use_is_a_config_error_and_nothing_is_left_behind(tmp_path: Pa
 def test_a_runtime_that_a_worker_cannot_run_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="absent"):
         start(replace(make_config(tmp_path), models=tmp_path / "absent"))
+
+
+EXAMPLE = Path(__file__).parents[2] / "docs" / "secateur-server.toml"
+
+
+def test_the_example_configuration_changes_nothing() -> None:
+    assert load_config(EXAMPLE, {}) == ServerConfig()
+
+
+def test_the_example_configuration_names_every_setting_with_its_default(tmp_path: Path) -> None:
+    """Whoever adds a setting adds its line to docs/secateur-server.toml."""
+    text = re.sub(r"^#(?=[a-z_]+ = )", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    (tmp_path / "server.toml").write_text(text)
+    record = tomllib.loads(text)
+    uncommented = load_config(tmp_path / "server.toml", {})
+    for name, default in _leaves(ServerConfig()):
+        section, _, key = name.rpartition(".")
+        if isinstance(default, Mapping):
+            assert f"# [{name}." in text, f"need an example of [{name}.NAME]"
+            continue
+        assert key in (record[section] if section else record), f"need a line #{key} = {default!r} in [{section}]"
+        got = getattr(getattr(uncommented, section), key) if section else getattr(uncommented, key)
+        if isinstance(got, Path):
+            got = None if default is None else got.relative_to(tmp_path)
+        assert got == default or name == "engine.backend", f"{name}: need the default {default!r}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -119,12 +122,21 @@ class Postgres:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        """The connection for one statement or transaction; who waits for it too long cuts it, as its server hangs."""
         if not self._lock.acquire(timeout=_WAIT_SECONDS):
+            self._cut()
             raise store_down("database")
         try:
             yield
         finally:
             self._lock.release()
+
+    def _cut(self) -> None:
+        """End the wait of whoever holds the connection. No time limit of the database's own does, once it is frozen."""
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(OSError, self._psycopg.Error):  # it may be closed meanwhile
+                _shut(os.dup(connection.fileno()))
 
     def _drop(self) -> None:
         connection, self._connection = self._connection, None
@@ -148,6 +160,11 @@ class Postgres:
     def close(self) -> None:
         with self._lock:
             self._drop()
+
+
+def _shut(descriptor: int) -> None:
+    with socket.socket(fileno=descriptor) as wire:
+        wire.shutdown(socket.SHUT_RDWR)
 
 
 def _migrate(execute: Execute) -> None:

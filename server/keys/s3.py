@@ -17,9 +17,8 @@ __all__ = ["S3Blobs"]
 
 _PART_BYTES = 8 << 20  # of a multipart upload; with _PARALLEL the memory that a commit takes
 _PARALLEL = 2
-_BLOCK_BYTES = 1 << 20
 _RETRIES: Any = {"max_retries": 2, "retry_timeout": timedelta(seconds=5)}
-_CLIENT = {"connect_timeout": "3s", "timeout": "60s"}  # for one request, so for one part
+_CLIENT = {"connect_timeout": "3s", "timeout": "30s"}  # for one request, so for one part or range
 
 
 class S3Blobs:
@@ -91,11 +90,16 @@ class S3Blobs:
             path = self._cache.get(name)
             if path is None:
                 with self._reaching():
-                    blocks = self._store.get(name).stream(min_chunk_size=_BLOCK_BYTES)
-                    path = self._cache.put(name, sha256, map(memoryview, blocks))
+                    path = self._cache.put(name, sha256, self._blocks(name))
             if path is None:  # damaged: of no use to anybody
                 raise FileNotFoundError(name)
             return path
+
+    def _blocks(self, name: str) -> Iterator[memoryview]:
+        """An object in ranges, so that the time limit is one for each and not for the whole."""
+        size = int(self._store.head(name)["size"])
+        for start in range(0, size, _PART_BYTES):
+            yield memoryview(self._store.get_range(name, start=start, length=min(_PART_BYTES, size - start)))
 
     def is_local(self, name: str) -> bool:
         return name in self._cache

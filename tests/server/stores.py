@@ -63,7 +63,12 @@ class PrivatePostgres:
         command = [str(self._binaries / "postgres"), "-D", str(self._directory / "data")]
         command += [part for setting in settings for part in ("-c", setting)]
         self._process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **self._account
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+            **self._account,
         )
         ready = [str(self._binaries / "pg_isready"), "-q", "-h", str(self._directory), "-d", "postgres"]
         while subprocess.run(ready, check=False, cwd="/").returncode:
@@ -74,6 +79,13 @@ class PrivatePostgres:
         assert self._process is not None
         self._process.send_signal(signal.SIGQUIT)
         self._process.wait()
+
+    def freeze(self, frozen: bool) -> None:
+        """The server neither answers nor closes anything; its backends, which are sessions of their own, included."""
+        assert self._process is not None
+        number = signal.SIGSTOP if frozen else signal.SIGCONT
+        for pid in (self._process.pid, *_children(self._process.pid)):
+            os.kill(pid, number)
 
     def new_database(self) -> str:
         """The URL of an empty database."""
@@ -91,6 +103,10 @@ class PrivatePostgres:
         with contextlib.suppress(AssertionError):
             self.stop()
         shutil.rmtree(self._directory)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _account() -> dict[str, Any]:

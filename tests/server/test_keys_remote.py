@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from harness import KEYS, PARAMS, sha256, spec_digest
-from stores import PrivateS3, Setup, make_setup
+from stores import PrivatePostgres, PrivateS3, Setup, make_setup
 
 from he_runtime.errors import Reason, SecateurError
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
-from server.errors import ConfigError
+from server.errors import ConfigError, ServiceError
 from server.keys.cache import FileCache
 from server.keys.settings import KeysConfig
 from server.keys.store import KeyStore
@@ -172,6 +174,30 @@ def test_a_connection_lost_while_committing_may_have_committed(
     found = store.create(UploadOffer(PARAMS, spec_digest(), len(KEYS), sha256(KEYS)))
     assert isinstance(found, KeySetInfo)
     assert store.find(found.key_set_id).path.read_bytes() == KEYS
+
+
+def test_a_database_that_hangs_holds_nobody_for_long(
+    database: Setup, postgres: PrivatePostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen, it neither answers nor closes the connection, and no limit of its own ends a statement."""
+    monkeypatch.setattr("server.keys.postgres._WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("server.keys.store._GOOD_SECONDS", 0.0)
+    monkeypatch.setattr("server.keys.store._BAD_SECONDS", 0.0)
+    store = database.open("one")
+    keys = stored(store, KEYS)
+    postgres.freeze(True)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            started = time.monotonic()
+            calls = [pool.submit(store.find, keys.key_set_id) for _ in range(4)]
+            assert {type(call.exception(20)) for call in calls} == {ServiceError}
+            assert time.monotonic() - started < 10
+    finally:
+        postgres.freeze(False)
+    started = time.monotonic()
+    while not store.healthy():
+        assert time.monotonic() - started < 10
+    assert store.find(keys.key_set_id).path.read_bytes() == KEYS
 
 
 def test_a_database_that_is_absent_is_said_at_the_start_without_its_password(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 __all__ = ["add", "begin", "event", "hashed", "scrubbed", "set_up"]
 
 _LOGGER = logging.getLogger("secateur.server")
+_FOREIGN = ("asyncio", "grpc", "opentelemetry")  # loggers of libraries, whose lines become ours from warnings on
 _CONTEXT: ContextVar[dict[str, Any] | None] = ContextVar("log_context", default=None)
 _CUT = "[cut]"
 _HASH_CHARS = 12
@@ -62,8 +63,10 @@ class _JsonLines(logging.Formatter):
         line: dict[str, Any] = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": record.getMessage() if record.name == _LOGGER.name else scrubbed(record.getMessage()),
         }
+        if record.name != _LOGGER.name:
+            line["logger"] = record.name
         for name, value in getattr(record, "facts", {}).items():
             line[name] = value if name == "trace" else _plain(value)  # a trace's id looks like a capability and is none
         if record.exc_info:
@@ -75,9 +78,11 @@ def set_up(level: str) -> None:
     """Send the server's log to standard error; only `server.run` and the worker's main call this, libraries never."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonLines())
-    _LOGGER.handlers[:] = [handler]
+    for logger in (_LOGGER, *map(logging.getLogger, _FOREIGN)):
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
     _LOGGER.setLevel(level.upper())
-    _LOGGER.propagate = False
 
 
 def begin(**facts: Any) -> None:

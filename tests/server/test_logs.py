@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,25 @@ async def test_facts_of_a_call_are_on_its_lines_and_its_tasks(caplog: pytest.Log
 def test_an_id_is_found_by_its_digest_and_not_the_other_way() -> None:
     assert logs.hashed("an id") == logs.hashed("an id") != logs.hashed("another")
     assert len(logs.hashed("an id")) == 12 and logs.hashed("") == ""
+
+
+def test_lines_of_libraries_are_objects_too_and_scrubbed() -> None:
+    code = f"""
+import logging
+from server.observe import logs
+logs.set_up("info")
+logging.getLogger("opentelemetry.exporter").warning("cannot send to %s", "http://user:canary@collector")
+logging.getLogger("asyncio").error("Task exception was never retrieved: {TOKEN}")
+logging.getLogger("grpc._cython").info("chatter")
+logs.event("ours")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line.get("logger"), line["event"]) for line in lines] == [
+        ("opentelemetry.exporter", "cannot send to http://[cut]@collector"),
+        ("asyncio", "Task exception was never retrieved: [cut]"),
+        (None, "ours"),
+    ]
 
 
 def test_no_secret_of_a_call_reaches_the_log_of_a_server_or_its_workers(

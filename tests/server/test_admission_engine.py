@@ -32,7 +32,7 @@ async def running(tmp_path: Path, workers: int = 1, **admission: Any) -> AsyncIt
     model = fake_runtime.describe(config.models / "digits" / "10", "digits", "10")
     runtime: Any = fake_runtime
     engine = Engine(config.engine, config.limits, "error", admission=AdmissionConfig(**admission), runtime=runtime)
-    where = {"key_path": str(tmp_path / "keys"), "key_sha256": "k"}
+    where: dict[str, Any] = {"key_path": str(tmp_path / "keys"), "key_sha256": "k"}
 
     async def submit(tenant: str, payload: bytes, seconds: float | None = None, kind: Any = "infer") -> Evaluation:
         with acting_as(Caller(tenant)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,4 +62,4 @@ def fake_server(
 ) -> RunningServer:
     """Up and serving; a context manager that stops it."""
     directory.mkdir(parents=True, exist_ok=True)
-    return start_subprocess(write_config(directory, sections), {**os.environ, **(environment or {})})
+    return start_subprocess(write_config(directory, sections), environment)

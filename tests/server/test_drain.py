@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -20,7 +19,7 @@ from admin_caller import ADMIN, administrator
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import Caller, failure, free_port, make_config, make_models
 
-from protos.status import from_rpc_error
+from benchmarks.service.drain import changes_under_load
 from server.connections import cut
 from server.readiness import Readiness
 from server.running import RunningServer, start, start_subprocess
@@ -176,49 +175,9 @@ def apart(tmp_path: Path) -> Iterator[Callable[[], RunningServer]]:
         server.stop()
 
 
-def patient(call: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """What a client with retries does: on UNAVAILABLE, again after a moment."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            told = from_rpc_error(error)
-            if told.code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
-                raise
-            time.sleep(min(told.retry_after_seconds or 0.1, 0.1))
-
-
-def test_a_restart_under_load_fails_no_request_of_a_client_that_retries(apart: Callable[[], RunningServer]) -> None:
-    first = apart()
-    assert first.process is not None
-    options = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
-    with grpc.insecure_channel(first.address, options) as channel, ThreadPoolExecutor(3) as pool:
-        caller = Caller(channel)
-        keys = caller.upload().key_set_id
-        ended, answered = threading.Event(), threading.Semaphore(0)
-
-        def load(number: int) -> int:
-            count = 0
-            while not ended.is_set():
-                payload = f"echo:{number}-{count}".encode()
-                request_id = f"{number}-{count}"
-                reply = patient(lambda payload=payload, rid=request_id: caller.infer(keys, payload, request_id=rid))
-                assert reply.ciphertexts.endswith(payload.removeprefix(b"echo:"))
-                count += 1
-                answered.release()
-            return count
-
-        callers = [pool.submit(load, number) for number in range(3)]
-        assert all(answered.acquire(timeout=20) for _ in range(10))
-        first.process.send_signal(signal.SIGTERM)
-        assert first.process.wait(20) == 0
-        apart()
-        while answered.acquire(blocking=False):
-            pass
-        assert all(answered.acquire(timeout=20) for _ in range(10)), "the second server answers, with the same keys"
-        ended.set()
-        assert sum(c.result() for c in callers) >= 20
+def test_restarts_and_version_changes_under_load_fail_no_request(tmp_path: Path) -> None:
+    report = changes_under_load(tmp_path, count=1, clients=4)
+    assert report["ok"] and report["came_back"] and report["versions"] == 2, report
 
 
 def test_a_second_signal_ends_at_once(apart: Callable[[], RunningServer], tmp_path: Path) -> None:

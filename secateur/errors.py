@@ -29,6 +29,7 @@ _EXTRAS = {
     "google": "client",
     "zstandard": "client",
     "cryptography": "server",
+    "jwt": "server",
     "grpc_health": "server",
     "grpc_reflection": "server",
     "Pyfhel": "pyfhel",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from authority import Authority
 from harness import make_config
 
 from protos.gen.secateur.v1 import model_pb2, model_pb2_grpc
@@ -45,3 +47,35 @@ def test_the_settings_shown_are_settings(tmp_path: Path, section: str) -> None:
     for block in blocks:
         (tmp_path / "server.toml").write_text(block)
         load_config(tmp_path / "server.toml", {})
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    from typer.testing import CliRunner
+
+    from secateur.main import app
+
+    result = CliRunner().invoke(app, [*arguments])
+    return result.exit_code, result.output
+
+
+def test_serve_checks_identity_and_predict_wants_whole_pairs(tmp_path: Path) -> None:
+    make_config(tmp_path)
+    shutil.rmtree(tmp_path / "models" / "digits" / "11")  # the broken one
+    ours = Authority()
+    certificate, key = (str(path) for path in ours.issue_server().write(tmp_path, "server"))
+    (tmp_path / "ca.pem").write_bytes(ours.pem)
+    (tmp_path / "server.toml").write_text(
+        'address = "127.0.0.1:0"\nmodels = "models"\n[engine]\nbackend = "fake"\nruntime = "fake_runtime"\n'
+    )
+    serve = ("serve", "--config", str(tmp_path / "server.toml"), "--check", "--json")
+    secured = (*serve, "--certificate", certificate, "--private-key", key, "--client-ca", str(tmp_path / "ca.pem"))
+    code, said = run(*secured)
+    assert code == 0 and json.loads(said)["problems"] == []
+    assert run(*serve, "--client-ca", str(tmp_path / "ca.pem"))[0] == 1, "without TLS"
+    code, said = run(*serve, "--address", "0.0.0.0:0")
+    assert code == 1 and "identity.anonymous_on_network" in said
+    (tmp_path / "x.json").write_text("[1]")
+    code, said = run("predict", "m", str(tmp_path / "x.json"), "--client-certificate", certificate)
+    assert code == 2 and "go together" in said
+    code, said = run("predict", "m", str(tmp_path / "x.json"), "--token-file", str(tmp_path / "absent"))
+    assert code == 1 and "cannot read the token" in said

@@ -7,6 +7,7 @@ exception.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -17,7 +18,7 @@ from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -35,11 +36,28 @@ _TRACED = ("/secateur.v1.", "/inference.")
 _CARRIED = ("traceparent", "tracestate")
 _MAX_LAYERS = 256  # spans of one evaluation; the layers after them are in the evaluation's own span only
 _NS_PER_MS = 1e6
+_PARTING_SECONDS = 2.0
+
+
+class _Batches(BatchSpanProcessor):
+    """Gives the last batches a moment, where the library would let a server that ends wait for a collector that is down."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        super().__init__(exporter)
+        self._sender = exporter
+
+    def shutdown(self) -> None:
+        patience = threading.Timer(_PARTING_SECONDS, self._sender.shutdown)
+        patience.start()
+        try:
+            super().shutdown()  # type: ignore[no-untyped-call]
+        finally:
+            patience.cancel()
 
 
 def export_to(endpoint: str) -> SpanProcessor:
     """Sends spans by OTLP, from a thread and in batches; what a collector does not take in time is dropped."""
-    return BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint or None))
+    return _Batches(OTLPSpanExporter(endpoint=endpoint or None))
 
 
 class Tracing:

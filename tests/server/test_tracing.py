@@ -6,7 +6,10 @@ import json
 import logging
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,9 @@ import grpc
 import pytest
 from fake_runtime import FAMILIES, LAYERS
 from harness import Caller, failure, make_config, make_models
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
@@ -27,6 +31,7 @@ from server.checks import check
 from server.config import ServerConfig
 from server.errors import ConfigError
 from server.observe import tracing
+from server.observe.settings import TracingConfig
 from server.running import RunningServer, start
 
 INFER = "secateur.v1.InferenceService/Infer"
@@ -47,9 +52,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     exporter = InMemorySpanExporter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracing, "export_to", lambda endpoint: SimpleSpanProcessor(exporter))
-        config = traced(tmp_path_factory.mktemp("traced"))
-        with start(config) as server, grpc.insecure_channel(server.address) as channel:
-            yield server, Caller(channel), exporter
+        server = start(traced(tmp_path_factory.mktemp("traced")))
+    with server, grpc.insecure_channel(server.address) as channel:
+        yield server, Caller(channel), exporter
 
 
 @pytest.fixture
@@ -220,6 +225,53 @@ print(json.dumps([check(on), said, check(off)]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     problems, said, without = json.loads(done.stdout)
     assert [p for p in problems if p not in without] == [said] and "secateur[otel]" in said
+
+
+class _Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def Export(self, request: Any, context: Any) -> Any:
+        self.names += [s.name for r in request.resource_spans for scope in r.scope_spans for s in scope.spans]
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def test_a_collector_gets_the_spans_by_the_servers_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "_PARTING_SECONDS", 60.0)  # on a busy machine
+    receiver, collector = grpc.server(ThreadPoolExecutor(1)), _Collector()
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, receiver)
+    port = receiver.add_insecure_port("127.0.0.1:0")
+    receiver.start()
+    try:
+        with (
+            start(traced(tmp_path, endpoint=f"http://127.0.0.1:{port}")) as server,
+            grpc.insecure_channel(server.address) as channel,
+        ):
+            caller = Caller(channel)
+            caller.infer(caller.upload().key_set_id, b"echo:x")
+    finally:
+        receiver.stop(None).wait()
+    assert {INFER, "queue", "evaluate", "layer", "secateur.v1.KeyService/CommitUpload"} <= set(collector.names)
+
+
+def test_a_collector_that_is_down_does_not_keep_a_server_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library by itself waits for an export under way; here the exporter is told to give up."""
+    given_up = threading.Event()
+
+    class Stuck(SpanExporter):
+        def export(self, spans: Any) -> SpanExportResult:
+            given_up.wait(60)
+            return SpanExportResult.FAILURE
+
+        def shutdown(self) -> None:
+            given_up.set()
+
+    monkeypatch.setattr(tracing, "_PARTING_SECONDS", 0.01)
+    traced = tracing.Tracing(TracingConfig(enabled=True), "1", tracing._Batches(Stuck()))
+    traced._tracer.start_span("x").end()
+    started = time.monotonic()
+    traced.close()
+    assert given_up.is_set() and time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("ratio", [1.5, float("nan")])

@@ -56,7 +56,7 @@ class Admission(Generic[T]):
         self._config = config
         self._workers = workers
         self._clock = clock
-        self._comeback = Comeback(workers, clock, generator or random.Random())
+        self._random = generator or random.Random()
         self._flows: dict[str, Flow[T]] = {}
         self._running: dict[Entry[T], None] = {}
         self._virtual = 0.0
@@ -86,7 +86,8 @@ class Admission(Generic[T]):
             if len(self._flows) >= _MAX_TENANTS:
                 self._forget_idle(now)
             quota = self._config.quota(tenant)
-            flow = self._flows[tenant] = Flow(quota, Allowance(quota.ms_per_minute, now))
+            comeback = Comeback(self._workers, self._clock, self._random)
+            flow = self._flows[tenant] = Flow(quota, Allowance(quota.ms_per_minute, now), comeback)
         return flow
 
     def _forget_idle(self, now: float) -> None:
@@ -139,7 +140,7 @@ class Admission(Generic[T]):
         price_ms = entry.price_us / 1e3
         seconds = flow.allowance.seconds_until(price_ms, self._clock())
         if seconds > 0:
-            raise over_allowance(price_ms, flow.quota.ms_per_minute, self._comeback.seconds(seconds, price_ms))
+            raise over_allowance(price_ms, flow.quota.ms_per_minute, flow.comeback.about(seconds))
 
     def _check_share(self, entry: Entry[T], flow: Flow[T]) -> None:
         """The first that a tenant has waiting is within its share, however large it is."""
@@ -187,7 +188,7 @@ class Admission(Generic[T]):
         return full_queue(entry.price_us / 1e3, seconds)
 
     def _seconds_until_room(self, entry: Entry[T], over_us: float) -> float:
-        return self._comeback.seconds(max(0.0, over_us) / 1e6 / self._workers, entry.price_us / 1e3)
+        return self._flow(entry.tenant).comeback.seconds(max(0.0, over_us) / 1e6 / self._workers, entry.price_us / 1e3)
 
     def _check_deadline(self, entry: Entry[T], flow: Flow[T], seconds: float | None) -> None:
         """Only against what was measured: an estimate of another machine turns nobody away."""

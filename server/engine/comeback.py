@@ -1,4 +1,4 @@
-"""When those who are turned away should come back: one after the other, as fast as the workers will have room."""
+"""When one tenant's requests that were turned away should come back: one after the other, as fast as there will be room."""
 
 from __future__ import annotations
 
@@ -29,4 +29,8 @@ class Comeback:
         if at - now >= _MOST_SECONDS:
             return self._random.uniform(_MOST_SECONDS / 2, _MOST_SECONDS)
         self._next = at + price_ms / 1e3 / self._workers
-        return min(max(_LEAST_SECONDS, at - now) * (1 + _JITTER * self._random.random()), _MOST_SECONDS)
+        return self.about(at - now)
+
+    def about(self, seconds: float) -> float:
+        """This time, and a little of chance more."""
+        return min(max(_LEAST_SECONDS, seconds) * (1 + _JITTER * self._random.random()), _MOST_SECONDS)

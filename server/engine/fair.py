@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
 from .allowance import Allowance
+from .comeback import Comeback
 from .settings import TenantQuota
 
 __all__ = ["LANES", "Entry", "Flow", "Lane", "wait_us"]
@@ -48,6 +49,7 @@ class Flow(Generic[T]):
 
     quota: TenantQuota
     allowance: Allowance
+    comeback: Comeback
     start: float = 0.0  # tag of the head, while something waits
     finish: float = 0.0  # where the next one's tag begins
     running: int = 0

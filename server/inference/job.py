@@ -37,6 +37,10 @@ class Job:
             return JobState.RUNNING
         return self.record.state
 
+    def is_past(self, seconds: float) -> bool:
+        """Over for longer than this; it is forgotten with the next change of any job."""
+        return self.record.state.is_final and self.record.ended < time.time() - seconds
+
     def status(self, ratio: float | None) -> JobStatus:
         """`ratio` is measured over predicted time of the model's evaluations, None before the first."""
         state, record, ticket, layers = self.state, self.record, self.ticket, len(self.layer_names)

@@ -202,7 +202,7 @@ class Jobs:
     def _find(self, job_id: str) -> Job:
         """The current caller's job. Another tenant's looks like none."""
         job = self._by_hash.get(hash_of(job_id))
-        if job is None or job.record.tenant != current_caller().tenant:
+        if job is None or job.record.tenant != current_caller().tenant or job.is_past(self._config.result_ttl_seconds):
             raise _unknown()
         return job
 

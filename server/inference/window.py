@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -50,7 +50,7 @@ class RequestWindow:
         self._limits = limits
         self._running: dict[RequestKey, _Running] = {}
         self._done: OrderedDict[RequestKey, tuple[float, InferenceReply]] = OrderedDict()
-        self._bytes = 0
+        self._bytes: Counter[str] = Counter()  # by tenant
 
     async def share(
         self, key: RequestKey, seconds: float | None, evaluate: Callable[[], Coroutine[Any, Any, InferenceReply]]
@@ -86,14 +86,20 @@ class RequestWindow:
     def _remember(self, key: RequestKey, reply: InferenceReply) -> None:
         if key not in self._done and len(reply.ciphertexts) <= self._limits.request_window_bytes:
             self._done[key] = (time.monotonic(), reply)
-            self._bytes += len(reply.ciphertexts)
+            self._bytes[key.tenant] += len(reply.ciphertexts)
             self._forget_old()
 
     def _forget_old(self) -> None:
+        """Those past their time; and while they are too large, the oldest of the tenant whose replies are the largest."""
         oldest_kept = time.monotonic() - self._limits.request_window_seconds
-        while self._done:
-            created, reply = next(iter(self._done.values()))
-            if created > oldest_kept and self._bytes <= self._limits.request_window_bytes:
-                return
-            self._done.popitem(last=False)
-            self._bytes -= len(reply.ciphertexts)
+        while self._done and next(iter(self._done.values()))[0] <= oldest_kept:
+            self._forget(next(iter(self._done)))
+        while self._bytes.total() > self._limits.request_window_bytes:
+            fullest = self._bytes.most_common(1)[0][0]
+            self._forget(next(key for key in self._done if key.tenant == fullest))
+
+    def _forget(self, key: RequestKey) -> None:
+        _, reply = self._done.pop(key)
+        self._bytes[key.tenant] -= len(reply.ciphertexts)
+        if not self._bytes[key.tenant]:
+            del self._bytes[key.tenant]

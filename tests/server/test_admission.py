@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_runtime.errors import Cancelled, Reason
+from protos.native import InferenceReply, Timings
+from server.config import LimitsConfig, load_config
 from server.engine.admission import Admission, Load
 from server.engine.fair import Entry
 from server.engine.prices import Prices
 from server.engine.settings import AdmissionConfig, TenantQuota
 from server.errors import ConfigError, ServiceError
+from server.inference.window import RequestKey, RequestWindow
 
 NOTHING = Load(0, 0.0, 0, 0, 0)
 NOWHERE: frozenset[str] = frozenset()
@@ -167,6 +172,16 @@ def test_callers_who_are_turned_away_come_back_one_after_the_other() -> None:
     assert (refusal(admission).retry_after_seconds or 99.0) < 0.1, "what was promised long ago is forgotten"
 
 
+def test_one_tenants_refusals_do_not_put_off_another() -> None:
+    admission = make(1, 1, tenants={"poor": TenantQuota(ms_per_minute=1.0)})
+    admit(admission, price_ms=1.0)
+    for _ in range(500):
+        refusal(admission, price_ms=400.0)
+    admit(admission, "poor", idle=True)
+    assert (refusal(admission, tenant="poor").retry_after_seconds or 0) > 30
+    assert (refusal(admission, tenant="b", price_ms=400.0).retry_after_seconds or 99.0) < 0.1
+
+
 def test_a_flood_makes_room_for_one_who_has_less_in_the_queue() -> None:
     admission = make(1, 4)
     flood = [admit(admission, "flood") for _ in range(4)]
@@ -177,6 +192,30 @@ def test_a_flood_makes_room_for_one_who_has_less_in_the_queue() -> None:
     assert displaced == [flood[2]]
     refusal(admission, tenant="b")
     assert take(admission) is flood[0] and take(admission) is entry, "and it does not wait behind the flood"
+
+
+def test_remembered_replies_of_a_tenant_do_not_push_out_anothers() -> None:
+    async def check() -> None:
+        evaluated: list[str] = []
+
+        async def ask(tenant: str, number: int) -> None:
+            async def evaluate() -> InferenceReply:
+                evaluated.append(f"{tenant}{number}")
+                return InferenceReply(bytes(30), "m", "1", "p", Timings(0, 0, 0), {}, "b", 1)
+
+            await window.share(RequestKey(tenant, str(number), "k", "p", "c"), 5.0, evaluate)
+
+        window = RequestWindow(LimitsConfig(request_window_bytes=100))
+        await ask("quiet", 0)
+        for number in range(9):
+            await ask("loud", number)
+        await ask("quiet", 0)
+        await ask("loud", 8)
+        await ask("other", 8)
+        await ask("loud", 0)
+        assert evaluated == ["quiet0", *(f"loud{i}" for i in range(9)), "other8", "loud0"]
+
+    asyncio.run(check())
 
 
 def test_a_request_that_would_not_fit_anyway_puts_nobody_out() -> None:
@@ -276,3 +315,14 @@ def test_quotas_are_configured_by_tenant() -> None:
             TenantQuota(**bad)  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         AdmissionConfig(queue_share=2.0)
+
+
+def test_quotas_are_read_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "server.toml"
+    path.write_text("[admission]\nms_per_minute = 500\n[admission.tenants.acme]\nweight = 3\n[jobs]\nmax_jobs = 7\n")
+    config = load_config(path, {"SECATEUR_SERVER_ADMISSION_MAX_QUEUE_MS": "9"})
+    assert config.admission.quota("acme") == TenantQuota(3.0, 1.0, 0, 500.0)
+    assert (config.admission.max_queue_ms, config.jobs.max_jobs) == (9.0, 7)
+    path.write_text("[admission.tenants.acme]\nweigth = 3\n")
+    with pytest.raises(ConfigError, match=r"admission\.tenants\.acme\.weigth"):
+        load_config(path, {})

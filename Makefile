@@ -11,12 +11,13 @@ KERNEL := $(VENV)/.kernel-done
 KERNEL_SOURCES := hatch_build.py $(wildcard he_runtime/kernel/CMakeLists.txt he_runtime/kernel/*.[ch]pp)
 PYFHEL := $(VENV)/.pyfhel-done
 PYTEST_FLAGS ?= -n 2
+SHARE ?= 1.0
 
 # The first of these that runs and is 3.11 or newer; 3.11 first because constraints.txt was resolved for it.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
     "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: help setup kernel sanitize demo test check format pyfhel clean
+.PHONY: help setup kernel sanitize demo test soak chaos check format pyfhel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -47,6 +48,12 @@ demo: setup ## train, compress, serve and classify one encrypted digit
 
 test: setup ## run every test
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+soak: setup ## the service under load for a long time (about an hour; SHARE=0.02 takes minutes)
+	$(BIN)/python -m benchmarks.service.together soak --share $(SHARE)
+
+chaos: setup ## the service with faults under load (about half an hour)
+	$(BIN)/python -m benchmarks.service.together chaos --share $(SHARE)
 
 check: setup ## lint, format, types, import contracts, generated code
 	$(BIN)/ruff check .

@@ -41,6 +41,7 @@ class Script:
 KINDS: dict[str, tuple[Script, ...]] = {
     "soak": (
         Script("overhead", "--count", 500, 300),
+        Script("observing", "--count", 300, 600),
         Script("load", "--seconds", 300, 900),
         Script("uploads", "--count", 20, 900),
         Script("tenants", "--count", 5000, 1200),
@@ -50,6 +51,7 @@ KINDS: dict[str, tuple[Script, ...]] = {
         Script("workers", "--count", 50, 1200),
         Script("commits", "--count", 50, 1200),
         Script("drain", "--count", 10, 900),
+        Script("deadline", "--count", 3, 300),
         Script("outages", "--seconds", 30, 600),
     ),
 }

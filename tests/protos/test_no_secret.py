@@ -9,7 +9,12 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescript
 
 from protos.gen.secateur.v1 import admin_pb2, inference_pb2, keys_pb2, model_pb2
 
-FILES: tuple[FileDescriptor, ...] = (model_pb2.DESCRIPTOR, keys_pb2.DESCRIPTOR, inference_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR)
+FILES: tuple[FileDescriptor, ...] = (
+    model_pb2.DESCRIPTOR,
+    keys_pb2.DESCRIPTOR,
+    inference_pb2.DESCRIPTOR,
+    admin_pb2.DESCRIPTOR,
+)
 FORBIDDEN = re.compile(r"secret|private|decrypt|(^|_)sk(_|$)|seed|plaintext|noise", re.IGNORECASE)
 # Each bytes field, with what it holds. A new one needs a line here and a reason why it cannot be a secret key.
 BYTES_FIELDS = {

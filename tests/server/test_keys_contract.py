@@ -239,6 +239,32 @@ def test_orphans_are_swept_and_lost_bytes_forgotten(setup: Setup, tmp_path: Path
         assert store.find(kept.key_set_id).path.exists() and store.progress(upload_id).committed_offset == 0
 
 
+def test_what_is_being_committed_is_no_orphan(setup: Setup) -> None:
+    """Another server sweeps between the move of a blob and its record."""
+    store = setup.open()
+    with acting_as(ALICE):
+        ready = store.complete(begun_whole(store, KEYS))
+        store._blobs.send(ready.path, ready.name)
+        store._blobs.place(ready.path, ready.name)
+        store.keep(sweep=True)
+        assert blobs(store) == [sha256(KEYS)]
+        store._restore(ready.row)
+        keys = store.commit(ready)
+        assert store.find(keys.key_set_id).path.read_bytes() == KEYS
+
+
+def test_deleting_ends_uploads_of_the_same_bytes(setup: Setup) -> None:
+    store = setup.open()
+    with acting_as(BOB):
+        others = begun_whole(store, KEYS)
+    with acting_as(ALICE):
+        late, keys = begun_whole(store, KEYS), stored(store)
+        store.delete(keys.key_set_id)
+        assert reason(lambda: store.progress(late)) is Reason.UPLOAD_UNKNOWN
+    with acting_as(BOB):
+        assert store.progress(others).committed_offset == len(KEYS), "another tenant's goes on"
+
+
 def test_an_outage_loses_nothing(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Database or object store stop, and start again: typed answers meanwhile, and then everything goes on."""
     monkeypatch.setattr("server.keys.store._GOOD_SECONDS", 0.0)

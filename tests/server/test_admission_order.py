@@ -115,6 +115,26 @@ def test_a_newcomer_is_owed_nothing_for_the_time_it_was_away() -> None:
     assert order in ("nb" * 6, "bn" * 6, "n" + "nb" * 5 + "b"), order
 
 
+def test_a_tenant_kept_back_by_its_own_quota_is_owed_nothing_for_it() -> None:
+    config = AdmissionConfig(affinity_ms=0.0, tenants={"capped": TenantQuota(max_running=1)}, max_queue_ms=1e12)
+    admission: Admission[int] = Admission(config, 2, 99, lambda: 0.0, random.Random(1))
+    for tenant in ("capped", "other") * 20:
+        admit(admission, tenant, 100.0)
+    long = take(admission)
+    assert long.tenant == "capped"
+    for _ in range(10):
+        other = take(admission)
+        assert other.tenant == "other"
+        admission.finish(other, 100.0)
+    admission.finish(long, 100.0)
+    order = ""
+    for _ in range(8):
+        entry = take(admission)
+        order += entry.tenant[0]
+        admission.finish(entry, 100.0)
+    assert order in ("co" * 4, "oc" * 4, "c" + "oc" * 3 + "o", "ccoc" + "oc" * 2), order
+
+
 def test_a_tenant_is_charged_for_what_it_used() -> None:
     """One whose requests take three times their price gets a third as many of them."""
     admission = make()

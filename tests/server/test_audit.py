@@ -282,13 +282,14 @@ def test_a_full_disk_does_not_stop_serving(
 def test_a_required_record_that_cannot_be_written_refuses_the_call(
     serve: Callable[..., tuple[RunningServer, Caller]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, caller = serve(required=True)
-    disk = Disk(monkeypatch)
-    assert caller.get_model().version == "10"
+    server, caller = serve(required=True)
+    disk, key_set, pids = Disk(monkeypatch), caller.upload().key_set_id, server.worker_pids()
     disk.full = True
     for _ in range(3):
         refused = failure(caller.get_model)
         assert (refused.reason, refused.subject) == ("SERVER_BUSY", "audit") and refused.retry_after_seconds
+    assert failure(lambda: caller.infer(key_set, b"die:")).subject == "audit"
+    assert server.worker_pids() == pids, "it was refused before it was evaluated"
     disk.full = False
     assert caller.get_model().version == "10"
 

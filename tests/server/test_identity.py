@@ -236,6 +236,7 @@ def test_tenants_may_be_listed_and_administrators_named(issuer: Issuer, ours: Au
     for authentication, role in ((root, "user"), (plain, "admin")):
         assert not policy.caller(context(loop, authentication, issuer.token(role=role))).admin, "both must say so"
     assert policy.caller(context(loop, plain)).models == {"digits"}
+    assert policy.caller(context(loop, root)).models is None, "who loads and unloads models sees all of them"
     with pytest.raises(NotPermitted):
         policy.caller(context(loop, {}, issuer.token("other")))
     for name in ("anonymous", "", " acme", "a\nb", "a/b", "a" * 129):

@@ -76,6 +76,8 @@ class FileCache:
                 for block in blocks:
                     hasher.update(block)
                     file.write(block)
+                file.flush()
+                os.fsync(file.fileno())  # what is found after a power cut is not fetched again
             if hasher.hexdigest() != sha256:
                 return None
             with self._lock:

@@ -114,6 +114,12 @@ class Shelf:
                 Reason.PERMISSION_DENIED,
                 subject="tenant",
             )
+        if page_token and not _HANDLE.fullmatch(page_token):
+            raise ServiceError(
+                "cannot list key sets: got a page_token of another kind, need one that a listing ended with; try none",
+                Reason.BYTES_MALFORMED,
+                subject="page_token",
+            )
         count = min(page_size or _PAGE, _MAX_PAGE)
         rows = self._db.key_sets(tenant, page_token, count + 1)
         page = [row for row in rows[:count] if not self._is_expired(row)]
@@ -204,8 +210,9 @@ class Shelf:
             except OUTAGES as error:
                 event("cannot record when keys were used", level=logging.WARNING, cause=str(error))
             else:
-                with self._lock:
-                    self._used = {k: t for k, t in self._used.items() if used.get(k) != t}
+                for set_hash, at in used.items():  # look-ups go on meanwhile, and add to it
+                    if self._used.get(set_hash) == at:
+                        self._used.pop(set_hash, None)
 
     def sweep(self) -> None:
         """Forget records without bytes, and remove bytes that neither a record nor an upload under way names.

@@ -179,6 +179,7 @@ def test_a_listing_is_the_tenants_own_in_pages(setup: Setup) -> None:
         store.delete("", first.key_sets[0].handle)
         assert len(store.listing().key_sets) == 4
         assert reason(lambda: store.find(first.key_sets[1].handle)) is Reason.KEY_SET_UNKNOWN, "a handle opens nothing"
+        assert reason(lambda: store.listing(0, "\0' OR 1=1")) is Reason.BYTES_MALFORMED
     assert reason(store.listing) is Reason.PERMISSION_DENIED
 
 

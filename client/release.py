@@ -55,6 +55,7 @@ RELEASES = 16  # of a key, unless its owner declares another budget
 STATISTICAL_BITS = 30
 _FEWEST_BITS, _MOST_BITS, _MOST_RELEASES = 20, 128, 1 << 20
 _SIGMAS = 6.0  # beyond it lies one value in 2^29
+_ARITHMETIC = 2.0**-40  # errors of decoding in double precision, of outputs up to a thousand
 _GRID_BITS = 6  # the grid is 2^6 times finer than the error, so rounding onto it counts little
 
 
@@ -111,7 +112,7 @@ def flooding(spec: ClientSpec, releases: int = RELEASES, statistical_bits: int =
             f"cannot release a decryption with a budget of {releases} at {statistical_bits} bits: need 1 to {_MOST_RELEASES} "
             f"releases at {_FEWEST_BITS} to {_MOST_BITS} bits"
         )
-    error = max(spec.error_bound, _least_error(spec))
+    error = max(spec.error_bound, _least_error(spec), _ARITHMETIC)
     values = math.prod(spec.output.shape)
     grid = 2.0 ** (math.floor(math.log2(error)) - _GRID_BITS)
     sigma = 8 * math.sqrt(releases * values) * 2.0 ** (statistical_bits / 2) * (error + grid)

@@ -31,6 +31,8 @@ HEADROOM_BITS = 1.1  # one for the sign; a tenth because found primes lie just b
 _Point = tuple[int, ...]
 _SPECIAL = 2  # index of the special prime's axis
 _MAX_RISES = 4  # levels with a scale of their own
+_COEFFICIENT_BITS = 16  # of a quadratic's
+_COEFFICIENT_BITS_EACH = 12  # the same per prime, where rescales take several
 _STARTS: tuple[_Point, ...] = tuple(
     sorted(
         ((d, s, 0) for d in range(_LEAST_DELTA_BITS, 46, 4) for s in range(8, 33, 6)),
@@ -46,7 +48,7 @@ def best_chain(problem: Problem) -> Plan:
     fits, neighbours along one axis after the other are tried, at halving distances, until none is better.
     """
     search = _Search(problem)
-    level = (0,) * min(problem.depth, _MAX_RISES)
+    level = (0,) * _rises(problem)
     best = next((p for s in _STARTS if search.error(p := (*s, *level)) < math.inf), None)
     if best is None:
         raise _refusal(problem)
@@ -63,7 +65,7 @@ class _Search:
         self.problem = problem
         self._tried: dict[_Point, Candidate | None] = {}
         # A longer special prime quiets the lanes that a batch cannot avoid; a single query reads elsewhere.
-        count = _SPECIAL + 1 + min(problem.depth, _MAX_RISES)
+        count = _SPECIAL + 1 + _rises(problem)
         self.axes = [k for k in range(count) if k != _SPECIAL or problem.program.batch > 1]
 
     def error(self, point: _Point) -> float:
@@ -92,6 +94,11 @@ class _Search:
         return best
 
 
+def _rises(problem: Problem) -> int:
+    """How many levels have a scale of their own; none where rescales take several primes, which leaves bits enough."""
+    return min(problem.depth, _MAX_RISES) if problem.program.width == 1 else 0
+
+
 def _refusal(problem: Problem) -> DoesNotFit:
     """Why not even the smallest scales fit, or else the candidate that came nearest."""
     stages, point = problem.program.stages, min(_STARTS)
@@ -106,7 +113,7 @@ def _refusal(problem: Problem) -> DoesNotFit:
         params = _params(problem, point)
         try:
             if params is not None:
-                assemble(problem, params, _scales(point))
+                assemble(problem, params, _scales(problem, point))
         except DoesNotFit as error:
             found.append(error)
     least = min(found, key=lambda e: e.missing_bits if isinstance(e, OutOfRange) else math.inf, default=None)
@@ -123,9 +130,11 @@ def _first_bits(problem: Problem, point: _Point) -> float:
     return delta + sum(rises[:1]) + last + math.log2(max(2 * _output(problem), 1.0)) + HEADROOM_BITS
 
 
-def _scales(point: _Point) -> Scales:
+def _scales(problem: Problem, point: _Point) -> Scales:
     delta, last, _, *rises = point
-    return Scales(2.0**delta, 2.0**last, rises=tuple(rises))
+    width = problem.program.width
+    coefficient = _COEFFICIENT_BITS if width == 1 else width * _COEFFICIENT_BITS_EACH
+    return Scales(2.0**delta, 2.0**last, 2.0**coefficient, rises=tuple(rises))
 
 
 def _try(problem: Problem, point: _Point) -> Candidate | None:
@@ -133,7 +142,7 @@ def _try(problem: Problem, point: _Point) -> Candidate | None:
     if params is None:
         return None
     try:
-        candidate = assemble(problem, params, _scales(point))
+        candidate = assemble(problem, params, _scales(problem, point))
     except DoesNotFit:
         return None
     return None if first_overflow(candidate[0]) else candidate
@@ -141,6 +150,8 @@ def _try(problem: Problem, point: _Point) -> Candidate | None:
 
 def _params(problem: Problem, point: _Point) -> CkksParams | None:
     """The chain for these scales; None where its primes would be too long or too short."""
+    if problem.program.width > 1:
+        return _wide_params(problem, point)
     first, longest, count = _first_bits(problem, point), problem.prime_bits, problem.gadget.alpha
     cap = MAX_LOG2_QP[problem.degree]
     # Special primes are at least as large as every live one, so that key switching adds little.
@@ -157,4 +168,15 @@ def _params(problem: Problem, point: _Point) -> CkksParams | None:
     if whole > cap + 1e-6 or (problem.depth and rest - point[0] < _LEAST_DROP_BITS):
         return None
     primes = find_primes(problem.degree, [*[special] * count, first, *[rest] * problem.depth])
+    return CkksParams(problem.degree, tuple(primes[count:]), tuple(primes[:count]))
+
+
+def _wide_params(problem: Problem, point: _Point) -> CkksParams | None:
+    """The same where rescales take several primes: all as long as they can be, the special ones too."""
+    width, count, cap = problem.program.width, problem.gadget.alpha, MAX_LOG2_QP[problem.degree]
+    each = min(problem.prime_bits, cap / (problem.depth + 1 + count))
+    fits = width * each >= _first_bits(problem, point) and width * each - point[0] >= _LEAST_DROP_BITS
+    if each < MIN_PRIME_BITS or not fits or point[_SPECIAL]:
+        return None
+    primes = find_primes(problem.degree, [each] * (problem.depth + 1 + count))
     return CkksParams(problem.degree, tuple(primes[count:]), tuple(primes[:count]))

@@ -27,10 +27,11 @@ from .model import CompressedModel
 from .params import DEGREES, MAX_LOG2_QP
 from .plan import SHAPE, STRUCTURE, Plan, verify
 from .plan.counts import FUSED
-from .refusals import nearest, require_floor, require_memory, require_width, too_deep
+from .refusals import nearest, require_floor, require_memory, require_quadratic, require_width, too_deep
 
-__all__ = ["DEGREES", "compile", "error_budget", "lower"]
+__all__ = ["DEGREES", "MAX_PRIMES_PER_LEVEL", "compile", "error_budget", "lower"]
 
+MAX_PRIMES_PER_LEVEL = 3
 _MAX_CIPHERTEXTS = 64  # per tensor and single query: beyond it a larger ring is cheaper
 _MAX_BATCH_CIPHERTEXTS = 4096  # what clients accept
 _OBLIVIOUS = frozenset(INPUT_PACKINGS) - {GATHERED}  # packings that do not follow the zeros
@@ -50,6 +51,7 @@ def compile(
     input_packings: Collection[str] = INPUT_PACKINGS,
     disclosure: str = STRUCTURE,
     magnitude: float = PUBLIC_MAGNITUDE,
+    primes_per_level: int = 1,
 ) -> Plan:
     """Plan `model` at the least latency: the smallest ring whose predicted error holds the budget.
 
@@ -77,13 +79,22 @@ def compile(
     is then the error that clients are told, and `magnitude` what every tensor may reach; both are public, so neither is to
     be fitted to the weights. Inputs are never gathered then (he_runtime/disclosure).
 
+    With two or three `primes_per_level` errors fall to about 1e-6 or 1e-11, which releases of decryptions need, at several
+    times the price; activations have to be quadratic then.
+
     Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
     unsupported op.
     """
     table = table or load_default(default_backend())
     require_gadget(gadget, table)
     budget = error_budget(model, max_error, margin_share)
-    wish = _Wish(tuple(degrees), budget, batch, max_bytes, max_key_bytes, _known(input_packings))
+    if not 1 <= primes_per_level <= MAX_PRIMES_PER_LEVEL:
+        raise ParameterError(
+            f"cannot plan with {primes_per_level} primes per level: need 1 to {MAX_PRIMES_PER_LEVEL}; beyond that "
+            "double precision would not tell"
+        )
+    packings = _known(input_packings)
+    wish = _Wish(tuple(degrees), budget, batch, max_bytes, max_key_bytes, packings, primes_per_level)
     if not _tells_shape_only(disclosure):
         return _planned(model, wish, table, gadget)[0]
     public = replace(wish, budget=public_budget(max_error), input_packings=_ungathered(wish.input_packings))
@@ -101,6 +112,7 @@ class _Wish:
     max_bytes: int | None
     max_key_bytes: int | None
     input_packings: frozenset[str]
+    width: int = 1  # primes that a rescale takes
 
 
 def _known(input_packings: Collection[str]) -> frozenset[str]:
@@ -144,7 +156,7 @@ def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str
         try:
             # A ring that is no last resort need not be packed to be refused.
             budget = math.inf if degree == wish.degrees[-1] else wish.budget
-            program, depth = lower(model, degree, wish.batch, table, budget, wish.input_packings)
+            program, depth = lower(model, degree, wish.batch, table, budget, wish.input_packings, wish.width)
             problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
             if found and next(choices(problem, table, gadget))[0] >= found[2]:
                 break
@@ -182,8 +194,9 @@ def lower(
     table: CostTable,
     budget: float = math.inf,
     input_packings: Collection[str] = INPUT_PACKINGS,
+    width: int = 1,
 ) -> tuple[Program, int]:
-    """Everything but scales: the packed stages on a ring, and how many levels they take.
+    """Everything but scales: the packed stages on a ring, and how many primes they take beyond the first.
 
     DoesNotFit when a tensor or the levels do not fit, an output depends on no input, or no packing holds the budget.
     """
@@ -191,8 +204,11 @@ def lower(
     if slots < 1:
         raise DoesNotFit(f"cannot pack a batch of {batch} into {degree // 2} slots; try {degree // 2}, or a larger N")
     stages, constants = fold_constants(build_stages(model, slots))
-    levels = stage_levels(stages)
+    levels = stage_levels(stages, width - 1, width)
     depth = max(levels.values())
+    if width > 1:
+        budget = math.inf  # the floor is that of one prime per level
+        require_quadratic(stages)
     if (depth + 2) * MIN_PRIME_BITS > MAX_LOG2_QP[degree]:
         raise too_deep(stages, levels, degree, 2 * LEAST_LEVEL_BITS, LEAST_LEVEL_BITS)
     limit = _MAX_CIPHERTEXTS if batch == 1 else _MAX_BATCH_CIPHERTEXTS
@@ -202,4 +218,4 @@ def lower(
     source, costs = model.input, Costs(table, degree)
     packing = choose_packing(stages, source.name, source.shape, slots, levels, costs, limit, input_packings)
     check_output(model.output.node, constants, packing.layouts[model.output.node])
-    return Program(stages, constants, packing, model.input.name, batch), depth
+    return Program(stages, constants, packing, model.input.name, batch, width - 1, width), depth

@@ -48,7 +48,7 @@ class _Chain:
 
 def integer_chain(problem: Problem) -> Plan | None:
     """The plan with the fewest primes whose error holds the budget; None where weights are no integers or none does."""
-    steps = integer_steps(problem.program)
+    steps = integer_steps(problem.program) if problem.program.width == 1 else None
     if steps is None:
         return None
     for chain in sorted(_chains(problem, steps), key=lambda c: (c.limbs, -c.delta, c.coefficient)):

@@ -127,6 +127,16 @@ def require_exactness(plan: Plan, budget: float) -> None:
     )
 
 
+def require_quadratic(stages: Sequence[Stage]) -> None:
+    """DoesNotFit for a polynomial activation, whose levels take one prime each."""
+    for stage in stages:
+        if isinstance(stage, PolynomialStage):
+            raise DoesNotFit(
+                f"cannot plan layer {stage.layer!r} with several primes per level: got a polynomial of degree "
+                f"{len(stage.coefficients) - 1}, need degree 2; try primes_per_level=1"
+            )
+
+
 def require_floor(sigma: float, degree: int, budget: float) -> None:
     """DoesNotFit when no packing on this ring can hold the error, with a margin for what the floor takes for certain."""
     if 6 * sigma > _FLOOR_MARGIN * budget:

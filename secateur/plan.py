@@ -49,6 +49,9 @@ def plan(
     ] = "seal",
     disclosure: Disclosure = "structure",
     magnitude: Magnitude = None,
+    primes_per_level: Annotated[
+        int, typer.Option(help="Primes that a level takes: 2 or 3 for errors small enough to release decryptions.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Print the encrypted program of a model: cost by layer, keys, memory, then every op with its level and scale.
@@ -69,7 +72,9 @@ def plan(
     if hidden and batch is not None:
         raise InputError("cannot weigh batches for --disclosure shape; try it without --batch")
     batched = None if batch is None else _plan_batch(model, batch, limits, prices)
-    limits |= hidden
+    if primes_per_level != 1 and batch is not None:
+        raise InputError("cannot weigh batches for --primes-per-level; try it without --batch")
+    limits |= hidden | ({} if primes_per_level == 1 else {"primes_per_level": primes_per_level})
     chosen = None if gadget == "auto" else gadget
     planned = batched.plan if batched else _plan(model, limits, prices, chosen)
     report = price(planned, prices)

@@ -73,8 +73,9 @@ def _check_value(low: Lowering, stage: Stage, value: int, magnitude: float) -> N
     _check_room(low.params, stage.layer, kind.level, kind.scale, magnitude)
     if isinstance(stage, QuadraticStage | MultiplyStage | PolynomialStage) and stage.rescales:
         # the product before its rescale is the tightest point
-        level = kind.level + 1
-        _check_room(low.params, stage.layer, level, kind.scale * low.params.primes[level], magnitude)
+        level = kind.level + low.program.width
+        taken = math.prod(low.params.primes[kind.level + 1 : level + 1])
+        _check_room(low.params, stage.layer, level, kind.scale * taken, magnitude)
 
 
 def _check_room(params: CkksParams, layer: str, level: int, scale: float, magnitude: float) -> None:

@@ -24,12 +24,15 @@ def is_lazy(stages: list[Stage], name: str) -> bool:
     )
 
 
-def stage_levels(stages: list[Stage], base: int = 0) -> dict[str, int]:
-    """Stage name -> level at which its ops start (before its own rescales, if it has any); the output ends at `base`."""
+def stage_levels(stages: list[Stage], base: int = 0, width: int = 1) -> dict[str, int]:
+    """Stage name -> level at which its ops start (before its own rescales, if it has any); the output ends at `base`.
+
+    Every rescale takes `width` primes.
+    """
     below: dict[str, int] = {}  # level of the stage's result
     levels: dict[str, int] = {}
     for stage in reversed(stages):
         below[stage.name] = max((levels[s.name] for s in readers_of(stages, stage.name)), default=base)
         stays = isinstance(stage, LinearStage) and is_lazy(stages, stage.name)
-        levels[stage.name] = below[stage.name] + (0 if stays else stage.rescales)
+        levels[stage.name] = below[stage.name] + (0 if stays else width * stage.rescales)
     return levels

@@ -48,7 +48,7 @@ class Lowering:
         self.program, self.params, self.scales = program, params, scales
         self.stages, self.packing = program.stages, program.packing
         self.batch, self.levels = program.batch, program.levels
-        self.targets = Targets(program.stages, program.levels, program.input_level, params, scales)
+        self.targets = Targets(program.stages, program.levels, program.input_level, params, scales, program.width)
         self.emission = Emission(params, pool)
         count = program.packing.input_layout.ciphertexts
         source = {
@@ -92,11 +92,14 @@ class Lowering:
         return e.op(Kind.MUL_PLAIN, layer, value, plaintext=plain, scale=scale)
 
     def at_rest(self, layer: str, value: int, rescale: bool = True) -> int:
-        """A product as it is kept: two polynomials, one level lower, at the scale of tensors at rest there."""
+        """A product as it is kept: two polynomials, one rescale lower, at the scale of tensors at rest there."""
         e = self.emission
         if e.values[value].size > 2:
             value = e.op(Kind.RELINEARIZE, layer, value)
         if not rescale:
             return value
-        rest = self.targets.rest(e.values[value].level - 1)
+        width = self.program.width
+        rest = self.targets.rest(e.values[value].level - width)
+        for _ in range(width - 1):
+            value = e.op(Kind.RESCALE, layer, value)
         return e.op(Kind.RESCALE, layer, value, scale=None if self.scales.steps else rest)

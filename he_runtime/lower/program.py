@@ -47,7 +47,7 @@ class Scales:
 class Program:
     """What is lowered: stages and their constant elements, the packing, and how many samples share a ciphertext.
 
-    `base` is the level of the output, where one prime does not hold it.
+    `base` is the level of the output, where one prime does not hold it; `width` is how many primes a rescale takes.
     """
 
     stages: list[Stage]
@@ -56,11 +56,12 @@ class Program:
     source: str
     batch: int
     base: int = 0
+    width: int = 1
 
     @cached_property
     def levels(self) -> dict[str, int]:
         """Stage name -> level at which its ops start."""
-        return stage_levels(self.stages, self.base)
+        return stage_levels(self.stages, self.base, self.width)
 
     @property
     def input_level(self) -> int:

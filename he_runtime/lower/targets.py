@@ -27,10 +27,17 @@ class Targets:
     """The scales that readers ask for, for one chain of primes."""
 
     def __init__(
-        self, stages: list[Stage], levels: dict[str, int], source: int, params: CkksParams, scales: Scales
+        self,
+        stages: list[Stage],
+        levels: dict[str, int],
+        source: int,
+        params: CkksParams,
+        scales: Scales,
+        width: int = 1,
     ) -> None:
         self.stages, self.levels, self.params, self.scales = stages, levels, params, scales
         self._source = source  # the input's level
+        self.width = width  # primes that a rescale takes
         self._by_name = {s.name: s for s in stages}
         self._found: dict[str, float] = {}
         self._integral: dict[str, Vector] = {}
@@ -42,7 +49,7 @@ class Targets:
 
     def product(self, level: int) -> float:
         """The scale of a product that one rescale at `level` brings to rest."""
-        return self.rest(level - 1) * self.params.primes[level]
+        return self.rest(level - self.width) * math.prod(self.params.primes[level - self.width + 1 : level + 1])
 
     def of(self, name: str) -> float:
         """The scale of a tensor; of an unrescaled one the least that a reader on its own level asks for."""
@@ -59,7 +66,7 @@ class Targets:
 
     def _resting(self, name: str) -> float:
         stage = self._by_name.get(name)
-        return self.rest(self._source if stage is None else self.levels[name] - stage.rescales)
+        return self.rest(self._source if stage is None else self.levels[name] - self.width * stage.rescales)
 
     def integral(self, name: str) -> Vector:
         """The scales that follow from the input's where every weight is an integer: (1,), or one per ciphertext."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +13,14 @@ import pytest
 from authority import SERVER, Authority, Issuer, Pair, bearer, channel, write_jwks
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from harness import Caller, failure, make_config
+from harness import Caller, failure
+from tenancy import configured
 
 from protos.gen.secateur.v1 import model_pb2, model_pb2_grpc
-from server.config import ServerConfig
-from server.errors import ConfigError
 from server.identity.certificates import of_certificate
 from server.identity.policy import Policy, is_loopback
 from server.identity.refusal import NotAuthenticated, NotPermitted
-from server.identity.settings import IdentityConfig, JwtConfig, TenantConfig, TlsConfig
+from server.identity.settings import IdentityConfig, JwtConfig, TenantConfig
 from server.running import RunningServer, start
 
 
@@ -36,32 +34,12 @@ def issuer() -> Issuer:
     return Issuer()
 
 
-Configure = Callable[..., ServerConfig]
-
-
 @pytest.fixture
-def configure(tmp_path: Path, ours: Authority, issuer: Issuer) -> Configure:
-    """A configuration with TLS, and with the identity that is asked for."""
-
-    def make(client_auth: str = "none", mutual_address: str = "", **identity: Any) -> ServerConfig:
-        certificate, key = ours.issue_server().write(tmp_path, "server")
-        ca = tmp_path / "clients.pem"
-        ca.write_bytes(ours.pem)
-        tls = TlsConfig(True, certificate, key, ca if client_auth != "none" else None, client_auth, mutual_address)
-        settings = IdentityConfig(**identity)
-        jwt = JwtConfig(write_jwks(tmp_path / "jwks.json", issuer.jwk), issuer=Issuer.NAME, audience=Issuer.AUDIENCE)
-        base = make_config(tmp_path, engine={"preload": False})
-        return replace(base, tls=tls, identity=settings, jwt=jwt if settings.reads_tokens else JwtConfig())
-
-    return make
-
-
-@pytest.fixture
-def serving(configure: Configure) -> Iterator[Callable[..., RunningServer]]:
+def serving(tmp_path: Path, ours: Authority, issuer: Issuer) -> Iterator[Callable[..., RunningServer]]:
     running: list[RunningServer] = []
 
     def serve(**settings: Any) -> RunningServer:
-        running.append(start(configure(**settings)))
+        running.append(start(configured(tmp_path, ours, issuer, **settings)))
         return running[-1]
 
     yield serve
@@ -258,70 +236,3 @@ def test_a_plaintext_port_never_sees_a_certificate(serving: Callable[..., Runnin
     server = serving(mode="jwt")
     with grpc.insecure_channel(server.address) as line:
         assert failure(lambda: Caller(line).get_model()).reason == "SERVER_UNREACHABLE"
-
-
-PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
-    "anonymous beyond loopback": ({"address": "0.0.0.0:0"}, "identity.anonymous_on_network"),
-    "mtls without certificates": ({"identity": IdentityConfig("mtls")}, "need required"),
-    "both without certificates": ({"identity": IdentityConfig("both")}, "need required"),
-    "either without certificates": ({"identity": IdentityConfig("either")}, "need optional"),
-    "jwt without keys": ({"identity": IdentityConfig("jwt")}, "jwt.keys is not set"),
-    "keys without jwt": ({"jwt": JwtConfig(Path("x"))}, "jwt.keys is set although"),
-    "jwt in the clear": ({"address": "0.0.0.0:0", "identity": IdentityConfig("jwt")}, "has no TLS"),
-    "two sorts of algorithms": (
-        {"identity": IdentityConfig("jwt"), "jwt": JwtConfig(algorithms=("RS256", "HS256"))},
-        "need one sort",
-    ),
-    "ca without tls": ({"tls": TlsConfig(client_ca=Path("x"))}, "tls.enabled is false although tls.client_ca"),
-    "auth without tls": ({"tls": TlsConfig(client_auth="required")}, "although tls.client_auth"),
-    "ca without auth": ({"tls": TlsConfig(True, client_ca=Path("x"))}, "although tls.client_auth is none"),
-    "auth without ca": ({"tls": TlsConfig(True, client_auth="required")}, "tls.client_ca is not set"),
-    "optional on one port": ({"tls": TlsConfig(True, client_auth="optional")}, "tls.mutual_address is not set"),
-    "two ports for one sort": (
-        {"tls": TlsConfig(True, client_auth="required", mutual_address="unix:/x")},
-        "tls.mutual_address is set",
-    ),
-    "uri without prefix": (
-        {"identity": IdentityConfig("mtls", certificate_tenant="uri", uri_prefix="spiffe://x")},
-        "ends in /",
-    ),
-    "tenants of nobody": (
-        {"identity": IdentityConfig(only_listed_tenants=True)},
-        "although identity.mode is anonymous",
-    ),
-    "listed, but no list": ({"identity": IdentityConfig("jwt", only_listed_tenants=True)}, "no identity.tenants"),
-    "subjects without certificates": (
-        {"identity": IdentityConfig("jwt", admin_subjects=("x",))},
-        "need jwt.admin_claim",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_settings_that_contradict_each_other_are_found_and_refused(tmp_path: Path, name: str) -> None:
-    from server.checks import check
-
-    changes, said = PROBLEMS[name]
-    config = replace(make_config(tmp_path), **changes)
-    assert any(said in problem for problem in check(config)), check(config)
-    with pytest.raises(ConfigError):
-        start(config)
-
-
-def test_good_settings_have_no_problems_and_bad_files_are_named(configure: Configure) -> None:
-    from server.checks import check
-
-    for settings in (
-        {"client_auth": "required", "mode": "mtls"},
-        {"mode": "jwt"},
-        {"client_auth": "optional", "mutual_address": "unix:/tmp/x", "mode": "either"},
-        {"client_auth": "required", "mode": "both"},
-        {"client_auth": "required"},
-    ):
-        assert not [p for p in check(configure(**settings)) if "11" not in p], "but for the broken version 11"
-    config = configure(client_auth="required", mode="both")
-    assert config.tls.client_ca is not None and config.jwt.keys is not None
-    config.tls.client_ca.write_text("none")
-    config.jwt.keys.write_text("none")
-    problems = " ".join(check(config))
-    assert "tls.client_ca" in problems and "jwt.keys" in problems

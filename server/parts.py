@@ -75,7 +75,7 @@ class Parts:
         engine = Engine(config.engine, config.limits, config.log_level, observer, config.admission, runtime)
         opened.push_async_callback(engine.stop, PARTING_SECONDS)
         await engine.start(manager.repository.defaults() if config.engine.preload else [])
-        manager.serve_with(engine.preload, info.max_message_bytes - _FRAME_BYTES)
+        manager.serve_with(engine.preload, engine.preload_later, info.max_message_bytes - _FRAME_BYTES)
         with _state_errors(config):
             jobs = Jobs(config.jobs, JobSpool(config.state / "jobs"), engine, observer)
             await jobs.open()

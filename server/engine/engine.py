@@ -105,6 +105,10 @@ class Engine:
             self._pool.preloaded = before
             raise
 
+    def preload_later(self, models: list[ModelDescription]) -> None:
+        """What workers that start from now on load first, in the place of whatever they would have."""
+        self._pool.preloaded = models[: self._engine.models_per_worker]
+
     def _ticket(self, job: Job, payload: bytes, model: ModelDescription) -> Ticket:
         return Ticket(job, payload, asyncio.get_running_loop().create_future(), time.monotonic(), model)
 
@@ -171,6 +175,19 @@ class Engine:
                 other.item.future.set_exception(self._admission.busy(other))
         self._dispatch()
         return ticket
+
+    def check_room(self, model: ModelDescription, payload_bytes: int, patience: float | None) -> None:
+        """Raise what `begin` would raise now for a call of the current caller, before its keys are looked up."""
+        price, floor_ms = self.pricing.of("infer", model)
+        if price.estimate_ms is not None or price.ratio is not None:
+            self._admission.check(
+                tenant=current_caller().tenant,
+                price_ms=price.ms,
+                payload_bytes=payload_bytes,
+                floor_ms=floor_ms,
+                seconds=patience,
+                idle=bool(self._idle),
+            )
 
     async def result(self, ticket: Ticket) -> Evaluation:
         """The job's result, at its deadline at the latest; whoever stops waiting stops the job.

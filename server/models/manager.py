@@ -48,6 +48,7 @@ class ModelManager:
         self._refused: dict[tuple[str, str], _Signature] = {}
         self._retired: set[Path] = set()  # copies that calls under way may still be on
         self._preload: Preload | None = None
+        self._preload_later: Callable[[list[ModelDescription]], None] = lambda models: None
         self._max_request_bytes = 0
         self.on_change: Callable[[], Awaitable[None]] | None = None
         self.repository = self._scan()
@@ -67,9 +68,11 @@ class ModelManager:
     def _copy(self, directory: Path) -> Path:
         return self._snapshots.take(directory, require_checksums=self._config.repository.require_checksums)
 
-    def serve_with(self, preload: Preload, max_request_bytes: int) -> None:
+    def serve_with(
+        self, preload: Preload, preload_later: Callable[[list[ModelDescription]], None], max_request_bytes: int
+    ) -> None:
         """From now on changes are carried out with these workers, for requests up to this many bytes of ciphertexts."""
-        self._preload, self._max_request_bytes = preload, max_request_bytes
+        self._preload, self._preload_later, self._max_request_bytes = preload, preload_later, max_request_bytes
 
     def present(self) -> set[tuple[str, str]]:
         """Model and version of everything below the operator's directory. Blocks on the disk."""
@@ -191,6 +194,9 @@ class ModelManager:
         await asyncio.to_thread(_write_chosen, self._state / _CHOSEN, self.repository.chosen)
 
     async def _changed(self) -> None:
+        if self._config.engine.preload:
+            defaults = self.repository.defaults()
+            self._preload_later([*defaults, *(m for m in self.repository.models() if m not in defaults)])
         if self.on_change is not None:
             await self.on_change()
 

@@ -15,6 +15,7 @@ from harness import make_config
 from server.checks import check
 from server.config import ServerConfig, _leaves, load_config
 from server.errors import ConfigError
+from server.models.checksums import write_list
 from server.running import start
 
 
@@ -123,6 +124,36 @@ def test_check_names_every_problem(tmp_path: Path, changes: dict[str, object], n
 )
 def test_check_names_problems_of_sections(tmp_path: Path, sections: dict[str, dict[str, object]], named: str) -> None:
     assert any(named in p for p in check(make_config(tmp_path, **sections)))
+
+
+def test_check_looks_at_checksums_as_the_server_would(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    version = config.models / "digits" / "10"
+    write_list(version)
+    (version / "extra").write_text("")
+    assert any("'extra'" in p for p in check(config))
+    required = make_config(tmp_path, repository={"require_checksums": True})
+    assert sum("require_checksums" in p for p in check(required)) == 3, "of the versions without a list"
+
+
+@pytest.mark.parametrize("text", ["99", "x"])
+def test_check_refuses_a_state_of_another_build(tmp_path: Path, text: str) -> None:
+    config = make_config(tmp_path)
+    config.state.mkdir()
+    (config.state / "VERSION").write_text(text)
+    assert any("state = " in p for p in check(config))
+
+
+def test_check_looks_at_every_address(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = make_config(tmp_path, admin={"address": address}, tls={"mutual_address": address})
+        problems = check(config)
+    assert all(any(f"{name} = {address}" in p for p in problems) for name in ("admin.address", "tls.mutual_address"))
+    nowhere = make_config(tmp_path, admin={"address": "unix:/absent/admin.sock"})
+    assert any("admin.address" in p and "cannot write to /absent" in p for p in check(nowhere))
+    with pytest.raises(ConfigError, match=r"admin\.address = 'nowhere'"):
+        make_config(tmp_path, admin={"address": "nowhere"})
 
 
 def test_a_port_in_use_is_a_config_error_and_nothing_is_left_behind(tmp_path: Path) -> None:

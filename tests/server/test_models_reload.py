@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from harness import PARAMS, Caller, failure, spec_digest
 
 from protos.admin import VersionState
+from server.engine.engine import Engine
 from server.models import checksums
 from server.models.manager import ModelManager
 from server.running import RunningServer
@@ -151,6 +152,26 @@ def test_unloading(hot: tuple[Administrator, Caller]) -> None:
         assert failure(lambda absent=absent: admin.unload(*absent)).reason == "MODEL_UNKNOWN"  # type: ignore[misc]
     assert failure(lambda: admin.load("digits", "99")).reason == "MODEL_UNKNOWN"
     assert failure(lambda: admin.set_default("digits", "99")).reason == "MODEL_UNKNOWN"
+
+
+def test_workers_that_start_later_load_the_defaults_first(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(
+        Engine, "preload_later", lambda self, models: told.append([f"{m.name} {m.version}" for m in models])
+    )
+    server, _ = serve(admin=ADMIN)
+    with administrator(server.admin_address) as admin:
+        put(tmp_path, "12")
+        admin.load("digits", "12")
+        admin.set_default("digits", "10")
+        admin.unload("digits", "2")
+    assert told == [
+        ["digits 12", "other 1", "digits 2", "digits 10"],
+        ["digits 10", "other 1", "digits 2", "digits 12"],
+        ["digits 10", "other 1", "digits 12"],
+    ]
 
 
 @contextmanager

@@ -21,16 +21,20 @@ from client.prepare import Prepared
 from client.release import RELEASES, STATISTICAL_BITS, _published, decrypt_for_release, flooding
 from client.release_ledger import charge, open_ledger
 from client.wide_noise import discrete_gaussian
+from he_runtime import Executor, compile
 from he_runtime.backends.hybrid_keys import secret_residues
 from he_runtime.backends.tenseal_secret import SecretKey
 from he_runtime.client_spec import ClientSpec, TensorSpec
+from he_runtime.cost import load_default
 from he_runtime.encoding import coefficients
 from he_runtime.errors import InputError
 from he_runtime.params import CkksParams, find_primes
-from he_runtime.ring import CiphertextData, KeySetSpec, SeededPoly
+from he_runtime.reference import forward
+from he_runtime.ring import CiphertextData, EvaluationKeys, KeySetSpec, SeededPoly
 from he_runtime.wire import decode_ciphertexts, expand_seed
 from tests.client.conftest import SPEC
 from tests.he_runtime.hybrid_reference import evaluate, interpolate
+from tests.he_runtime.networks import Builder
 
 SCALE = 2.0**40
 Integers = npt.NDArray[np.object_]
@@ -310,3 +314,24 @@ def test_a_client_releases_predictions(server: Any, tmp_path: Path, sample: np.n
         client.predict_for_release("echo", np.stack([sample] * (RELEASES - 2)), bits)
         with pytest.raises(ReleaseBudgetSpent, match="make new keys"):
             client.predict_for_release("echo", sample, bits)
+
+
+def test_a_planned_network_s_answers_are_released(tmp_path: Path) -> None:
+    """A plan of three primes per level: encrypted, evaluated, released, and the values are what the network gives."""
+    builder = Builder((32,))
+    builder.dense(32, 4)
+    model = builder.calibrated("net")
+    plan = compile(model, degrees=(8192,), max_error=1e-8, primes_per_level=3, table=load_default("tenseal"))
+    spec = plan.client_spec()
+    entry = KeyStore(tmp_path).entry(ServerIdentity("127.0.0.1:1"), spec.params)
+    with entry.lock():
+        secret = entry.secret()
+    executor = Executor(plan, "tenseal")
+    keys = EvaluationKeys(spec.params.digest, {r.element: r for r in secret.make_keys(spec.keys)})
+    x = builder.inputs(1)
+    sent = decode_ciphertexts(encrypt(spec, secret, x), spec.params, max_count=64)
+    reply = executor.run(sent, executor.load_keys(keys))
+    bits = flooding(spec).best_bits
+    assert bits >= 8
+    released = decrypt_for_release(Prepared(spec, "", entry, secret, "", 0, 0), [reply], 1, bits)
+    assert np.abs(released.values - forward(model, x)).max() <= 2.0**-bits

@@ -87,7 +87,8 @@ class Call:
     def ended(self, reason: str) -> None:
         seconds = time.monotonic() - self.started
         logs.event("call", method=self.method, ms=round(seconds * 1e3, 1), reason=reason, tenant=self.caller.tenant)
-        self.observer(CallEnded(self.method, reason, self.caller.tenant, seconds))
+        about = (self.method, reason, self.caller.tenant, seconds)
+        self.observer(CallEnded(*about, received_bytes=self.received_bytes, sent_bytes=self.sent_bytes))
 
     def _record(self, outcome: str, **more: str) -> Any:
         if self.guard.audit is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..identity.tenant import current_caller
 from ..observe.events import Evaluated, KeyCacheChanged, Observer, QueueChanged, WorkerLost, WorkerUp
 from .frames import Outcome
 from .runtime import ModelDescription
@@ -43,5 +44,6 @@ class Reports:
                 layer_ms=outcome.layer_ms,
                 families=model.families,
                 predicted_ms=predicted_ms,
+                tenant=current_caller().tenant,
             )
         )

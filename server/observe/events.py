@@ -37,12 +37,14 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CallEnded(Event):
-    """An RPC was answered; `reason` is empty for success."""
+    """An RPC was answered; `reason` is empty for success. Bytes are those of its messages."""
 
     method: str
     reason: str
     tenant: str
     seconds: float
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Evaluated(Event):
     """A worker evaluated one request.
 
     `layer_ms` are milliseconds by the layer's name, in the order of their first operations; `families` has the family
-    of each layer; `predicted_ms` is the price that the plan had, none where it has none.
+    of each layer; `predicted_ms` is the price that the plan had, none where it has none; `tenant` is whose request it was.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Evaluated(Event):
     layer_ms: Mapping[str, float] = field(default_factory=dict)
     families: Mapping[str, str] = field(default_factory=dict)
     predicted_ms: float | None = None
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

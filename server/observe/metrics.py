@@ -87,6 +87,10 @@ class Metrics:
             buckets=_CALL_SECONDS,
             registry=registry,
         )
+        self._received = Counter(
+            "secateur_received_bytes", "Messages of calls, as they came", ["method"], registry=registry
+        )
+        self._sent = Counter("secateur_sent_bytes", "Messages of answers", ["method"], registry=registry)
         self._rejections = Counter(
             "secateur_rejections",
             "Calls turned away: over a limit or quota, not identified, or not allowed",
@@ -114,6 +118,12 @@ class Metrics:
             "secateur_evaluation_duration_seconds",
             "Decoding, homomorphic evaluation and encoding of a request",
             "model",
+        )
+        self._tenant_seconds = Counter(
+            "secateur_tenant_evaluation_seconds",
+            "Evaluation time of a tenant's requests",
+            ["tenant"],
+            registry=registry,
         )
         self._layer_seconds = histogram(
             "secateur_layer_duration_seconds", "Of an evaluation, the time in layers of one family", "model", "family"
@@ -144,8 +154,13 @@ class Metrics:
     def _call_ended(self, event: CallEnded) -> None:
         self._requests.labels(event.method, event.reason or "OK").inc()
         self._call_seconds.labels(event.method).observe(event.seconds)
+        self._received.labels(event.method).inc(event.received_bytes)
+        self._sent.labels(event.method).inc(event.sent_bytes)
         if event.reason and code_of(event.reason).name in _REFUSALS:
-            self._rejections.labels(event.reason, self._tenants.label(event.tenant or _NOBODY)).inc()
+            self._rejections.labels(event.reason, self._tenant(event.tenant)).inc()
+
+    def _tenant(self, name: str) -> str:
+        return self._tenants.label(name or _NOBODY)
 
     def _queue_changed(self, event: QueueChanged) -> None:
         self._queue_length.set(event.length)
@@ -155,6 +170,7 @@ class Metrics:
         model = self._models.label(event.model)
         self._queue_wait.observe(event.queue_ms / 1e3)
         self._evaluation_seconds.labels(model).observe(event.evaluate_ms / 1e3)
+        self._tenant_seconds.labels(self._tenant(event.tenant)).inc(event.evaluate_ms / 1e3)
         if event.load_ms >= 1.0:  # below that nothing was read
             self._load_seconds.labels(model).observe(event.load_ms / 1e3)
         by_family: dict[str, float] = {}

@@ -41,8 +41,8 @@ def told(metrics: Metrics, *events: Event) -> Scrape:
 def test_calls_are_counted_by_method_and_reason(metrics: Metrics) -> None:
     scrape = told(
         metrics,
-        CallEnded("InferenceService/Infer", "", "a", 0.2),
-        CallEnded("InferenceService/Infer", "", "a", 0.4),
+        CallEnded("InferenceService/Infer", "", "a", 0.2, received_bytes=400, sent_bytes=200),
+        CallEnded("InferenceService/Infer", "", "a", 0.4, received_bytes=100, sent_bytes=50),
         CallEnded("InferenceService/Infer", "WORKER_LOST", "a", 3.0),
     )
     method = "InferenceService/Infer"
@@ -50,6 +50,7 @@ def test_calls_are_counted_by_method_and_reason(metrics: Metrics) -> None:
     assert scrape("requests_total", method=method, reason="WORKER_LOST") == 1
     assert scrape("request_duration_seconds_sum", method=method) == pytest.approx(3.6)
     assert scrape("request_duration_seconds_bucket", method=method, le="0.25") == 1
+    assert [scrape(f"{way}_bytes_total", method=method) for way in ("received", "sent")] == [500, 250]
     assert scrape("build_info", version="1.2.3") == 1
     assert "secateur_rejections_total{" not in scrape.text, "a lost worker turns nobody away"
 
@@ -73,12 +74,14 @@ def test_evaluations_by_model_and_layer_family(metrics: Metrics) -> None:
         layer_ms={"fc1": 200.0, "act": 100.0, "fc2": 150.0, "strange": 10.0},
         families={"fc1": "linear", "fc2": "linear", "act": "activation"},
         predicted_ms=400.0,
+        tenant="acme",
     )
     scrape = told(metrics, done, replace(done, load_ms=2000.0))
     for family, seconds in (("linear", 0.35), ("activation", 0.1), ("other", 0.01)):
         assert scrape("layer_duration_seconds_sum", model="digits", family=family) == pytest.approx(2 * seconds)
         assert scrape("layer_duration_seconds_count", model="digits", family=family) == 2, "one per evaluation"
     assert scrape("evaluation_duration_seconds_sum", model="digits") == pytest.approx(1.0)
+    assert scrape("tenant_evaluation_seconds_total", tenant="acme") == pytest.approx(1.0)
     assert scrape("load_duration_seconds_count", model="digits") == 1, "keys that were loaded already are no load"
     assert scrape("queue_wait_seconds_sum") == pytest.approx(0.08)
     ratio = [scrape(f"evaluation_predicted_ratio_{part}", model="digits") for part in ("sum", "count")]

@@ -52,6 +52,9 @@ def test_a_server_shows_what_it_did(running: tuple[RunningServer, Caller]) -> No
     assert added("requests_total", method=infer, reason="MODEL_UNKNOWN") == 1
     assert added("requests_total", method="KeyService/CommitUpload", reason="OK") == 1
     assert added("evaluation_duration_seconds_count", model="digits") == 4, "of one request id there is one evaluation"
+    assert added("received_bytes_total", method="KeyService/UploadChunks") >= len(KEYS)
+    assert added("sent_bytes_total", method=infer) >= 6 * 64
+    assert added("tenant_evaluation_seconds_total", tenant="anonymous") > 0
     for family in ("linear", "activation", "other"):
         assert added("layer_duration_seconds_count", model="digits", family=family) == 4
     assert added("evaluation_predicted_ratio_count", model="digits") == 4, "the fake runtime has an estimate"

@@ -113,6 +113,8 @@ class AuditLog:
         with self._lock:
             lost, self._lost = self._lost, 0
             refused, self._refused = self._refused, 0
+        # A caller who has stopped waiting is recorded like any other, but has no future any more.
+        waiting = [done for _, done in items if done.set_running_or_notify_cancel()]
         stamp = items[0][0]["time"]
         counts = {"audit.lost": lost, "audit.refused": refused}
         records: list[Mapping[str, Any]] = [
@@ -122,11 +124,11 @@ class AuditLog:
             self._files.append([*records, *(record for record, _ in items)])
         except Exception as error:
             self._has_failed(error, lost + refused + len(items))
-            for _, done in items:
+            for done in waiting:
                 done.set_exception(OSError("the audit log cannot be written"))
             return
         self._failing = False
-        for _, done in items:
+        for done in waiting:
             done.set_result(None)
 
     def _has_failed(self, error: Exception, lost: int) -> None:

@@ -171,6 +171,19 @@ def test_a_full_disk_loses_records_counts_them_and_leaves_no_half_line(
     ]
 
 
+def test_a_caller_who_stops_waiting_does_not_stop_the_log(
+    audit: Callable[..., AuditLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, log = Disk(monkeypatch), audit()
+    disk.may_write.clear()
+    given_up = [log.record("Service/Method", number=str(i)) for i in range(3)]
+    assert given_up[-1].cancel(), "as asyncio does for a call that is cancelled"
+    disk.may_write.set()
+    written(log, 1)
+    log.close()
+    assert sum(r["action"] == "Service/Method" for r in records(tmp_path / "audit")) == 4
+
+
 def test_a_flood_of_refused_calls_pushes_nothing_else_out(audit: Callable[..., AuditLog], tmp_path: Path) -> None:
     log = audit(max_refusals_per_second=5.0)
     for _ in range(1000):

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..errors import ServiceError
 from .allowance import Allowance
 from .comeback import Comeback
-from .fair import LANES, Entry, Flow, Lane, wait_us
+from .fair import LANES, Entry, Flow, Lane, Load, choose, wait_us
 from .refusals import full_queue, hopeless_deadline, over_allowance, over_share
 from .settings import AdmissionConfig
 
@@ -24,19 +23,7 @@ __all__ = ["Admission", "Load"]
 
 T = TypeVar("T")
 _DEPTH = 8  # how far behind a tenant's head a request with resident keys is looked for
-_MAX_PASSED = 4  # how often a request lets another go ahead
 _MAX_TENANTS = 4096  # remembered without anything waiting or running
-
-
-@dataclass(frozen=True)
-class Load:
-    """What waits and runs: numbers, predicted milliseconds of one worker, and bytes of payloads that wait."""
-
-    waiting: int
-    waiting_ms: float
-    waiting_bytes: int
-    running: int
-    tenants: int
 
 
 class Admission(Generic[T]):
@@ -118,12 +105,8 @@ class Admission(Generic[T]):
         for a full queue, LIMIT_EXCEEDED for a quota, both with a time to come back at, and DEADLINE_EXCEEDED.
         """
         entry = Entry(item, tenant, lane, max(1, round(price_ms * 1e3)), payload_bytes, key, round(floor_ms * 1e3))
-        flow, displaced = self._flow(tenant), list[Entry[T]]()
-        self._check_allowance(entry, flow)
-        if not (idle and self._may_run(flow, lane)):
-            self._check_share(entry, flow)
-            displaced = self._make_room(entry, flow)
-        self._check_deadline(entry, flow, seconds)
+        flow = self._flow(tenant)
+        displaced = self._weigh(entry, flow, seconds, idle)
         for other in displaced:
             self.withdraw(other)
         flow.allowance.charge(entry.price_us / 1e3, self._clock())
@@ -131,25 +114,51 @@ class Admission(Generic[T]):
         self._count_waiting(entry, 1)
         return entry, displaced
 
+    def check(
+        self,
+        *,
+        tenant: str,
+        price_ms: float,
+        payload_bytes: int,
+        floor_ms: float = 0.0,
+        seconds: float | None = None,
+        idle: bool = False,
+    ) -> None:
+        """Raise what `admit` would raise for such a call now, before anything is spent on it."""
+        entry: Entry[T | None] = Entry(
+            None, tenant, "call", max(1, round(price_ms * 1e3)), payload_bytes, "", round(floor_ms * 1e3)
+        )
+        self._weigh(entry, self._flow(tenant), seconds, idle)
+
+    def _weigh(self, entry: Entry[Any], flow: Flow[T], seconds: float | None, idle: bool) -> list[Entry[T]]:
+        """Who has to leave for it; raises where it cannot be taken at all."""
+        self._check_allowance(entry, flow)
+        displaced: list[Entry[T]] = []
+        if not (idle and self._may_run(flow, entry.lane)):
+            self._check_share(entry, flow)
+            displaced = self._make_room(entry, flow)
+        self._check_deadline(entry, flow, seconds)
+        return displaced
+
     def _count_waiting(self, entry: Entry[T], sign: int) -> None:
         self._count[entry.lane] += sign
         self._us[entry.lane] += sign * entry.price_us
         self._bytes += sign * entry.payload_bytes
 
-    def _check_allowance(self, entry: Entry[T], flow: Flow[T]) -> None:
+    def _check_allowance(self, entry: Entry[Any], flow: Flow[T]) -> None:
         price_ms = entry.price_us / 1e3
         seconds = flow.allowance.seconds_until(price_ms, self._clock())
         if seconds > 0:
             raise over_allowance(price_ms, flow.quota.ms_per_minute, flow.comeback.about(seconds))
 
-    def _check_share(self, entry: Entry[T], flow: Flow[T]) -> None:
+    def _check_share(self, entry: Entry[Any], flow: Flow[T]) -> None:
         """The first that a tenant has waiting is within its share, however large it is."""
         share, waiting = flow.quota.queue_share, len(flow.lanes[entry.lane])
         over_us = flow.us[entry.lane] + entry.price_us - share * self._max_us[entry.lane]
         if share < 1 and waiting and (over_us > 0 or waiting + 1 > share * self._max_count[entry.lane]):
             raise over_share(waiting, share, self._seconds_until_room(entry, over_us))
 
-    def _fits(self, entry: Entry[T], gone: Sequence[Entry[T]]) -> bool:
+    def _fits(self, entry: Entry[Any], gone: Sequence[Entry[T]]) -> bool:
         """Within the budgets, once `gone` are gone. The first one to wait, and the first payload, are always taken."""
         lane = entry.lane
         count = self._count[lane] - len(gone)
@@ -161,7 +170,7 @@ class Admission(Generic[T]):
             and (not size or size + entry.payload_bytes <= self._config.max_queue_bytes)
         )
 
-    def _make_room(self, entry: Entry[T], flow: Flow[T]) -> list[Entry[T]]:
+    def _make_room(self, entry: Entry[Any], flow: Flow[T]) -> list[Entry[T]]:
         """The latest requests of tenants that would still fill more of the queue than this one with its new request."""
         gone: list[Entry[T]] = []
         lane = entry.lane
@@ -181,16 +190,16 @@ class Admission(Generic[T]):
             gone.append(last)
         return gone
 
-    def busy(self, entry: Entry[T], wait_seconds: float = 0.0) -> ServiceError:
+    def busy(self, entry: Entry[Any], wait_seconds: float = 0.0) -> ServiceError:
         """What a caller is told who found the queue full, or was put out of it."""
         over_us = self._us[entry.lane] + entry.price_us - self._max_us[entry.lane]
         seconds = self._seconds_until_room(entry, max(over_us, wait_seconds * 1e6 * self._workers))
         return full_queue(entry.price_us / 1e3, seconds)
 
-    def _seconds_until_room(self, entry: Entry[T], over_us: float) -> float:
+    def _seconds_until_room(self, entry: Entry[Any], over_us: float) -> float:
         return self._flow(entry.tenant).comeback.seconds(max(0.0, over_us) / 1e6 / self._workers, entry.price_us / 1e3)
 
-    def _check_deadline(self, entry: Entry[T], flow: Flow[T], seconds: float | None) -> None:
+    def _check_deadline(self, entry: Entry[Any], flow: Flow[T], seconds: float | None) -> None:
         """Only against what was measured: an estimate of another machine turns nobody away."""
         if seconds is None or not entry.floor_us or entry.lane == "job":
             return
@@ -235,7 +244,7 @@ class Admission(Generic[T]):
         if not ready:
             return None
         ready.sort(key=lambda pair: pair[0].start)
-        flow, entry, worker = self._choose(ready, resident)
+        flow, entry, worker = choose(ready, resident, self._config.affinity_ms * 1e3)
         flow.remove(entry)
         self._count_waiting(entry, -1)
         self._virtual = max(self._virtual, flow.start)
@@ -244,25 +253,6 @@ class Admission(Generic[T]):
         entry.state, entry.started = "running", self._clock()
         self._running[entry] = None
         return entry, worker
-
-    def _choose(
-        self, ready: Sequence[tuple[Flow[T], list[Entry[T]]]], resident: Sequence[frozenset[str]]
-    ) -> tuple[Flow[T], Entry[T], int]:
-        """The head of the first flow; or one a little behind it whose keys are at hand, if the head still lets it."""
-        first, head = ready[0][0], ready[0][1][0]
-        for flow, entries in ready:
-            if flow.start > first.start + self._config.affinity_ms * 1e3 or (
-                flow is not first and head.passed >= _MAX_PASSED
-            ):
-                break
-            for entry in entries[: 1 if entries[0].passed >= _MAX_PASSED else None]:
-                holder = next((i for i, keys in enumerate(resident) if entry.key in keys), None)
-                if holder is None:
-                    continue
-                for passed in {head, entries[0]} - {entry}:
-                    passed.passed += 1
-                return flow, entry, holder
-        return first, head, min(range(len(resident)), key=lambda i: len(resident[i]))
 
     # Coming to an end
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from contextvars import Context
 
-from he_runtime.errors import Cancelled, Reason, SecateurError
+from he_runtime.errors import SecateurError
 
 from ..config import EngineConfig, LimitsConfig
 from ..identity.tenant import current_caller
@@ -24,7 +25,7 @@ from .fair import Lane
 from .frames import Job, JobKind
 from .pool import Pool, Slot
 from .pricing import Pricing
-from .refusals import error_of, stopping, worker_lost
+from .refusals import error_of, past_deadline, stopping, worker_lost
 from .reports import Reports
 from .runtime import ModelDescription, Runtime
 from .settings import AdmissionConfig
@@ -75,13 +76,9 @@ class Engine:
         return self._admission.load()
 
     async def start(self, preload: list[ModelDescription]) -> None:
-        """Start all workers and load `preload` in each; ConfigError when a worker does not come up."""
+        """Start all workers and load `preload` in each; ConfigError when a worker does not come up, then `stop` it."""
         self._pool.preloaded = preload[: self._engine.models_per_worker]
-        try:
-            await self._pool.start()
-        except BaseException:
-            await self.stop()
-            raise
+        await self._pool.start()
         self._idle = list(self._pool.slots)
         self._dispatch()
 
@@ -128,8 +125,7 @@ class Engine:
         Admission alone looks at `patience_seconds`, of a caller whose leaving does not end the job. Raises what
         `begin` and `result` raise.
         """
-        limit = self._limits.max_evaluate_seconds
-        seconds = limit if timeout_seconds is None else min(timeout_seconds, limit)
+        seconds = min(self._limits.max_evaluate_seconds, math.inf if timeout_seconds is None else timeout_seconds)
         patience = timeout_seconds if patience_seconds is None else patience_seconds
         ticket = await self.begin(kind, model, payload, key_path, key_sha256, seconds=seconds, patience=patience)
         return await self.result(ticket)
@@ -199,10 +195,7 @@ class Engine:
             async with asyncio.timeout(ticket.job.deadline - time.monotonic()):
                 outcome, reply = await ticket.future
         except TimeoutError:
-            raise Cancelled(
-                f"cannot finish: got a deadline of {seconds:.1f} s, which has passed; try a later one",
-                Reason.DEADLINE_EXCEEDED,
-            ) from None
+            raise past_deadline(seconds) from None
         finally:
             self._abandon(ticket)
         if outcome.reason:

@@ -20,11 +20,12 @@ from .allowance import Allowance
 from .comeback import Comeback
 from .settings import TenantQuota
 
-__all__ = ["LANES", "Entry", "Flow", "Lane", "wait_us"]
+__all__ = ["LANES", "Entry", "Flow", "Lane", "Load", "choose", "wait_us"]
 
 T = TypeVar("T")
 Lane = Literal["call", "job"]
 LANES: tuple[Lane, ...] = ("call", "job")
+_MAX_PASSED = 4  # how often a request lets another go ahead
 
 
 @dataclass(eq=False)
@@ -116,6 +117,35 @@ class Flow(Generic[T]):
             total += entry.price_us
             at += entry.price_us / self.weight
         return total
+
+
+@dataclass(frozen=True)
+class Load:
+    """What waits and runs: numbers, predicted milliseconds of one worker, and bytes of payloads that wait."""
+
+    waiting: int
+    waiting_ms: float
+    waiting_bytes: int
+    running: int
+    tenants: int
+
+
+def choose(
+    ready: Sequence[tuple[Flow[T], list[Entry[T]]]], resident: Sequence[frozenset[str]], affinity_us: float
+) -> tuple[Flow[T], Entry[T], int]:
+    """The head of the first flow; or one a little behind it whose keys are at hand, if the head still lets it."""
+    first, head = ready[0][0], ready[0][1][0]
+    for flow, entries in ready:
+        if flow.start > first.start + affinity_us or (flow is not first and head.passed >= _MAX_PASSED):
+            break
+        for entry in entries[: 1 if entries[0].passed >= _MAX_PASSED else None]:
+            holder = next((i for i, keys in enumerate(resident) if entry.key in keys), None)
+            if holder is None:
+                continue
+            for passed in {head, entries[0]} - {entry}:
+                passed.passed += 1
+            return flow, entry, holder
+    return first, head, min(range(len(resident)), key=lambda i: len(resident[i]))
 
 
 def wait_us(busy_us: Sequence[float], workers: int, ahead_us: float) -> float:

@@ -7,7 +7,16 @@ from he_runtime.errors import Cancelled, Reason, SecateurError
 from ..errors import ServiceError
 from .frames import Outcome
 
-__all__ = ["error_of", "full_queue", "hopeless_deadline", "over_allowance", "over_share", "stopping", "worker_lost"]
+__all__ = [
+    "error_of",
+    "full_queue",
+    "hopeless_deadline",
+    "over_allowance",
+    "over_share",
+    "past_deadline",
+    "stopping",
+    "worker_lost",
+]
 
 _LOST_RETRY_SECONDS = 1.0
 _STOPPING_RETRY_SECONDS = 1.0
@@ -47,6 +56,12 @@ def hopeless_deadline(seconds: float, floor_seconds: float) -> Cancelled:
     return Cancelled(
         f"cannot finish: got a deadline of {seconds:.2f} s, need at least {floor_seconds:.2f} s; try a later one",
         Reason.DEADLINE_EXCEEDED,
+    )
+
+
+def past_deadline(seconds: float) -> Cancelled:
+    return Cancelled(
+        f"cannot finish: got a deadline of {seconds:.1f} s, which has passed; try a later one", Reason.DEADLINE_EXCEEDED
     )
 
 

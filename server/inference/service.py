@@ -49,8 +49,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Infer(self, request: inference_pb2.InferRequest, context: Any) -> inference_pb2.InferResponse:
         call = convert.inference_call_from_proto(request)
-        model, keys = await self._look_up(call)
         seconds = context.time_remaining()
+        model = self._model(call)
+        if not call.request_id or not self._window.may_know(current_caller().tenant, call.request_id):
+            self._engine.check_room(model, len(call.ciphertexts), seconds)
+        keys = await self._keys(call, model)
         key = await _request_key(call, model, keys)
         if key is None:
             return convert.inference_reply_to_proto(await self._evaluate(call, model, keys, seconds))
@@ -60,7 +63,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def SubmitJob(self, request: inference_pb2.SubmitJobRequest, context: Any) -> inference_pb2.SubmitJobResponse:
         call = convert.inference_call_from_proto(request.call)
-        model, keys = await self._look_up(call)
+        model = self._model(call)
+        keys = await self._keys(call, model)
 
         async def begin(seconds: float) -> Ticket:
             where = str(keys.path), keys.name
@@ -87,10 +91,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         reply = inference_pb2.InferResponse.FromString(await self._jobs.result(request.job_id))
         return inference_pb2.GetResultResponse(reply=reply)
 
-    async def _look_up(self, call: InferenceCall) -> tuple[ModelDescription, StoredKeys]:
-        """The call's model and keys, after everything about it has been checked that needs no HE library."""
+    def _model(self, call: InferenceCall) -> ModelDescription:
+        """The call's model, after everything about the call has been checked that needs neither keys nor an HE library."""
         model = self._repository.for_call(call.model, call.version, call.client_spec_digest)
         _check_call(call, model)
+        return model
+
+    async def _keys(self, call: InferenceCall, model: ModelDescription) -> StoredKeys:
         keys = await asyncio.to_thread(self._store.find, call.key_set_id)
         if keys.params_digest != model.params_digest:
             raise ServiceError(
@@ -99,7 +106,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 Reason.KEY_PARAMETERS_DIFFER,
                 subject="key_set",
             )
-        return model, keys
+        return keys
 
     async def _evaluate(
         self,

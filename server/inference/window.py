@@ -51,6 +51,11 @@ class RequestWindow:
         self._running: dict[RequestKey, _Running] = {}
         self._done: OrderedDict[RequestKey, tuple[float, InferenceReply]] = OrderedDict()
         self._bytes: Counter[str] = Counter()  # by tenant
+        self._ids: Counter[tuple[str, str]] = Counter()  # under way or remembered
+
+    def may_know(self, tenant: str, request_id: str) -> bool:
+        """Whether an equal request may be under way or remembered; if not, this one is new."""
+        return (tenant, request_id) in self._ids
 
     async def share(
         self, key: RequestKey, seconds: float | None, evaluate: Callable[[], Coroutine[Any, Any, InferenceReply]]
@@ -66,6 +71,7 @@ class RequestWindow:
         if running is None:
             running = _Running(asyncio.create_task(evaluate()))
             self._running[key] = running
+            self._count(key, 1)
         running.callers += 1
         try:
             async with asyncio.timeout(seconds):
@@ -78,7 +84,8 @@ class RequestWindow:
         finally:
             running.callers -= 1
             if running.callers == 0:
-                self._running.pop(key, None)
+                if self._running.pop(key, None) is not None:
+                    self._count(key, -1)
                 running.task.cancel()  # of no effect on a finished task
         self._remember(key, reply)
         return reply
@@ -87,6 +94,7 @@ class RequestWindow:
         if key not in self._done and len(reply.ciphertexts) <= self._limits.request_window_bytes:
             self._done[key] = (time.monotonic(), reply)
             self._bytes[key.tenant] += len(reply.ciphertexts)
+            self._count(key, 1)
             self._forget_old()
 
     def _forget_old(self) -> None:
@@ -100,6 +108,12 @@ class RequestWindow:
 
     def _forget(self, key: RequestKey) -> None:
         _, reply = self._done.pop(key)
+        self._count(key, -1)
         self._bytes[key.tenant] -= len(reply.ciphertexts)
         if not self._bytes[key.tenant]:
             del self._bytes[key.tenant]
+
+    def _count(self, key: RequestKey, change: int) -> None:
+        self._ids[key.tenant, key.request_id] += change
+        if not self._ids[key.tenant, key.request_id]:
+            del self._ids[key.tenant, key.request_id]

@@ -109,6 +109,10 @@ def test_an_idle_worker_that_was_killed_is_replaced(
     time.sleep(0.1)
     outcomes = [caller.infer(key_set, b"echo:x").counts["pid"] for _ in range(2)]
     assert pid not in outcomes, "and no request fails for it"
+    deadline = time.monotonic() + 20
+    while pid in shared[0].worker_pids() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert pid not in shared[0].worker_pids()
 
 
 def test_the_deadline_frees_caller_and_worker(caller: Caller, key_set: str) -> None:

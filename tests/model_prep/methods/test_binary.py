@@ -21,6 +21,7 @@ from tests.model_prep.methods.encrypted import encrypted_outputs
 SHORT: dict[str, Any] = {
     "admm": {"rounds": 3, "rho": 0.1, "growth": 2.0, "hard": False, "training": {"epochs": 2, "learning_rate": 1e-2}},
     "settle": {"shares": [0.4, 0.7, 1.0], "training": {"epochs": 2, "learning_rate": 1e-2}},
+    "finish": {"epochs": 4, "learning_rate": 1e-2},
 }
 
 
@@ -61,17 +62,15 @@ def planned(model: CompressedModel, **options: Any) -> Plan:
     return compile(model, table=load_default("tenseal"), degrees=(8192, 16384), batch=BATCH, **options)
 
 
-def test_every_row_is_a_sign_times_one_scale(binary: CompressedModel) -> None:
+def test_every_weight_is_a_sign(binary: CompressedModel) -> None:
     for name, weight in layer_weights(binary).items():
-        rows = np.abs(weight.reshape(len(weight), -1))
-        np.testing.assert_allclose(rows, np.broadcast_to(rows[:, :1], rows.shape), rtol=1e-6, err_msg=name)
-        assert (rows > 0).all()
+        assert weight.dtype == np.int8 and set(np.unique(weight)) == {-1, 1}, name
     residuals = step(binary)["residuals"][-1]
     assert residuals[-1] < residuals[0]
     assert set(step(binary)["levels"].values()) == {2}
 
 
-def test_encrypted_it_decides_alike_without_a_product_in_its_linear_layers(
+def test_encrypted_it_decides_alike_without_a_product_by_a_plaintext(
     binary: CompressedModel, digits: Dataset
 ) -> None:
     plan = planned(binary)
@@ -85,10 +84,9 @@ def test_encrypted_it_decides_alike_without_a_product_in_its_linear_layers(
     for node in binary.nodes:
         if node.op in ("conv2d", "dense"):
             counts, outputs = layers[node.name], int(np.prod(node.shape))
-            assert "mul_plain" not in counts and "rescale" not in counts
+            assert "rescale" not in counts
             assert sum(counts.get(leaf, 0) for leaf in ("add", "sub")) == terms[node.name] - outputs
-        elif node.op == "quadratic":
-            assert layers[node.name]["mul_plain"] == terms[node.name]  # channels have scales of their own
+    assert not any("mul_plain" in counts for counts in layers.values())
 
 
 def test_signs_need_fewer_primes_than_real_weights(binary: CompressedModel) -> None:
@@ -99,9 +97,9 @@ def test_signs_need_fewer_primes_than_real_weights(binary: CompressedModel) -> N
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(2, 3), (1, 2), (4, 15)])
-def test_a_folded_network_leaves_as_integers_of_one_scale(bits: int, levels: int, few: Dataset) -> None:
-    short = {k: {**v, "training": {"epochs": 1}} for k, v in SHORT.items()}
-    steps = [quadratics(1), {"method": "levels", "ladder": [8, bits], "folded": True, **short}]
+def test_weights_leave_as_integers_of_one_scale(bits: int, levels: int, few: Dataset) -> None:
+    short = {k: {**v, "training": {"epochs": 1}} for k, v in SHORT.items() if k != "finish"} | {"finish": {"epochs": 1}}
+    steps = [quadratics(1), {"method": "levels", "ladder": [8, bits], **short}]
     model = compress(None, recipe("digits-mlp", *steps, epochs=2), few, quiet=True)
     for name, integers in layer_weights(model).items():
         assert integers.dtype == np.int8 and len(np.unique(integers)) <= levels, name
@@ -113,10 +111,20 @@ def test_a_folded_network_leaves_as_integers_of_one_scale(bits: int, levels: int
     assert bits > 2 or not any(products)
 
 
+def test_coefficients_of_their_own_leave_every_row_a_scale_of_its_own(few: Dataset) -> None:
+    short = {k: {**v, "training": {"epochs": 1}} for k, v in SHORT.items() if k != "finish"} | {"finish": {"epochs": 1}}
+    steps = [quadratics(1), {"method": "levels", "ladder": [1], "shared": False, **short}]
+    model = compress(None, recipe("digits-mlp", *steps, epochs=2), few, quiet=True)
+    scales = {name: np.abs(weight) for name, weight in layer_weights(model).items()}
+    for name, rows in scales.items():
+        np.testing.assert_allclose(rows, np.broadcast_to(rows[:, :1], rows.shape), rtol=1e-6, err_msg=name)
+    assert len(np.unique(scales["fc1"][:, 0].round(6))) > 1
+
+
 def test_pruned_weights_stay_zero_and_survivors_are_signs(few: Dataset) -> None:
-    short = {k: {**v, "training": {"epochs": 1}} for k, v in SHORT.items()}
+    short = {k: {**v, "training": {"epochs": 1}} for k, v in SHORT.items() if k != "finish"} | {"finish": {"epochs": 1}}
     cut = {"method": "magnitude", "density": 0.2, "training": {"epochs": 1}}
-    steps = [quadratics(1), cut, {"method": "levels", "ladder": [4, 1], "folded": True, **short}]
+    steps = [quadratics(1), cut, {"method": "levels", "ladder": [4, 1], **short}]
     model = compress(None, recipe("digits-mlp", *steps, epochs=2), few, quiet=True)
     nonzeros = next(s for s in model.metadata["steps"] if s["method"] == "magnitude")["nonzeros"]
     weights = layer_weights(model).values()

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import KEYS, PARAMS, sha256, spec_digest
 
+from protos.native import KeySetInfo, UploadInfo, UploadOffer
 from server.keys.settings import KeysConfig
 from server.keys.store import KeyStore
 
@@ -222,3 +224,23 @@ def make_setup(request: pytest.FixtureRequest, tmp_path: Path, database: str, bl
         settings |= {"bucket": bucket.new_bucket(), "bucket_endpoint": bucket.endpoint}
         outages.append((bucket.stop, bucket.start))
     return Setup(tmp_path, settings, outages)
+
+
+def offer(data: bytes, params: str = PARAMS) -> UploadOffer:
+    return UploadOffer(params, spec_digest(), len(data), sha256(data))
+
+
+def begun(store: KeyStore, data: bytes) -> str:
+    upload = store.create(offer(data))
+    assert isinstance(upload, UploadInfo)
+    return upload.upload_id
+
+
+def stored(store: KeyStore, data: bytes = KEYS) -> KeySetInfo:
+    return store.commit(store.complete(begun_whole(store, data)))
+
+
+def begun_whole(store: KeyStore, data: bytes) -> str:
+    upload_id = begun(store, data)
+    store.append(upload_id, 0, data)
+    return upload_id

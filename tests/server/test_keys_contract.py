@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from harness import KEYS, OTHER_PARAMS, PARAMS, sha256, spec_digest
-from stores import Setup, make_setup
+from harness import KEYS, OTHER_PARAMS, PARAMS, sha256
+from stores import Setup, begun, begun_whole, make_setup, offer, stored
 
 from he_runtime.errors import Reason, SecateurError
-from protos.native import KeySetInfo, UploadInfo, UploadOffer
+from protos.native import KeySetInfo, UploadInfo
 from server.identity.tenant import Caller, acting_as
 from server.keys import shelf
 from server.keys.store import KeyStore
@@ -25,26 +25,6 @@ def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
     made = make_setup(request, tmp_path, *request.param.split("-"))
     yield made
     made.close()
-
-
-def offer(data: bytes, params: str = PARAMS) -> UploadOffer:
-    return UploadOffer(params, spec_digest(), len(data), sha256(data))
-
-
-def begun(store: KeyStore, data: bytes) -> str:
-    upload = store.create(offer(data))
-    assert isinstance(upload, UploadInfo)
-    return upload.upload_id
-
-
-def stored(store: KeyStore, data: bytes = KEYS) -> KeySetInfo:
-    return store.commit(store.complete(begun_whole(store, data)))
-
-
-def begun_whole(store: KeyStore, data: bytes) -> str:
-    upload_id = begun(store, data)
-    store.append(upload_id, 0, data)
-    return upload_id
 
 
 def reason(call: Callable[[], object]) -> Reason:
@@ -202,12 +182,18 @@ def test_a_tenants_budget_costs_only_that_tenant(setup: Setup) -> None:
 
 
 def test_uploads_under_way_are_bounded_per_tenant(setup: Setup) -> None:
-    store = setup.open(tenant_uploads=2, upload_idle_seconds=60.0)
-    with acting_as(ALICE):
-        begun(store, unique("1")), begun(store, unique("2"))
-        assert reason(lambda: begun(store, unique("3"))) is Reason.LIMIT_EXCEEDED
+    store = setup.open(tenant_uploads=2)
     with acting_as(BOB):
-        begun(store, unique("1"))
+        oldest = begun(store, unique("1"))
+    with acting_as(ALICE):
+        first = begun(store, unique("1"))
+        begun(store, unique("2"))
+        assert reason(lambda: begun(store, unique("3"))) is Reason.LIMIT_EXCEEDED
+        store = setup.reopen(tenant_uploads=2, upload_idle_seconds=1e-6)
+        begun(store, unique("3"))
+        assert reason(lambda: store.progress(first)) is Reason.UPLOAD_UNKNOWN, "her own longest idle gave way"
+    with acting_as(BOB):
+        assert store.progress(oldest).committed_offset == 0
 
 
 def test_sets_and_uploads_survive_a_restart(setup: Setup) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from harness import KEYS, PARAMS, sha256, spec_digest
-from stores import PrivatePostgres, PrivateS3, Setup, make_setup
+from stores import PrivatePostgres, PrivateS3, Setup, begun_whole, make_setup, stored
 
 from he_runtime.errors import Reason, SecateurError
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
@@ -21,17 +21,6 @@ from server.keys.settings import KeysConfig
 from server.keys.store import KeyStore
 
 LARGE = b"KEYS" + os.urandom((20 << 20) - 4)  # three parts of a multipart upload
-
-
-def stored(store: KeyStore, data: bytes) -> KeySetInfo:
-    return store.commit(store.complete(begun(store, data)))
-
-
-def begun(store: KeyStore, data: bytes) -> str:
-    upload = store.create(UploadOffer(PARAMS, spec_digest(), len(data), sha256(data)))
-    assert isinstance(upload, UploadInfo)
-    store.append(upload.upload_id, 0, data)
-    return upload.upload_id
 
 
 @pytest.fixture
@@ -156,7 +145,7 @@ def test_a_connection_lost_while_committing_may_have_committed(
     import psycopg
 
     store = database.open("one")
-    ready = store.complete(begun(store, KEYS))
+    ready = store.complete(begun_whole(store, KEYS))
     driver: Any = store.db.driver
     execute = driver._execute
 

@@ -67,6 +67,17 @@ void test_transforms(std::size_t n, const Modulus& m, Path path) {
     ntt.forward(values.data(), x.data());
     reference.forward(expected.data(), x.data());
     check(values == expected, name + " forward");
+    // In two parts, blocks from the last to the first; what is asked for ahead is only fetched.
+    Vector parts(n);
+    ntt.forward_begin(parts.data(), x.data(), nullptr);
+    for (std::size_t at = n; at > 0; at -= ntt.block()) {
+        ntt.forward_end(parts.data(), at - ntt.block(), {values.data(), n / 16 * 8, at < n ? parts.data() : nullptr});
+    }
+    check(parts == expected && n % ntt.block() == 0, name + " forward in two parts");
+    const Lift lift{m.value / 2, m.value, nullptr};  // the same residues, lifted by a multiple of the prime
+    ntt.forward_begin(parts.data(), x.data(), &lift);
+    for (std::size_t at = 0; at < n; at += ntt.block()) ntt.forward_end(parts.data(), at, {});
+    check(parts == expected, name + " lifted forward in two parts");
     ntt.inverse(back.data(), values.data());
     check(back == x, name + " inverse");
     for (std::size_t i = 0; i < n; ++i) back[i] += m.value * (i % 4);

@@ -5,6 +5,7 @@
     keys/        clients' evaluation keys and the database about them
     models/      copies of the served model versions, and the defaults that the operator set
     jobs/        submitted jobs and their results
+    jobs/        submitted jobs and their results
     audit/       the audit log, unless `audit.directory` says otherwise
 
 A layout of a newer build is refused before anything is touched. A migration ends with its version on disk, so one that was

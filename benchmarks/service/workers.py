@@ -114,8 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work-ms", type=float, default=50.0)
     figures = run(parser.parse_args(arguments))
     figures["missed"] = missed(figures)
+    figures["ok"] = not figures["missed"]
     print(json.dumps(figures))
-    return 1 if figures["missed"] else 0
+    return 0 if figures["ok"] else 1
 
 
 if __name__ == "__main__":

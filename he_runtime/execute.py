@@ -71,7 +71,9 @@ class Executor:
         evaluator = self.backend.evaluator_for(keys.handle)
         uploaded = [evaluator.upload(data) for data in inputs]
         call: Check = check or (lambda: None)
-        results = walk(self.plan, evaluator, uploaded, call, on_layer or (lambda layer: None), on_op or (lambda index: None))
+        results = walk(
+            self.plan, evaluator, uploaded, call, on_layer or (lambda layer: None), on_op or (lambda index: None)
+        )
         self.counters = evaluator.counters
         return [evaluator.download(r) for r in results]
 

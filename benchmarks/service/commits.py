@@ -69,9 +69,12 @@ def _upload_into_death(directory: Path, spool: FileSpool, step: str) -> bool:
         assert process.stdout is not None
         address = json.loads(process.stdout.readline())["address"]
         transport = Transport(grpc.insecure_channel(address), address, timeout_seconds=30.0)
-        with contextlib.closing(transport), contextlib.suppress(ServerError):
-            _send(transport, spool)
-        process.kill()
+        try:
+            with contextlib.closing(transport), contextlib.suppress(ServerError):
+                _send(transport, spool)
+            process.wait(60)
+        finally:
+            process.kill()  # a survivor, which the figures must not wait for; after its own death this does nothing
     return process.returncode == -signal.SIGKILL
 
 

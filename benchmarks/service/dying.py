@@ -6,12 +6,10 @@ import json
 import os
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
-from server import app, serving
+from server import serving
 from server.config import load_config
-from server.keys.settings import KeysConfig
 from server.keys.store import KeyStore
 
 
@@ -20,12 +18,8 @@ def main(config_file: str, step: str) -> None:
         if at == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    class DyingStore(KeyStore):
-        def __init__(self, directory: Path, config: KeysConfig) -> None:
-            super().__init__(directory, config, die)
-
-    seam: Any = app
-    seam.KeyStore = DyingStore
+    constructor: Any = KeyStore.__init__
+    constructor.__defaults__ = (die,)  # on_step, which nobody else gives
     serving.run(load_config(config_file), lambda address: print(json.dumps({"address": address}), flush=True))
 
 

@@ -49,8 +49,9 @@ class Admission(Generic[T]):
         self._virtual = 0.0
         self._count: dict[Lane, int] = dict.fromkeys(LANES, 0)
         self._us: dict[Lane, int] = dict.fromkeys(LANES, 0)
-        self._bytes = 0
+        self._bytes: dict[Lane, int] = dict.fromkeys(LANES, 0)
         self._max_count: dict[Lane, int] = {"call": max_calls, "job": config.max_jobs}
+        self._max_bytes: dict[Lane, int] = {"call": config.max_queue_bytes, "job": config.max_jobs_bytes}
         self._max_us: dict[Lane, float] = {"call": config.max_queue_ms * 1e3, "job": config.max_jobs_ms * 1e3}
         self._max_running_jobs = config.job_workers or max(1, workers - 1)
 
@@ -64,7 +65,7 @@ class Admission(Generic[T]):
 
     def load(self) -> Load:
         active = sum(1 for flow in self._flows.values() if flow.waiting or flow.running)
-        return Load(self.waiting, sum(self._us.values()) / 1e3, self._bytes, len(self._running), active)
+        return Load(self.waiting, sum(self._us.values()) / 1e3, sum(self._bytes.values()), len(self._running), active)
 
     def _flow(self, tenant: str) -> Flow[T]:
         flow = self._flows.get(tenant)
@@ -143,7 +144,7 @@ class Admission(Generic[T]):
     def _count_waiting(self, entry: Entry[T], sign: int) -> None:
         self._count[entry.lane] += sign
         self._us[entry.lane] += sign * entry.price_us
-        self._bytes += sign * entry.payload_bytes
+        self._bytes[entry.lane] += sign * entry.payload_bytes
 
     def _check_allowance(self, entry: Entry[Any], flow: Flow[T]) -> None:
         price_ms = entry.price_us / 1e3
@@ -163,11 +164,11 @@ class Admission(Generic[T]):
         lane = entry.lane
         count = self._count[lane] - len(gone)
         us = self._us[lane] - sum(e.price_us for e in gone)
-        size = self._bytes - sum(e.payload_bytes for e in gone)
+        size = self._bytes[lane] - sum(e.payload_bytes for e in gone)
         return (
             count < self._max_count[lane]
             and (not count or us + entry.price_us <= self._max_us[lane])
-            and (not size or size + entry.payload_bytes <= self._config.max_queue_bytes)
+            and (not size or size + entry.payload_bytes <= self._max_bytes[lane])
         )
 
     def _make_room(self, entry: Entry[Any], flow: Flow[T]) -> list[Entry[T]]:

@@ -39,8 +39,9 @@ class AdmissionConfig:
     """
 
     max_queue_ms: float = 120_000.0  # of calls that wait
-    max_queue_bytes: int = 256 * _MIB  # payloads of calls and jobs that wait
+    max_queue_bytes: int = 256 * _MIB  # payloads of calls that wait
     max_jobs_ms: float = 14_400_000.0  # of jobs that wait
+    max_jobs_bytes: int = 256 * _MIB
     max_jobs: int = 256  # that wait
     job_workers: int = 0  # of them busy with jobs at once; 0: all but one, and at least one
     affinity_ms: float = 500.0  # how far a request may go ahead of its turn to a worker that holds its keys

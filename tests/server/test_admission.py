@@ -153,6 +153,9 @@ def test_a_full_queue_refuses_by_predicted_time_by_bytes_and_by_number() -> None
     admission = make(max_queue_ms=1e6, max_queue_bytes=25)
     admit(admission), admit(admission)
     assert refusal(admission).reason is Reason.SERVER_BUSY
+    admission = make(max_jobs_bytes=25, max_queue_bytes=25)
+    admit(admission, lane="job"), admit(admission, lane="job"), admit(admission), admit(admission)
+    assert refusal(admission, lane="job").reason is Reason.SERVER_BUSY, "calls and jobs do not fill each other's queue"
     admission = make(max_calls=0)
     assert refusal(admission).reason is Reason.SERVER_BUSY
     entry, _ = admission.admit("x", tenant="a", price_ms=1.0, payload_bytes=1, idle=True)

@@ -98,15 +98,18 @@ class ModelManager:
             return await self._load(name, version, directory, keep_default)
 
     async def _load(self, name: str, version: str, directory: Path, keep_default: bool) -> ModelDescription:
+        model = None
         try:
             model = await asyncio.to_thread(describe, self._runtime, self._copy, directory, name, version)
             served = self.repository.find(name, version)
             if served is not None:
-                return self._same(served, model)
+                return _same(served, model)
             self._require_fit(model)
             if self._preload is not None:
                 await self._preload([model])
         except SecateurError as error:
+            if model is not None:
+                self._retire_copy(model.directory)
             self.repository.add_broken(name, version, error)
             raise
         if keep_default and self.repository.default_version(name):
@@ -119,16 +122,6 @@ class ModelManager:
             self._retire(old)
         await self._changed()
         return model
-
-    def _same(self, served: ModelDescription, found: ModelDescription) -> ModelDescription:
-        if found.directory != served.directory:
-            self._retire_copy(found.directory)
-            raise ModelError(
-                f"cannot load {served.name} version {served.version}: got other files than those that are served under "
-                "this version, which go on being served; try a new version number",
-                Reason.DIGEST_MISMATCH,
-            )
-        return served
 
     def _require_fit(self, model: ModelDescription) -> None:
         if model.max_request_bytes > self._max_request_bytes:
@@ -182,7 +175,9 @@ class ModelManager:
     async def set_default(self, name: str, version: str) -> ModelSummary:
         """Let calls that name no version be answered by this one (empty: by the latest), also after a restart."""
         async with self._lock:
-            self.repository.get(name, version)
+            model = self.repository.get(name, version or self.repository.latest_version(name))
+            if self._preload is not None:
+                await self._preload([model])  # workers may have dropped it since it was the default
             self.repository.set_default(name, version)
             await self._keep_chosen()
             await self._changed()
@@ -249,6 +244,17 @@ class ModelManager:
         except (OSError, SecateurError):
             return ()
         return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
+def _same(served: ModelDescription, found: ModelDescription) -> ModelDescription:
+    """The served version where the files that were found are its own; DIGEST_MISMATCH for others."""
+    if found.directory != served.directory:
+        raise ModelError(
+            f"cannot load {served.name} version {served.version}: got other files than those that are served under "
+            "this version, which go on being served; try a new version number",
+            Reason.DIGEST_MISMATCH,
+        )
+    return served
 
 
 def _read_chosen(path: Path) -> dict[str, str]:

@@ -117,9 +117,12 @@ class Repository:
 
     def default_version(self, name: str) -> str:
         """The version that answers calls that name none; empty where none is served."""
-        versions = self._models.get(name, {})
         chosen = self._chosen.get(name, "")
-        return chosen if chosen in versions else next(reversed(versions), "")
+        return chosen if self.find(name, chosen) is not None else self.latest_version(name)
+
+    def latest_version(self, name: str) -> str:
+        """The last of the versions that are served, in their order; empty where there is none."""
+        return next(reversed(self._models.get(name, {})), "")
 
     @property
     def max_request_bytes(self) -> int:

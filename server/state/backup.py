@@ -72,7 +72,7 @@ def _files(root: Path) -> Iterator[Path]:
         for name in sorted(names):
             path = (Path(directory) / name).relative_to(root)
             part = path.suffix == ".part" or any(folder.startswith("part-") for folder in path.parts)
-            transient = name in ("lock", _INDEX) or name.endswith(("-wal", "-shm", "-journal")) or part
+            transient = name in ("lock", "probe", _INDEX) or name.endswith(("-wal", "-shm", "-journal")) or part
             if not transient and not path.as_posix().startswith(_LEFT_OUT):
                 yield path
 
@@ -103,7 +103,14 @@ def _take(source: Path, target: Path, *, link: bool) -> None:
             raise
         except OSError:  # another file system, or one without links
             pass
+    _copy_file(source, target)
+
+
+def _copy_file(source: Path, target: Path) -> None:
+    """A copy that is on the disk when this returns."""
     shutil.copyfile(source, target)
+    with target.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def _copy_database(source: Path, target: Path) -> None:
@@ -152,7 +159,7 @@ def restore(source: Path, state: Path) -> BackedUp:
     try:
         for name, digest in digests.items():
             target = _placed(part, Path(name))
-            shutil.copyfile(source / name, target)
+            _copy_file(source / name, target)
             if _hash(target) != digest:
                 raise SecateurError(f"cannot restore: {name} is damaged; try another backup", Reason.DIGEST_MISMATCH)
         read_version(part)

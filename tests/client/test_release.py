@@ -135,17 +135,17 @@ def test_the_key_is_recovered_from_raw_decryptions(degree: int, tmp_path: Path) 
 
 
 def test_it_fails_on_released_ones_a_hundred_times(tmp_path: Path) -> None:
-    """Ten keys, ten attacks on each, on what is released and on the noisy values before they are rounded."""
+    """Ten keys, ten attacks on each; and one on the noisy values before they are rounded, which say more."""
     failed = 0
     for number in range(10):
         owner = _owner(tmp_path, number=number)
         params = owner.ready.spec.params
-        for attack in range(10):
+        pair = [owner.ciphertext(), owner.ciphertext()]
+        assert _recovered(params, [(c, owner.raw(c)) for c in pair]) is not None
+        assert _recovered(params, [(c, owner.flooded(c, 20)) for c in pair]) is None
+        for _ in range(10):
             pair = [owner.ciphertext(), owner.ciphertext()]
-            assert attack or _recovered(params, [(c, owner.raw(c)) for c in pair]) is not None
-            released = _recovered(params, [(c, owner.released(c, 20)) for c in pair])
-            flooded = _recovered(params, [(c, owner.flooded(c, 20)) for c in pair])
-            failed += released is None and flooded is None
+            failed += _recovered(params, [(c, owner.released(c, 20)) for c in pair]) is None
         assert open_ledger(owner.ready.entry.path).left == 0
     assert failed == 100
 

@@ -49,8 +49,15 @@ def test_the_table_of_prices_is_for_people(cli: Any, pruned: Path) -> None:
         ("--magnitude", 8),
         ("--disclosure", "shape", "--magnitude", -1),
         ("--disclosure", "shape", "--batch", 4),
+        ("--primes-per-level", 4),
+        ("--primes-per-level", 2, "--batch", 4),
     ],
 )
 def test_options_without_a_meaning_are_refused(cli: Any, pruned: Path, options: tuple[Any, ...]) -> None:
     said = cli("plan", pruned, *options)
     assert said.code != 0 and "cannot" in said.err
+
+
+def test_a_plan_for_releases(ask: Ask, pruned: Path) -> None:
+    record = ask("plan", pruned, "--primes-per-level", 2, "--degree", 16384, "--max-error", 1e-4)
+    assert record["error_bound"] < 1e-4 and len(record["prime_bits"]) == 4

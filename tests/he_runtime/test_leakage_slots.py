@@ -29,7 +29,7 @@ from tests.he_runtime.test_outlier_rows import pruned
 
 Floats = npt.NDArray[np.float64]
 SETTINGS = settings(
-    max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
+    max_examples=70, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None
 )
 
 
@@ -75,7 +75,7 @@ def test_no_packing_leaves_anything_else_in_a_reply() -> None:
         seen.update(planned=1, unused=int(not equal.all()), wide=int(len(plan.outputs[0].values) > 1))
 
     every_network()
-    assert seen["planned"] >= 60 and min(seen["unused"], seen["wide"]) >= 8
+    assert seen["planned"] >= 40 and min(seen["unused"], seen["wide"]) >= 5
 
 
 def _inputs(builder: Builder, packing: str) -> Plan:

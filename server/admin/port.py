@@ -28,7 +28,7 @@ _PARTING_SECONDS = 1.0  # for the answer of a Drain to leave
 
 
 def admin_problems(config: ServerConfig) -> Iterator[str]:
-    """Settings that would let anybody administer."""
+    """Settings that would let anybody administer, or nobody."""
     address = config.admin.address
     if not address:
         return
@@ -40,6 +40,11 @@ def admin_problems(config: ServerConfig) -> Iterator[str]:
         )
     if not anonymous and not is_loopback(address) and not config.tls.enabled:
         yield f"admin.address = {address} is not loopback although tls.enabled is false; need TLS"
+    if config.identity.mode in ("mtls", "both") and address.startswith("unix:"):
+        yield (
+            f"admin.address = {address} is a socket, where no certificate is shown, although identity.mode is "
+            f"{config.identity.mode}: nobody could administer; need host:port"
+        )
 
 
 class AdminPort:

@@ -11,12 +11,17 @@ from authority import Authority, Issuer
 from harness import make_config
 from tenancy import configured
 
+from server.admin.settings import AdminConfig
 from server.checks import check
 from server.errors import ConfigError
 from server.identity.settings import IdentityConfig, JwtConfig, TlsConfig
 from server.running import start
 
 PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
+    "certificates on a socket": (
+        {"identity": IdentityConfig("mtls"), "admin": AdminConfig(address="unix:/x")},
+        "nobody could administer",
+    ),
     "anonymous beyond loopback": ({"address": "0.0.0.0:0"}, "identity.anonymous_on_network"),
     "mtls without certificates": ({"identity": IdentityConfig("mtls")}, "need required"),
     "both without certificates": ({"identity": IdentityConfig("both")}, "need required"),

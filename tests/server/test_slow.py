@@ -15,14 +15,14 @@ from harness import KEYS, Caller, failure
 
 from protos.gen.secateur.v1 import keys_pb2
 
-RECEIVE_SECONDS = 0.5
+RECEIVE_SECONDS = 1.0
 CALLS = 8
 SAID = b"no whole message within"
 
 
 @pytest.fixture
 def slow(serve: Any) -> tuple[str, Caller]:
-    """A server of eight calls at a time, which waits half a second for a message."""
+    """A server of eight calls at a time, which waits a second for a message."""
     limits = {"receive_seconds": RECEIVE_SECONDS, "max_concurrent_rpcs": CALLS}
     server, caller = serve(limits=limits)
     return server.address, caller
@@ -78,7 +78,7 @@ def _read_until(connection: socket.socket, wanted: bytes, seconds: float) -> byt
 def test_half_a_unary_message_frees_its_call(slow: tuple[str, Caller], method: str) -> None:
     address, caller = slow
     held = [_half_sent(address, f"/secateur.v1.{method}") for _ in range(CALLS)]
-    time.sleep(0.1)
+    time.sleep(0.3)  # nothing says that they have arrived, and to ask in between would take one of the calls
     assert failure(caller.get_model).reason in ("LIMIT_EXCEEDED", "INTERNAL"), "all calls are taken"
     answers = [_read_until(connection, SAID, 5.0) for connection in held]
     assert all(SAID in answer for answer in answers)
@@ -98,7 +98,7 @@ def test_a_stream_that_stalls_ends_and_keeps_what_came(slow: tuple[str, Caller])
     started = time.monotonic()
     late = failure(lambda: caller.keys.UploadChunks(stalls(), timeout=15))
     over.set()
-    assert late.reason == "DEADLINE_EXCEEDED" and "no whole message within 0.5 s" in late.message
+    assert late.reason == "DEADLINE_EXCEEDED" and "no whole message within 1 s" in late.message
     assert RECEIVE_SECONDS <= time.monotonic() - started < 5
     assert caller.offset(upload_id) == 10_000
     caller.send(upload_id, KEYS[10_000:], 10_000)
@@ -111,7 +111,7 @@ def test_an_upload_slower_than_the_limit_in_all_but_not_per_message_goes_on(slow
 
     def drips() -> Iterator[keys_pb2.UploadChunkRequest]:
         for at in range(0, len(KEYS), 25_000):
-            time.sleep(0.2)
+            time.sleep(0.3)
             yield keys_pb2.UploadChunkRequest(upload_id=upload_id, offset=at, data=KEYS[at : at + 25_000])
 
     assert caller.keys.UploadChunks(drips(), timeout=15).committed_offset == len(KEYS)

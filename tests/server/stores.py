@@ -62,7 +62,7 @@ class PrivatePostgres:
             "max_connections=20",
             f"unix_socket_directories={self._directory}",
         ]
-        command = [str(self._binaries / "postgres"), "-D", str(self._directory / "data")]
+        command = [*_ends_with_us(), str(self._binaries / "postgres"), "-D", str(self._directory / "data")]
         command += [part for setting in settings for part in ("-c", setting)]
         self._process = subprocess.Popen(
             command,
@@ -105,6 +105,11 @@ class PrivatePostgres:
         with contextlib.suppress(AssertionError):
             self.stop()
         shutil.rmtree(self._directory)
+
+
+def _ends_with_us() -> list[str]:
+    """Before a command: it is stopped also where this process is killed and can tidy up nothing."""
+    return ["setpriv", "--pdeathsig", "QUIT"] if shutil.which("setpriv") else []
 
 
 def _children(pid: int) -> list[int]:

@@ -35,8 +35,8 @@ def test_a_script_that_fails_prints_nothing_or_hangs_is_a_failure(
     }
     monkeypatch.setattr(Script, "command", lambda self, share: [together.sys.executable, "-c", texts[self.name]])
     monkeypatch.setattr(together.importlib.util, "find_spec", lambda name: None if "absent" in name else object())
-    monkeypatch.setattr(together, "_START_SECONDS", 5.0)
-    scripts = tuple(Script(name, "--count", 1, 0 if name == "hangs" else 60) for name in (*texts, "absent"))
+    monkeypatch.setattr(together, "_START_SECONDS", 0.0)
+    scripts = tuple(Script(name, "--count", 1, 1 if name == "hangs" else 60) for name in (*texts, "absent"))
     report = run_all(scripts, share=1.0)
     assert {name: found["ok"] for name, found in report["scripts"].items()} == {
         "good": True,

@@ -69,6 +69,7 @@ class EngineConfig:
     key_cache_bytes: int = 2 * _GIB  # loaded keys per worker
     models_per_worker: int = 8
     preload: bool = True  # load default versions before serving
+    niceness: int = 5  # of the workers: the front door comes first where processors are short; 0: no difference
     cancel_grace_seconds: float = 10.0  # a worker that ignores a cancellation for this long is replaced
     start_seconds: float = 60.0  # a worker that is not up by then has failed
 
@@ -107,6 +108,7 @@ _MAY_BE_ZERO = frozenset(
         "drain_seconds",
         "limits.max_queue",
         "limits.request_window_seconds",
+        "engine.niceness",
         "admission.affinity_ms",
         "admission.job_workers",
         "admission.max_running",

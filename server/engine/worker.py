@@ -147,10 +147,10 @@ def _answer(worker: Worker, job: Job, payload: bytes, check: Callable[[], None])
 
 
 def main(arguments: list[str]) -> int:
-    """Arguments: connection fd, flag fd, parent pid, runtime, backend, key cache bytes, models, reply bytes, log level."""
-    connection_fd, flag_fd, parent, runtime, backend, key_cache_bytes, max_models, max_reply_bytes, log_level = (
-        arguments
-    )
+    """Arguments: connection fd, flag fd, parent pid, runtime, backend, key cache bytes, models, reply bytes, niceness,
+    log level."""
+    connection_fd, flag_fd, parent, runtime, backend, *numbers, niceness, log_level = arguments
+    os.nice(int(niceness))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front door decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     set_up(log_level)
@@ -158,8 +158,8 @@ def main(arguments: list[str]) -> int:
     memory = mmap.mmap(int(flag_fd), CancelFlag.SIZE + ProgressBoard.SIZE)
     os.close(int(flag_fd))
     flag, board = CancelFlag(memory), ProgressBoard(memoryview(memory)[CancelFlag.SIZE :])
-    limits = int(key_cache_bytes), int(max_models), int(max_reply_bytes)
-    worker = Worker(load_runtime(runtime), backend, *limits, board)
+    key_cache_bytes, max_models, max_reply_bytes = map(int, numbers)
+    worker = Worker(load_runtime(runtime), backend, key_cache_bytes, max_models, max_reply_bytes, board)
     send_outcome(connection, Outcome(0))  # number 0: up and waiting
     try:
         while True:

@@ -141,6 +141,7 @@ def _command(settings: WorkerSettings, descriptors: tuple[int, int]) -> list[str
         str(engine.key_cache_bytes),
         str(engine.models_per_worker),
         str(settings.max_reply_bytes),
+        str(engine.niceness),
         settings.log_level,
     ]
 

@@ -64,7 +64,7 @@ class Clients:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*(channel.close() for channel in self._channels))
+        await asyncio.gather(*(channel.close(None) for channel in self._channels))
 
     async def at_rate(self, per_second: float, seconds: float, generator: random.Random) -> list[Answer]:
         """Requests at random times of this rate, whether others have been answered or not; none is tried again."""

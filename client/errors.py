@@ -6,6 +6,9 @@ SecateurError
 |   +-- ServerUnreachable   no answer at all: no connection, or the connection broke too often
 |   +-- NotAuthenticated    it does not accept the token or certificate, or there is none
 |   +-- NotPermitted        it knows the caller, who has no right to this
+|   +-- ServerBusy          its queue is full, or a quota is used up for now; `retry_after` says until when
+|   +-- DeadlineExceeded    the caller's time is over; also a TimeoutError
+|   +-- BatchIncomplete     some items of a batch failed: which, why, and the answers to the others
 +-- CredentialError     the client's own token or certificate cannot be used, or would be shown to whoever listens
 +-- KeyStoreError       the directory of secret keys cannot be used safely
 +-- ReleaseRefused      a decryption cannot be made safe to publish as asked
@@ -15,10 +18,17 @@ SecateurError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from he_runtime.errors import Reason, SecateurError
 
+if TYPE_CHECKING:
+    from .prediction import Prediction
+
 __all__ = [
+    "BatchIncomplete",
     "CredentialError",
+    "DeadlineExceeded",
     "KeyStoreError",
     "NotAuthenticated",
     "NotPermitted",
@@ -26,6 +36,7 @@ __all__ = [
     "RangeWarning",
     "ReleaseBudgetSpent",
     "ReleaseRefused",
+    "ServerBusy",
     "ServerError",
     "ServerUnreachable",
     "ServerUntrusted",
@@ -68,6 +79,37 @@ class NotPermitted(ServerError):
     """The server knows who is calling, and refuses."""
 
     reason = Reason.PERMISSION_DENIED
+
+
+class ServerBusy(ServerError):
+    """The server has no room, or this caller's quota is used up, for `retry_after` seconds; retries did not help."""
+
+    reason = Reason.SERVER_BUSY
+
+
+class DeadlineExceeded(ServerError, TimeoutError):
+    """The time that the caller gave is over."""
+
+    reason = Reason.DEADLINE_EXCEEDED
+
+
+class BatchIncomplete(ServerError):
+    """Some items of a batch have no answer, for the reason of the error that this one comes from (`__cause__`).
+
+    `done` and `missing` are indices into the batch, ascending. `prediction` holds the answers to `done`, in this order.
+    """
+
+    def __init__(self, cause: ServerError, done: tuple[int, ...], missing: tuple[int, ...], prediction: Prediction) -> None:
+        shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        super().__init__(
+            f"cannot finish the batch: {len(missing)} of {len(done) + len(missing)} items failed ({shown}): {cause.message}",
+            cause.reason,
+            code=cause.code,
+            retry_after=cause.retry_after,
+        )
+        self.done = done
+        self.missing = missing
+        self.prediction = prediction
 
 
 class CredentialError(SecateurError):

@@ -1,17 +1,18 @@
-"""The gRPC channel of a client: TLS, limits, deadlines, retries, and typed errors instead of RpcError."""
+"""The blocking gRPC channel of a client: typed calls with deadlines, retries and typed errors instead of RpcError."""
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+import contextvars
+import copy
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import grpc
 
 from he_runtime.errors import Reason
-from protos import convert
-from protos.gen.secateur.v1 import inference_pb2_grpc, keys_pb2, keys_pb2_grpc, model_pb2, model_pb2_grpc
+from protos.gen.secateur.v1 import keys_pb2
 from protos.native import (
     CostEstimate,
     InferenceCall,
@@ -22,130 +23,183 @@ from protos.native import (
     UploadInfo,
     UploadOffer,
 )
-from protos.status import Failure, from_rpc_error
 
+from . import calls
+from .calls import Call, Stubs
 from .credentials import TokenSource
-from .errors import NotAuthenticated, NotPermitted, ServerError, ServerUnreachable
-from .tracing import trace_metadata
+from .errors import ServerError
+from .port import Metadata, ask, drive
+from .retry import RETRIES, Budget
 
-__all__ = ["Transport"]
+__all__ = ["Calls", "Transport", "given_up"]
 
-_ATTEMPTS = 4
-_BACKOFF_SECONDS = 0.2
-_MAX_WAIT_SECONDS = 10.0
-_CONTROL_SECONDS = 30.0  # deadline of calls that evaluate nothing
-_MAX_TEXT_CHARS = 400
-_KINDS: dict[grpc.StatusCode, type[ServerError]] = {
-    grpc.StatusCode.UNAUTHENTICATED: NotAuthenticated,
-    grpc.StatusCode.PERMISSION_DENIED: NotPermitted,
-}
+T = TypeVar("T")
+P = TypeVar("P")
 
 
-class Transport:
-    """Typed calls to one server. Idempotent ones are retried with backoff, and only while it is UNAVAILABLE.
+class Calls:
+    """Typed blocking calls. What moves an upload on is not retried here: `upload` asks again where the server stands."""
 
-    A call whose token is refused is made once more where another token can be had: the server refuses before it reads.
-    Infer is idempotent by its request id. What moves an upload on is not retried here: `upload` asks again where the
-    server stands.
-    """
+    def ask(self, call: Call[T]) -> T:
+        raise NotImplementedError
+
+    def list_models(self) -> ModelListing:
+        return self.ask(calls.list_models())
+
+    def get_model(self, model: str, version: str) -> ServedModel:
+        return self.ask(calls.get_model(model, version))
+
+    def estimate(self, model: str, version: str) -> CostEstimate:
+        return self.ask(calls.estimate(model, version))
+
+    def create_upload(self, offer: UploadOffer) -> UploadInfo | KeySetInfo:
+        return self.ask(calls.create_upload(offer))
+
+    def get_upload(self, upload_id: str) -> UploadInfo:
+        return self.ask(calls.get_upload(upload_id))
+
+    def upload_chunks(self, requests: Callable[[], Iterator[keys_pb2.UploadChunkRequest]]) -> int:
+        """Send the chunks of one upload that `requests` makes; the offset that the server committed."""
+        return self.ask(calls.upload_chunks(requests))
+
+    def commit_upload(self, upload_id: str) -> KeySetInfo:
+        return self.ask(calls.commit_upload(upload_id))
+
+    def infer(self, call: InferenceCall) -> InferenceReply:
+        return self.ask(calls.infer(call))
+
+
+class Transport(Calls):
+    """One server over one channel. It is also the blocking client's Port, whose coroutines never suspend."""
 
     def __init__(
-        self, channel: grpc.Channel, address: str, *, timeout_seconds: float, token: TokenSource | None = None
+        self,
+        channel: grpc.Channel,
+        address: str,
+        *,
+        timeout_seconds: float,
+        token: TokenSource | None = None,
+        retries: int = RETRIES,
     ) -> None:
         self.address = address
+        self.budget = Budget(timeout_seconds, retries)
         self._channel = channel
         self._token = token
-        self._timeout = timeout_seconds
-        self._control_timeout = min(_CONTROL_SECONDS, timeout_seconds)
-        self._models = model_pb2_grpc.ModelServiceStub(channel)
-        self._keys = keys_pb2_grpc.KeyServiceStub(channel)
-        self._inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self._stubs = Stubs(channel)
+        self._computing = threading.Lock()
+        self._under_way = _UnderWay()
 
     def close(self) -> None:
         self._channel.close()
 
-    def list_models(self) -> ModelListing:
-        reply = self._call("list models", self._models.ListModels, model_pb2.ListModelsRequest())
-        return convert.model_listing_from_proto(reply)
+    def ask(self, call: Call[T]) -> T:
+        return drive(ask(self, call, self.budget))
 
-    def get_model(self, model: str, version: str) -> ServedModel:
-        request = model_pb2.GetModelRequest(model=model, version=version)
-        return convert.served_model_from_proto(self._call(f"get model {model!r}", self._models.GetModel, request))
-
-    def estimate(self, model: str, version: str) -> CostEstimate:
-        request = model_pb2.EstimateCostRequest(model=model, version=version)
-        reply = self._call(f"estimate model {model!r}", self._models.EstimateCost, request)
-        return convert.cost_estimate_from_proto(reply)
-
-    def create_upload(self, offer: UploadOffer) -> UploadInfo | KeySetInfo:
-        reply = self._call("offer the keys", self._keys.CreateUpload, convert.upload_offer_to_proto(offer), attempts=1)
-        return convert.offer_reply_from_proto(reply)
-
-    def get_upload(self, upload_id: str) -> UploadInfo:
-        request = keys_pb2.GetUploadRequest(upload_id=upload_id)
-        reply = self._call("resume the upload", self._keys.GetUpload, request)
-        return convert.upload_from_proto(reply.upload)
-
-    def upload_chunks(self, requests: Callable[[], Iterator[keys_pb2.UploadChunkRequest]]) -> int:
-        """Send the chunks of one upload that `requests` makes; the offset that the server committed. Not retried."""
-        reply = self._call("upload the keys", self._keys.UploadChunks, requests, self._timeout, attempts=1)
-        return int(reply.committed_offset)
-
-    def commit_upload(self, upload_id: str) -> KeySetInfo:
-        request = keys_pb2.CommitUploadRequest(upload_id=upload_id)
-        reply = self._call("commit the keys", self._keys.CommitUpload, request, self._timeout, attempts=1)
-        return convert.key_set_from_proto(reply.key_set)
-
-    def infer(self, call: InferenceCall) -> InferenceReply:
-        request = convert.inference_call_to_proto(call)
-        reply = self._call(f"run model {call.model!r}", self._inference.Infer, request, self._timeout)
-        return convert.inference_reply_from_proto(reply)
-
-    def _call(
-        self,
-        what: str,
-        method: Callable[..., Any],
-        request: Any,
-        timeout: float | None = None,
-        attempts: int = _ATTEMPTS,
-    ) -> Any:
-        deadline, trace = time.monotonic() + (timeout or self._control_timeout), trace_metadata()
-        token, renewed = self._token.current() if self._token is not None else None, False
-        attempt = 1
-        while True:
-            shown = trace if token is None else (*trace, ("authorization", f"Bearer {token}"))
+    async def once(self, call: Call[Any], seconds: float, metadata: Metadata) -> Any:
+        message = call.request() if callable(call.request) else call.request
+        with self._under_way.of(call.method(self._stubs).future(message, timeout=seconds, metadata=metadata)) as future:
             try:
-                message = request() if callable(request) else request  # a stream is made anew
-                return method(message, timeout=max(deadline - time.monotonic(), 0.001), metadata=shown)
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error)
-                if failure.code is grpc.StatusCode.UNAUTHENTICATED and token is not None and not renewed:
-                    token, renewed = self._another(token), True
-                    if token is not None:
-                        continue
-                wait = failure.retry_after_seconds or _BACKOFF_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)
-                late = time.monotonic() + wait >= deadline or wait > _MAX_WAIT_SECONDS
-                if failure.code is not grpc.StatusCode.UNAVAILABLE or attempt == attempts or late:
-                    raise _typed(what, self.address, failure) from None
-                time.sleep(wait)
-                attempt += 1
+                return future.result()
+            except grpc.FutureCancelledError:
+                raise given_up() from None
 
-    def _another(self, refused: str) -> str | None:
-        return self._token.after_refusal(refused) if self._token is not None else None
+    async def stream(self, call: Call[Any], seconds: float, metadata: Metadata) -> AsyncGenerator[Any, None]:
+        replies = call.method(self._stubs)(call.request, timeout=seconds, metadata=metadata)
+        try:
+            for reply in replies:
+                yield reply
+        finally:
+            replies.cancel()  # of no effect on one that has ended
+
+    async def token(self, refused: str | None = None) -> str | None:
+        if self._token is None:
+            return None
+        return self._token.current() if refused is None else self._token.after_refusal(refused)
+
+    async def sleep(self, seconds: float) -> None:
+        if self._under_way.stopped.wait(seconds):
+            raise given_up()
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        with self._computing:
+            return work()
+
+    async def blocking(self, work: Callable[[Any], T], budget: Budget) -> T:
+        bounded = copy.copy(self)
+        bounded.budget = budget
+        return work(bounded)
+
+    async def each(
+        self, parts: Sequence[P], work: Callable[[P], Awaitable[T]], most: int, done: Callable[[P, T], bool]
+    ) -> None:
+        if len(parts) == 1 or most == 1:  # no thread for what happens in turn
+            for part in parts:
+                if not done(part, await work(part)):
+                    return
+            return
+        waiting, running, go_on = list(reversed(parts)), dict[Future[T], P](), True
+        pool = ThreadPoolExecutor(min(most, len(parts)), "secateur-client")
+        try:
+            while running or (go_on and waiting):
+                while go_on and waiting and len(running) < most:
+                    part = waiting.pop()
+                    context = contextvars.copy_context()  # the trace that this call is in
+                    running[pool.submit(context.run, _drive_on, work, part)] = part
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    go_on = done(running.pop(future), future.result()) and go_on
+        except BaseException:
+            self._under_way.stop()
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            self._under_way = _UnderWay()  # what was stopped stays so; the next call begins anew
 
 
-def _typed(what: str, address: str, failure: Failure) -> ServerError:
-    reason = Reason(failure.reason) if failure.reason in Reason.__members__ else Reason.INTERNAL
-    said = "".join(c if c.isprintable() else " " for c in failure.message[:_MAX_TEXT_CHARS])
-    code, retry_after = failure.code.name, failure.retry_after_seconds
-    if failure.code is grpc.StatusCode.UNAVAILABLE and reason is not Reason.WORKER_LOST:
-        return ServerUnreachable(
-            f"cannot {what}: no answer from {address} ({said}), need a running server; try its address and port, and "
-            "certificate= if it serves TLS, client_certificate= if it asks for one",
-            code=code,
-            retry_after=retry_after,
-        )
-    kind = _KINDS.get(failure.code, ServerError)
-    return kind(
-        f"cannot {what}: the server answered {reason.value}: {said}", reason, code=code, retry_after=retry_after
-    )
+def _drive_on(work: Callable[[P], Awaitable[T]], part: P) -> T:
+    return drive(work(part))
+
+
+class _UnderWay:
+    """The calls of several threads, so that one of them can cancel all at the server."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self._lock = threading.Lock()
+        self._futures: set[Any] = set()
+
+    def of(self, future: Any) -> _Registered:
+        with self._lock:
+            self._futures.add(future)
+        if self.stopped.is_set():
+            future.cancel()
+        return _Registered(self, future)
+
+    def drop(self, future: Any) -> None:
+        with self._lock:
+            self._futures.discard(future)
+
+    def stop(self) -> None:
+        self.stopped.set()
+        with self._lock:
+            futures = list(self._futures)
+        for future in futures:
+            future.cancel()
+
+
+class _Registered:
+    def __init__(self, all_of_them: _UnderWay, future: Any) -> None:
+        self._all = all_of_them
+        self._future = future
+
+    def __enter__(self) -> Any:
+        return self._future
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._all.drop(self._future)
+        if kind is not None:  # Ctrl-C: the server shall stop, too
+            self._future.cancel()
+
+
+def given_up() -> ServerError:
+    """For work of a call that its caller has cancelled."""
+    return ServerError("cannot finish: the caller has given up", Reason.CANCELLED, code="CANCELLED")

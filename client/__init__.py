@@ -1,6 +1,6 @@
 """The client: makes keys, encrypts, calls the server, decrypts. The server sees none of the secrets or values.
 
-`from client import Client` is the way in; names are loaded on first use, so `import client` pulls in neither an HE
+`from client import Client` (or AsyncClient) is the way in; names are loaded on first use, so `import client` pulls in neither an HE
 library nor gRPC (and never torch).
 """
 
@@ -10,9 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .async_client import AsyncClient
     from .client import Client
     from .errors import (
+        BatchIncomplete,
         CredentialError,
+        DeadlineExceeded,
         KeyStoreError,
         NotAuthenticated,
         NotPermitted,
@@ -20,10 +23,13 @@ if TYPE_CHECKING:
         RangeWarning,
         ReleaseBudgetSpent,
         ReleaseRefused,
+        ServerBusy,
         ServerError,
         ServerUnreachable,
         ServerUntrusted,
     )
+    from .jobs import AsyncJob, Job
+    from .keyring import StoredKeys
     from .keystore import KeyStore
     from .limits import Limits
     from .prediction import Prediction, Timings
@@ -31,8 +37,13 @@ if TYPE_CHECKING:
     from .release import Release
 
 __all__ = [
+    "AsyncClient",
+    "AsyncJob",
+    "BatchIncomplete",
     "Client",
     "CredentialError",
+    "DeadlineExceeded",
+    "Job",
     "KeyStore",
     "KeyStoreError",
     "Limits",
@@ -45,15 +56,22 @@ __all__ = [
     "Release",
     "ReleaseBudgetSpent",
     "ReleaseRefused",
+    "ServerBusy",
     "ServerError",
     "ServerUnreachable",
     "ServerUntrusted",
+    "StoredKeys",
     "Timings",
 ]
 
 _HOME = {
+    "AsyncClient": ".async_client",
+    "AsyncJob": ".jobs",
+    "BatchIncomplete": ".errors",
     "Client": ".client",
     "CredentialError": ".errors",
+    "DeadlineExceeded": ".errors",
+    "Job": ".jobs",
     "KeyStore": ".keystore",
     "KeyStoreError": ".errors",
     "Limits": ".limits",
@@ -66,9 +84,11 @@ _HOME = {
     "Release": ".release",
     "ReleaseBudgetSpent": ".errors",
     "ReleaseRefused": ".errors",
+    "ServerBusy": ".errors",
     "ServerError": ".errors",
     "ServerUnreachable": ".errors",
     "ServerUntrusted": ".errors",
+    "StoredKeys": ".keyring",
     "Timings": ".prediction",
 }
 

@@ -9,6 +9,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -19,7 +20,7 @@ from .errors import CredentialError, ServerError, ServerUnreachable, ServerUntru
 from .keystore import ServerIdentity
 from .limits import Limits
 
-__all__ = ["Endpoint", "open_channel"]
+__all__ = ["Endpoint", "Route", "find_route", "open_channel"]
 
 _FINGERPRINT = re.compile(r"(?:sha256:)?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})")
 _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -64,7 +65,28 @@ class Endpoint:
             return False
 
 
-def open_channel(
+@dataclass(frozen=True)
+class Route:
+    """How to open a channel, and whom its secrets belong to."""
+
+    endpoint: Endpoint
+    identity: ServerIdentity
+    options: tuple[tuple[str, int], ...]
+    credentials: grpc.ChannelCredentials | None
+
+    def open(self) -> grpc.Channel:
+        if self.credentials is None:
+            return grpc.insecure_channel(str(self.endpoint), self.options)
+        return grpc.secure_channel(str(self.endpoint), self.credentials, self.options)
+
+    def open_aio(self) -> grpc.aio.Channel:
+        """For the event loop that runs now."""
+        if self.credentials is None:
+            return grpc.aio.insecure_channel(str(self.endpoint), self.options)
+        return grpc.aio.secure_channel(str(self.endpoint), self.credentials, self.options)
+
+
+def find_route(
     endpoint: Endpoint,
     certificate: str | Path | None,
     limits: Limits,
@@ -73,8 +95,8 @@ def open_channel(
     timeout_seconds: float,
     client_certificate: tuple[str | Path, str | Path] | None = None,
     with_token: bool = False,
-) -> tuple[grpc.Channel, ServerIdentity]:
-    """A channel, and whom its secrets belong to.
+) -> Route:
+    """Decide how to reach a server; blocks, for it reads files and asks a pinned server for its certificate.
 
     `certificate` is the path of a PEM file, holding a root to trust or the server's own certificate to pin, or a pin
     "sha256:<64 hex digits>" of the server's own certificate. Without one the system's roots are trusted, except that
@@ -93,13 +115,21 @@ def open_channel(
     if in_clear and with_token and not endpoint.is_loopback:
         raise CredentialError(f"cannot send a token to {endpoint} in the clear: need TLS; try certificate=")
     if in_clear:
-        return grpc.insecure_channel(str(endpoint), options), ServerIdentity(str(endpoint))
+        return Route(endpoint, ServerIdentity(str(endpoint)), tuple(options), None)
     roots = fingerprint = None
     if certificate is not None:
         roots, fingerprint = _trusted(endpoint, str(certificate), timeout_seconds)
     chain, secret = read_client_certificate(*client_certificate) if client_certificate is not None else (None, None)
     credentials = grpc.ssl_channel_credentials(roots, secret, chain)
-    return grpc.secure_channel(str(endpoint), credentials, options), ServerIdentity(str(endpoint), fingerprint or "")
+    return Route(endpoint, ServerIdentity(str(endpoint), fingerprint or ""), tuple(options), credentials)
+
+
+def open_channel(
+    endpoint: Endpoint, certificate: str | Path | None, limits: Limits, **how: Any
+) -> tuple[grpc.Channel, ServerIdentity]:
+    """A blocking channel by find_route, and whom its secrets belong to."""
+    route = find_route(endpoint, certificate, limits, **how)
+    return route.open(), route.identity
 
 
 def _trusted(endpoint: Endpoint, certificate: str, timeout_seconds: float) -> tuple[bytes, str]:

@@ -1,41 +1,44 @@
-"""Client: the whole life of an encrypted prediction, from the server's spec to a label."""
+"""Client: the whole life of an encrypted prediction, from the server's spec to a label. AsyncClient is its asyncio twin."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import numpy.typing as npt
 
 from he_runtime.client_spec import ClientSpec
-from he_runtime.errors import Reason
-from he_runtime.wire import WIRE_VERSION
 from protos.native import CostEstimate, ModelSummary, ServerInfo
 
-from .channel import Endpoint, open_channel
+from . import job_core
+from .channel import Endpoint, find_route
+from .core import IN_FLIGHT, Core, Wish, greet
 from .credentials import Token, TokenSource
-from .errors import ServerError
-from .exchange import check_input
+from .jobs import Job
+from .keyring import StoredKeys, delete_keys, list_keys
 from .keystore import KeyStore, ServerIdentity
 from .limits import Limits
+from .port import drive
 from .prediction import Prediction
-from .prepare import Prepared, fetch_spec, make_ready
-from .release import RELEASES, STATISTICAL_BITS, Release, require_precision
-from .run import run, run_for_release
+from .prepare import Prepared
+from .release import RELEASES, STATISTICAL_BITS, Release
+from .retry import RETRIES
 from .transport import Transport
-from .trust import require_printable
 from .upload import Progress
 
 __all__ = ["Client"]
 
-# What the server forgot or replaced since it was asked: worth preparing again, once.
-_STALE_KEYS = frozenset({Reason.KEY_SET_UNKNOWN})
-_STALE_SPEC = frozenset({Reason.MODEL_UNKNOWN, Reason.VERSION_UNKNOWN})
-
 
 class Client:
-    """A connection to one server; make it with `connect`. Not to be shared between threads."""
+    """A connection to one server; make it with `connect`. Not to be shared between threads.
+
+    What a server may do better later is tried again, `retries` times, with waits that grow and are drawn by chance, for as
+    long as the server asks and the timeout allows: one that is busy, draining, restarting, or lost a worker. A retried
+    request keeps its id, by which the server evaluates it once. Errors that an equal request would get again are raised at
+    once. Calls take `timeout` (seconds for the whole call) and `retries` of their own. Ctrl-C cancels what is under way,
+    at the server too.
+    """
 
     def __init__(
         self,
@@ -49,9 +52,7 @@ class Client:
         self.limits = limits
         self.server = server
         self._transport = transport
-        self._identity = identity
-        self._specs: dict[tuple[str, str], tuple[ClientSpec, str]] = {}  # with the digest of the server's bytes
-        self._prepared: dict[tuple[str, str], Prepared] = {}
+        self._core = Core(transport, identity, keystore, limits, server)
 
     @classmethod
     def connect(
@@ -64,6 +65,7 @@ class Client:
         home: str | Path | None = None,
         limits: Limits | None = None,
         timeout: float = 300.0,
+        retries: int = RETRIES,
         allow_insecure_channel: bool = False,
     ) -> Client:
         """Connect to "host:port" and ask the server who it is.
@@ -76,15 +78,14 @@ class Client:
         key; `token` is a bearer token, a Path of a file that holds one, or a callable that makes one, which is asked
         again before that one expires or when the server refuses it. A token goes over TLS or to loopback only.
 
-        Secrets lie under `home`, by default SECATEUR_HOME or the user's data
-        directory. `timeout` is the longest that one call may take, in seconds.
+        Secrets lie under `home`, by default SECATEUR_HOME or the user's data directory. `timeout` is the longest that one
+        request may take with its retries, in seconds, and `retries` how often it is tried again.
 
         Raises ServerUnreachable, ServerUntrusted when the certificate is not the pinned one, NotAuthenticated or
         NotPermitted when the server refuses this caller, CredentialError when the caller's credential cannot be used.
         """
-        limits = limits or Limits()
-        endpoint = Endpoint.parse(address)
-        channel, identity = open_channel(
+        limits, endpoint = limits or Limits(), Endpoint.parse(address)
+        route = find_route(
             endpoint,
             certificate,
             limits,
@@ -94,19 +95,17 @@ class Client:
             with_token=token is not None,
         )
         source = TokenSource(token) if token is not None else None
-        transport = Transport(channel, str(endpoint), timeout_seconds=timeout, token=source)
+        transport = Transport(route.open(), str(endpoint), timeout_seconds=timeout, token=source, retries=retries)
         try:
-            server = transport.list_models().server
-            require_printable((server.build,), limits)
-            _check_wire_version(server)
+            server = drive(greet(transport, limits, transport.budget))
         except BaseException:
             transport.close()
             raise
-        return cls(transport, identity, KeyStore(home), limits, server)
+        return cls(transport, route.identity, KeyStore(home), limits, server)
 
     def close(self) -> None:
         """Close the connection and drop the secrets from memory; they stay on disk."""
-        self._prepared.clear()
+        self._core.drop_secrets()
         self._transport.close()
 
     def __enter__(self) -> Client:
@@ -118,39 +117,34 @@ class Client:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Client({self._identity.address!r})"
+        return f"Client({self._core.identity.address!r})"
 
     def models(self) -> list[ModelSummary]:
         """The models that the server offers."""
-        models = self._transport.list_models().models
-        require_printable((text for m in models for text in (m.name, m.default_version, *m.versions)), self.limits)
-        return list(models)
+        return drive(self._core.models(self._transport.budget))
 
     def spec(self, model: str, version: str | None = None) -> ClientSpec:
         """The server's client spec of a model, after every check of `trust`."""
-        return fetch_spec(self._transport, model, version or "", self.limits)[0]
+        return drive(self._core.spec(model, version or "", self._transport.budget))[0]
 
     def estimate(self, model: str, version: str | None = None) -> CostEstimate:
         """What the server says that one prediction costs."""
-        found = self._transport.estimate(model, version or "")
-        names = (found.model, found.version, found.table_name, found.confidence, *found.counts, *found.dense_counts)
-        require_printable(names, self.limits)
-        return found
+        return drive(self._core.estimate(model, version or "", self._transport.budget))
 
-    def prepare(self, model: str, version: str | None = None, progress: Progress | None = None) -> Prepared:
+    def prepare(
+        self,
+        model: str,
+        version: str | None = None,
+        progress: Progress | None = None,
+        *,
+        timeout: float | None = None,
+        retries: int | None = None,
+    ) -> Prepared:
         """Fetch and check the spec; make and upload the keys unless the server has them. Later calls are free.
 
         `progress(done, total)` counts bytes of the key upload.
         """
-        name = (model, version or "")
-        known = self._prepared.get(name)
-        if known is not None:
-            return known
-        spec, digest = self._fetched(model, version)
-        entry = self.keystore.entry(self._identity, spec.params)
-        ready = make_ready(self._transport, entry, spec, digest, self.server, progress)
-        self._prepared[name] = replace(ready, uploaded_bytes=0)
-        return ready
+        return drive(self._core.prepare(self._wish(model, version, progress, timeout, retries)))
 
     def predict(
         self,
@@ -160,22 +154,26 @@ class Client:
         version: str | None = None,
         strict: bool = False,
         progress: Progress | None = None,
+        items: Callable[[int, int], None] | None = None,
+        in_flight: int = IN_FLIGHT,
+        timeout: float | None = None,
+        retries: int | None = None,
     ) -> Prediction:
         """Encrypt `x` (*input shape), or a batch (B, *input shape), have it evaluated, decrypt the answer.
 
         `x` is raw: it is normalized here as the spec says. Values outside the calibrated range give a RangeWarning, or
-        with `strict` an InputError. When the server has evicted the keys or replaced the default version meanwhile, the
-        model is prepared and run again, once.
+        with `strict` an InputError. A batch larger than a ciphertext holds is split into requests, at most `in_flight` of
+        them at once; answers are in the batch's order. `progress(done, total)` counts bytes of the key upload,
+        `items(done, total)` samples answered. When the server has evicted the keys or replaced the default version
+        meanwhile, the model is prepared again, once, and what has no answer yet is run again.
 
-        Raises InputError, ServerError (ServerUnreachable), ServerUntrusted, CiphertextMismatch and WireError for a bad
+        Raises InputError, ServerError (ServerUnreachable, ServerBusy, DeadlineExceeded; BatchIncomplete where part of a
+        batch is answered, which says what and holds it), ServerUntrusted, CiphertextMismatch and WireError for a bad
         reply, ParameterError for insecure parameters, KeyStoreError.
         """
-        try:
-            return self._attempt(model, x, version, strict, progress)
-        except ServerError as error:
-            if error.reason not in _STALE_KEYS | _STALE_SPEC or not self._forget(model, version, error.reason):
-                raise
-        return self._attempt(model, x, version, strict, progress)
+        return drive(
+            self._core.predict(self._wish(model, version, progress, timeout, retries), x, strict, in_flight, items)
+        )
 
     def predict_for_release(
         self,
@@ -186,6 +184,9 @@ class Client:
         version: str | None = None,
         releases: int = RELEASES,
         statistical_bits: int = STATISTICAL_BITS,
+        in_flight: int = IN_FLIGHT,
+        timeout: float | None = None,
+        retries: int | None = None,
     ) -> Release:
         """Like `predict`, but what comes out may be shown to others: flooded with noise, rounded, counted (release.py).
 
@@ -196,43 +197,54 @@ class Client:
         none is left, which only new keys mend; ReleaseRefused for another budget than the key began with; and what
         `predict` raises.
         """
-        spec, _ = self._fetched(model, version)
-        require_precision(spec, bits, releases, statistical_bits)
-        samples, _ = check_input(spec, x, strict=True)
-        ready = self.prepare(model, version)
-        most = self._most_request_bytes()
-        return run_for_release(self._transport, ready, samples, self.limits, most, bits, releases, statistical_bits)
+        wish = self._wish(model, version, None, timeout, retries)
+        return drive(self._core.predict_for_release(wish, x, bits, releases, statistical_bits, in_flight))
 
-    def _attempt(
-        self, model: str, x: npt.ArrayLike, version: str | None, strict: bool, progress: Progress | None
-    ) -> Prediction:
-        spec, _ = self._fetched(model, version)
-        samples, single = check_input(spec, x, strict)  # before keys are made: a wrong shape costs nothing
-        ready = self.prepare(model, version, progress)
-        return run(self._transport, ready, samples, single, self.limits, self._most_request_bytes())
+    def submit(
+        self,
+        model: str,
+        x: npt.ArrayLike,
+        *,
+        version: str | None = None,
+        strict: bool = False,
+        progress: Progress | None = None,
+        timeout: float | None = None,
+        retries: int | None = None,
+    ) -> Job:
+        """Begin a job: an evaluation that outlives this call, for models that take long. Raises what `predict` raises.
 
-    def _most_request_bytes(self) -> int:
-        return min(self.limits.max_message_bytes, self.server.max_message_bytes or self.limits.max_message_bytes)
+        `x` is one sample, or as many as one ciphertext holds. What its result is decrypted with is stored beside the key.
+        """
+        wish = self._wish(model, version, progress, timeout, retries)
+        return self._job(drive(job_core.submit(self._core, wish, x, strict)))
 
-    def _fetched(self, model: str, version: str | None) -> tuple[ClientSpec, str]:
-        name = (model, version or "")
-        if name not in self._specs:
-            self._specs[name] = fetch_spec(self._transport, model, version or "", self.limits)
-        return self._specs[name]
+    def job(self, job: str) -> Job:
+        """A job submitted before, also by an earlier run of a program, by its id or name; KeyStoreError for an unknown one."""
+        return self._job(job_core.known_job(self._core, job))
 
-    def _forget(self, model: str, version: str | None, reason: Reason) -> bool:
-        """Drop what turned out to be stale; False when nothing was known, so that trying again would change nothing."""
-        name = (model, version or "")
-        spec, ready = self._specs.pop(name, None), self._prepared.pop(name, None)
-        if ready is not None and reason in _STALE_KEYS:
-            ready.entry.forget(ready.spec.keys, ready.key_set_id)
-        return spec is not None
+    def jobs(self) -> list[Job]:
+        """The jobs submitted from this key store to this server, the newest first, until the server forgets them."""
+        return [self._job(known) for known in job_core.known_jobs(self._core)]
 
+    def keys(self) -> list[StoredKeys]:
+        """Secret keys for this server in the key store, and evaluation keys at the server (keyring.list_keys)."""
+        return drive(list_keys(self._transport, self.keystore, self._core.identity, self._transport.budget))
 
-def _check_wire_version(server: ServerInfo) -> None:
-    if server.wire_version != WIRE_VERSION:
-        raise ServerError(
-            f"cannot talk to this server: got wire version {server.wire_version}, need {WIRE_VERSION}; try client and "
-            "server of one release",
-            Reason.VERSION_UNKNOWN,
-        )
+    def delete_keys(self, *names: str) -> list[StoredKeys]:
+        """Delete keys at the server and here, and return what they were.
+
+        A name is the beginning (8 digits or more) of a `params_digest`: then the secret key is destroyed with all that
+        depends on it, results of its jobs too; or of a `handle`: then that uploaded key set only. KeyStoreError for a name
+        that is neither.
+        """
+        self._core.drop_secrets()
+        where = self._transport, self.keystore, self._core.identity, self._transport.budget
+        return drive(delete_keys(*where, names))
+
+    def _wish(
+        self, model: str, version: str | None, progress: Progress | None, timeout: float | None, retries: int | None
+    ) -> Wish:
+        return Wish(model, version or "", self._transport.budget.for_call(timeout, retries), progress)
+
+    def _job(self, known: job_core.KnownJob) -> Job:
+        return Job(self._core, known, self._transport.budget)

@@ -99,7 +99,9 @@ class BatchIncomplete(ServerError):
     `done` and `missing` are indices into the batch, ascending. `prediction` holds the answers to `done`, in this order.
     """
 
-    def __init__(self, cause: ServerError, done: tuple[int, ...], missing: tuple[int, ...], prediction: Prediction) -> None:
+    def __init__(
+        self, cause: ServerError, done: tuple[int, ...], missing: tuple[int, ...], prediction: Prediction
+    ) -> None:
         shown = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
         super().__init__(
             f"cannot finish the batch: {len(missing)} of {len(done) + len(missing)} items failed ({shown}): {cause.message}",

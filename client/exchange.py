@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,7 +85,16 @@ def _check_range(spec: ClientSpec, values: Floats, strict: bool) -> None:
     )
     if strict:
         raise InputError(f"cannot encrypt {text}", Reason.INPUT_OUT_OF_RANGE)
-    warnings.warn(f"the answer may be wrong: {text}", RangeWarning, stacklevel=5)  # the caller of Client.predict
+    warnings.warn(f"the answer may be wrong: {text}", RangeWarning, stacklevel=_levels_up())
+
+
+def _levels_up() -> int:
+    """Of the stack, from the caller of this to the program that called the client, however many coroutines lie between."""
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None and frame.f_globals.get("__package__") == __package__:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def encrypt(spec: ClientSpec, secret: SecretKey, samples: Floats) -> bytes:

@@ -6,6 +6,7 @@
                                                  /key_sets.json   key list digest -> key_set_id (a capability: private)
                                                  /pending.keys    a key set under upload, with pending.json; a cut
                                                                   upload is resumed from it, by this client or the next
+                                                 /jobs/           what results of jobs are decrypted with (job_store.py)
                                                  /releases.json   how many decryptions were released (release_ledger.py)
                                                  /lock
 
@@ -37,7 +38,16 @@ from .release_ledger import start_ledger
 if TYPE_CHECKING:
     from he_runtime.backends.tenseal_secret import SecretKey
 
-__all__ = ["EntryInfo", "KeyEntry", "KeyStore", "ServerIdentity", "key_list_digest"]
+__all__ = [
+    "EntryInfo",
+    "KeyEntry",
+    "KeyStore",
+    "ServerIdentity",
+    "forget_key_set",
+    "key_list_digest",
+    "key_set_ids",
+    "locked_entry",
+]
 
 HOME_VARIABLE = "SECATEUR_HOME"
 _LOCK_SECONDS = 600.0  # an upload of a large key set holds the lock
@@ -92,11 +102,15 @@ class KeyStore:
 
     def entry(self, server: ServerIdentity, params: CkksParams) -> KeyEntry:
         """The entry of one server and parameter set; its directory is made if absent, its secret is not."""
-        directory = private_directory(self.home, readable=True)  # what matters is private one level below
-        for part in ("servers", server.digest[:32]):
-            directory = private_directory(directory / part)
+        private_directory(self.home, readable=True)  # what matters is private one level below
+        private_directory(self.home / "servers")
+        directory = private_directory(self.server(server))
         write_atomic(directory / "server.json", _json({"address": server.address, "fingerprint": server.fingerprint}))
         return KeyEntry(private_directory(directory / params.digest), params)
+
+    def server(self, server: ServerIdentity) -> Path:
+        """Where the entries of one server are, whether there are any or not."""
+        return self.home / "servers" / server.digest[:32]
 
     def entries(self) -> list[EntryInfo]:
         """Every stored secret, by address and parameter digest."""
@@ -138,31 +152,41 @@ class KeyEntry:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Exclusive use of this entry among processes: making the secret, and uploading."""
-        with locked(self.path / "lock", _LOCK_SECONDS):
+        with locked_entry(self.path):
             yield
+
+    def existing_secret(self) -> SecretKey | None:
+        """The secret key, None where there is none; KeyStoreError where it cannot be used."""
+        from he_runtime.backends.tenseal_secret import SecretKey
+
+        file = self.path / "secret.key"
+        if not file.exists():
+            return None
+        try:
+            return SecretKey.load(file, self.params)
+        except SecateurError as error:
+            raise KeyStoreError(
+                f"cannot load the secret key in {self.path}: {error.message}; try deleting the entry, and a new "
+                "key will be made and uploaded",
+                error.reason,
+            ) from error
 
     def secret(self) -> SecretKey:
         """The secret key, generated on first use. Call within `lock()`."""
         from he_runtime.backends.tenseal_secret import SecretKey
 
-        file = self.path / "secret.key"
-        if file.exists():
-            try:
-                return SecretKey.load(file, self.params)
-            except SecateurError as error:
-                raise KeyStoreError(
-                    f"cannot load the secret key in {self.path}: {error.message}; try deleting the entry, and a new "
-                    "key will be made and uploaded",
-                    error.reason,
-                ) from error
+        found = self.existing_secret()
+        if found is not None:
+            return found
         # What an earlier secret uploaded is useless with a new one: forget it before the new one exists.
         for stale in ("key_sets.json", "pending.json", "pending.keys"):
             (self.path / stale).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "jobs", ignore_errors=True)
         secret = SecretKey.generate(self.params)
         info = {"params_name": self.params.name, "params": self.params.to_json(), "created": time.time()}
         write_atomic(self.path / "entry.json", _json(info))
-        with storing(file):
-            secret.save(file)
+        with storing(self.path / "secret.key"):
+            secret.save(self.path / "secret.key")
         start_ledger(self.path)
         return secret
 
@@ -178,11 +202,28 @@ class KeyEntry:
     def forget(self, keys: KeySetSpec, key_set_id: str) -> None:
         """Drop a key set id that the server no longer knows, unless another process has already replaced it."""
         with self.lock():
-            known = _read_json(self.path / "key_sets.json")
-            name = key_list_digest(self.params, keys)
-            if known.get(name) == key_set_id:
-                del known[name]
-                write_atomic(self.path / "key_sets.json", _json(known))
+            if _read_json(self.path / "key_sets.json").get(key_list_digest(self.params, keys)) == key_set_id:
+                forget_key_set(self.path, key_set_id)
+
+
+@contextmanager
+def locked_entry(entry: Path) -> Iterator[None]:
+    """Exclusive use of an entry among processes."""
+    with locked(entry / "lock", _LOCK_SECONDS):
+        yield
+
+
+def key_set_ids(entry: Path) -> list[str]:
+    """The server's names of all key sets that were uploaded from an entry."""
+    return [known for known in _read_json(entry / "key_sets.json").values() if isinstance(known, str)]
+
+
+def forget_key_set(entry: Path, key_set_id: str) -> None:
+    """Drop one of them. Call with the entry's lock held."""
+    known = _read_json(entry / "key_sets.json")
+    kept = {name: value for name, value in known.items() if value != key_set_id}
+    if kept != known:
+        write_atomic(entry / "key_sets.json", _json(kept))
 
 
 def _json(record: dict[str, Any]) -> bytes:

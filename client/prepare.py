@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 from he_runtime.client_spec import ClientSpec
 from he_runtime.errors import Reason
 from he_runtime.wire import key_set_byte_size
-from protos.native import ServerInfo
+from protos.native import ServedModel, ServerInfo
 
 from .errors import ServerError, ServerUntrusted
 from .keystore import KeyEntry
 from .limits import Limits
 from .spool import spool_keys
-from .transport import Transport
+from .transport import Calls
 from .trust import parse_spec
 from .upload import Progress, Uploader
 
 if TYPE_CHECKING:
     from he_runtime.backends.tenseal_secret import SecretKey
 
-__all__ = ["Prepared", "fetch_spec", "make_ready"]
+__all__ = ["Prepared", "checked_spec", "make_ready"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +45,11 @@ class Prepared:
         return f"Prepared({self.spec.model!r}, {self.spec.version!r}, {self.spec.params.name})"
 
 
-def fetch_spec(transport: Transport, model: str, version: str, limits: Limits) -> tuple[ClientSpec, str]:
-    """The checked spec of one version ("" for the default), and the digest of the server's bytes of it.
+def checked_spec(served: ServedModel, model: str, version: str, limits: Limits) -> tuple[ClientSpec, str]:
+    """The checked spec in the reply about one version ("" for the default), and the digest of the server's bytes of it.
 
     Raises ServerUntrusted when the reply is about something else than was asked, and what trust.parse_spec raises.
     """
-    served = transport.get_model(model, version)
     digest = hashlib.sha256(served.client_spec).hexdigest()
     if digest != served.client_spec_digest:
         raise ServerUntrusted(
@@ -66,7 +65,7 @@ def fetch_spec(transport: Transport, model: str, version: str, limits: Limits) -
 
 
 def make_ready(
-    transport: Transport,
+    transport: Calls,
     entry: KeyEntry,
     spec: ClientSpec,
     spec_digest: str,

@@ -17,7 +17,7 @@ from protos.native import KeySetInfo, UploadInfo, UploadOffer
 
 from .errors import ServerError, ServerUntrusted
 from .spool import Spool
-from .transport import Transport
+from .transport import Calls
 
 __all__ = ["Progress", "Uploader"]
 
@@ -56,7 +56,7 @@ _WORTH_KEEPING = _RESUMABLE | {
 class Uploader:
     """Moves one spool to the server and returns the committed key set."""
 
-    def __init__(self, transport: Transport, chunk_bytes: int, progress: Progress | None = None) -> None:
+    def __init__(self, transport: Calls, chunk_bytes: int, progress: Progress | None = None) -> None:
         self._transport = transport
         self._chunk_bytes = chunk_size(chunk_bytes)
         self._progress = progress or (lambda done, total: None)

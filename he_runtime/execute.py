@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,10 +45,13 @@ class LoadedKeys:
 class Executor:
     """One plan on one backend, plaintexts encoded once; `run` may be called many times, for many clients."""
 
-    def __init__(self, plan: Plan, backend: str | None = None) -> None:
-        """`backend` is by default `native` where the kernel is built, else `tenseal`."""
+    def __init__(self, plan: Plan, backend: str | None = None, share: Path | None = None) -> None:
+        """`backend` is by default `native` where the kernel is built, else `tenseal`.
+
+        `share` is a private directory for encoded plaintexts that processes of this machine share, where the backend can.
+        """
         self.plan = plan
-        self.backend = open_backend(backend or default_backend(), plan)
+        self.backend = open_backend(backend or default_backend(), plan, share)
         self.counters: Counter[tuple[str, int]] = Counter()
 
     def load_keys(self, keys: EvaluationKeys) -> LoadedKeys:

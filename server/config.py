@@ -69,6 +69,7 @@ class EngineConfig:
     key_cache_bytes: int = 2 * _GIB  # loaded keys per worker
     models_per_worker: int = 8
     preload: bool = True  # load default versions before serving
+    operands: Path | None = None  # private directory of encoded weights that workers map; none: <state>/operands
     niceness: int = 5  # of the workers: the front door comes first where processors are short; 0: no difference
     cancel_grace_seconds: float = 10.0  # a worker that ignores a cancellation for this long is replaced
     start_seconds: float = 60.0  # a worker that is not up by then has failed

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 from protos.native import ServerInfo
@@ -26,6 +26,7 @@ from .models.manager import ModelManager
 from .models.repository import Repository
 from .observe.events import Observer, several
 from .observe.observing import Observing
+from .scale import operands
 from .state.layout import open_state
 
 __all__ = ["Parts"]
@@ -72,7 +73,8 @@ class Parts:
         with _state_errors(config):
             store = await asyncio.to_thread(KeyStore, config.state / "keys", config.keys)
         opened.push_async_callback(asyncio.to_thread, store.close)
-        engine = Engine(config.engine, config.limits, config.log_level, observer, config.admission, runtime)
+        settings = replace(config.engine, operands=operands.prepare(config, manager.repository.models()))
+        engine = Engine(settings, config.limits, config.log_level, observer, config.admission, runtime)
         opened.push_async_callback(engine.stop, PARTING_SECONDS)
         await engine.start(manager.repository.defaults() if config.engine.preload else [])
         manager.serve_with(engine.preload, engine.preload_later, info.max_message_bytes - _FRAME_BYTES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailable
@@ -27,9 +28,16 @@ def default_backend() -> str:
     return "native" if status().available else "tenseal"
 
 
-def open_backend(name: str, plan: Plan) -> Any:
-    """A backend bound to `plan`; BackendUnavailable for an unknown name or a missing library."""
+SHARING = frozenset({"native"})  # backends that can map encoded plaintexts from a file
+
+
+def open_backend(name: str, plan: Plan, share: Path | None = None) -> Any:
+    """A backend bound to `plan`; BackendUnavailable for an unknown name or a missing library.
+
+    `share` is a private directory for encoded plaintexts that processes of this machine share, where the backend can.
+    """
     if name not in BACKENDS:
         raise BackendUnavailable(f"cannot use backend {name!r}: need one of {sorted(BACKENDS)}")
     module, attribute = BACKENDS[name]
-    return getattr(importlib.import_module(module, __package__), attribute)(plan)
+    options = {"share": share} if share is not None and name in SHARING else {}
+    return getattr(importlib.import_module(module, __package__), attribute)(plan, **options)

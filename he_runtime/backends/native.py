@@ -11,9 +11,11 @@ import importlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..encoding import coefficients, constant, faintest
 from ..errors import BackendUnavailable, CiphertextMismatch, KeyMismatch, ParameterError, Reason
@@ -24,6 +26,7 @@ from ..plan.counts import product_leaf
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, SeededPoly
 from ..wire.expansion import expand_seed
 from .base import Check, Evaluator, no_check
+from .shared_operands import SharedOperands, shapes
 
 __all__ = ["NativeBackend", "NativeEvaluator"]
 
@@ -48,11 +51,15 @@ class NativeValue:
 
 
 class NativeBackend:
-    """One plan's tables, encoded plaintexts and transforms, shared by all requests and threads."""
+    """One plan's tables, encoded plaintexts and transforms, shared by all requests and threads.
+
+    With `share`, a directory of this machine's, encoded plaintexts are mapped from a file in it that other processes map
+    too. Where that fails, as on a full disk, each process has its own, and `unshared` says why.
+    """
 
     name = "native"
 
-    def __init__(self, plan: Plan, plaintext_bytes: int = _PLAINTEXT_BYTES) -> None:
+    def __init__(self, plan: Plan, plaintext_bytes: int = _PLAINTEXT_BYTES, share: Path | None = None) -> None:
         found = status()
         if not found.available:
             raise BackendUnavailable(f"cannot use the native backend: {found.reason}; try {found.remedy or 'tenseal'}")
@@ -67,16 +74,32 @@ class NativeBackend:
         except ValueError as error:
             raise ParameterError(f"cannot use {params.name} with the native backend: {error}") from error
         self._extended = plan.extended_plaintexts
-        self._compact = _bytes(plan, self._extended) > plaintext_bytes
+        self._compact = _bytes(plan) > plaintext_bytes
         self._plaintexts: dict[int, Any] = {}
+        self._shared: SharedOperands | None = None
+        self.unshared = ""
+        if share is not None and not self._compact:
+            try:
+                self._shared = SharedOperands.open(share, plan, self._fill)
+            except OSError as error:
+                self.unshared = error.strerror or str(error)
         self.transforms = {id(op): self._transform(op) for op in plan.ops if plan.is_direct(op)}
 
     def plaintext(self, index: int) -> Any:
         """The k-th plaintext of the plan, encoded at its first use."""
         found = self._plaintexts.get(index)
         if found is None:
-            found = self._plaintexts[index] = self._encode(index)
+            shared = self._shared is not None and index in self._shared
+            found = self._plaintexts[index] = self._borrow(index) if shared else self._encode(index)
         return found
+
+    def _borrow(self, index: int) -> Any:
+        assert self._shared is not None
+        level, extended = self.plan.plaintexts[index].level, index in self._extended
+        return self.kernel.borrow(self.ring, level, extended, self._shared[index])
+
+    def _fill(self, index: int, residues: npt.NDArray[np.uint64]) -> None:
+        self.kernel.residues(self.ring, self._encode(index), residues)
 
     def _encode(self, index: int) -> Any:
         plain = self.plan.plaintexts[index]
@@ -264,12 +287,6 @@ class NativeEvaluator(Evaluator[NativeValue]):
                 self.stage_seconds[leaf, level] += work[stage] / 1e9
 
 
-def _bytes(plan: Plan, extended: frozenset[int]) -> int:
+def _bytes(plan: Plan) -> int:
     """Of all operands as full residues."""
-    special = len(plan.params.special)
-    rows = sum(
-        p.level + 1 + special * (k in extended)
-        for k, p in enumerate(plan.plaintexts)
-        if len(plan.vectors[p.vector]) > 1
-    )
-    return rows * plan.params.degree * 8
+    return sum(rows * degree for rows, degree in shapes(plan).values()) * 8

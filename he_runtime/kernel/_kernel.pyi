@@ -125,6 +125,15 @@ def encode(ring: Ring, level: int, extended: bool, coefficients: npt.NDArray[np.
 def constant(ring: Ring, level: int, extended: bool, residues: Sequence[int]) -> Plaintext:
     """One integer for all slots, by its residue in every row."""
 
+def borrow(ring: Ring, level: int, extended: bool, residues: _U64) -> Plaintext:
+    """An operand that reads (rows, n) residues where they are, from a cache line on, and keeps the array alive.
+
+    Each is checked to be below its prime; they must not change afterwards.
+    """
+
+def residues(ring: Ring, plain: Plaintext, dst: _U64) -> None:
+    """Fills (rows, n), whatever the operand's form."""
+
 def add(ring: Ring, x: Ciphertext, y: Ciphertext, task: Task) -> Ciphertext: ...
 def add_plain(ring: Ring, x: Ciphertext, plain: Plaintext, task: Task) -> Ciphertext: ...
 def mul_plain(ring: Ring, x: Ciphertext, plain: Plaintext, task: Task) -> Ciphertext: ...

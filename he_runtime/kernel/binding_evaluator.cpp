@@ -122,6 +122,20 @@ std::shared_ptr<Plaintext> constant(const Ring& ring, std::size_t level, bool ex
     return std::make_shared<Plaintext>(Plaintext::constant(ring, level, extended, residues));
 }
 
+std::shared_ptr<Plaintext> borrow(const Ring& ring, std::size_t level, bool extended, const Residues& residues) {
+    const u64* words = checked(residues, ring.degree(), rows_of(ring, checked_level(ring, level), extended));
+    if (reinterpret_cast<std::uintptr_t>(words) % 64 != 0) throw nb::value_error("cannot borrow residues: need a start on a cache line");
+    return std::make_shared<Plaintext>(Plaintext::borrowed(ring, level, extended, words));
+}
+
+void residues(const Ring& ring, const Plaintext& plain, nb::ndarray<u64, nb::numpy, nb::ndim<2>, nb::c_contig> dst) {
+    if (!ring.made(plain.chain())) throw nb::value_error("cannot read residues: need a plaintext of this ring");
+    const auto primes = rows_of(ring, plain.level(), plain.extended());
+    if (dst.shape(0) != primes.size() || dst.shape(1) != ring.degree()) throw nb::value_error("cannot read residues: need an array (rows, n)");
+    nb::gil_scoped_release release;
+    for (std::size_t r = 0; r < primes.size(); ++r) plain.expand(dst.data() + r * ring.degree(), r, *primes[r]);
+}
+
 using Pairs = std::vector<std::pair<std::size_t, u64>>;
 
 std::shared_ptr<Transform> make_transform(const Ring& ring, std::size_t level, std::size_t inputs, std::size_t outputs,
@@ -222,6 +236,10 @@ void bind_evaluator(nb::module_& module) {
     module.def("make_key", &make_key, "ring"_a, "level"_a, "element"_a, "digits"_a);
     module.def("encode", &encode, "ring"_a, "level"_a, "extended"_a, "coefficients"_a.noconvert(), "compact"_a);
     module.def("constant", &constant, "ring"_a, "level"_a, "extended"_a, "residues"_a);
+
+    module.def("borrow", &borrow, "ring"_a, "level"_a, "extended"_a, "residues"_a.noconvert(), nb::keep_alive<0, 4>(),
+               "An operand that reads (rows, n) residues where they are; they must not change while it lives.");
+    module.def("residues", &residues, "ring"_a, "plain"_a, "dst"_a.noconvert(), "Fills (rows, n).");
 
     module.def("add", computing(&add), "ring"_a, "x"_a, "y"_a, "task"_a);
     module.def("add_plain", computing(&add_plain), "ring"_a, "x"_a, "plain"_a, "task"_a);

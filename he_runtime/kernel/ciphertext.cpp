@@ -54,6 +54,7 @@ Plaintext Plaintext::rows(const Ring& ring, std::size_t level, bool extended, co
     Plaintext plain(Form::rows, ring, level, extended);
     const std::size_t rows = extended ? ring.extended_rows(level) : level + 1;
     plain.words_ = Buffer(rows * ring.degree());
+    plain.rows_ = plain.words_.data();
     for (std::size_t r = 0; r < rows; ++r) {
         transform_row(plain.words_.data() + r * ring.degree(), coefficients, count, ring.extended(level, r));
     }
@@ -74,6 +75,12 @@ Plaintext Plaintext::compact(const Ring& ring, std::size_t level, bool extended,
 Plaintext Plaintext::constant(const Ring& ring, std::size_t level, bool extended, const std::vector<u64>& residues) {
     Plaintext plain(Form::constant, ring, level, extended);
     plain.residues_ = residues;
+    return plain;
+}
+
+Plaintext Plaintext::borrowed(const Ring& ring, std::size_t level, bool extended, const u64* residues) {
+    Plaintext plain(Form::rows, ring, level, extended);
+    plain.rows_ = residues;
     return plain;
 }
 

@@ -82,14 +82,17 @@ class Plaintext {
     static Plaintext rows(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count);
     static Plaintext compact(const Ring& ring, std::size_t level, bool extended, const double* coefficients, std::size_t count);
     static Plaintext constant(const Ring& ring, std::size_t level, bool extended, const std::vector<u64>& residues);
+    // Residues of every row, each below its prime, in memory that its owner keeps for as long as the operand lives.
+    static Plaintext borrowed(const Ring& ring, std::size_t level, bool extended, const u64* residues);
 
     const Origin& chain() const { return chain_; }
     Form form() const { return form_; }
     std::size_t level() const { return level_; }
     bool extended() const { return extended_; }
+    // Of its own: none of what it borrows.
     std::size_t bytes() const;
 
-    const u64* row(std::size_t row) const { return words_.data() + row * n_; }
+    const u64* row(std::size_t row) const { return rows_ + row * n_; }
     u64 residue(std::size_t row) const { return residues_[row]; }
     // n words of a row, whatever the form.
     void expand(u64* dst, std::size_t row, const Ntt& prime) const;
@@ -103,6 +106,7 @@ class Plaintext {
     std::size_t n_, level_;
     bool extended_;
     Buffer words_;
+    const u64* rows_ = nullptr;  // in words_, or borrowed
     std::vector<u64> residues_;
     std::vector<std::int32_t> small_;
     std::vector<double> wide_;  // coefficients beyond 32 bits

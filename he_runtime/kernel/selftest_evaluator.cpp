@@ -80,6 +80,7 @@ struct Operands {
             keep(Plaintext::compact(ring, top, true, values.data(), values.size()));
         }
         keep(Plaintext::constant(ring, top, true, residues));
+        keep(Plaintext::borrowed(ring, top, true, plaintexts[0]->row(0)));
     }
 
     void fill(u64* row, u64 q) {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -28,7 +30,8 @@ from he_runtime.wire import (
 from protos.native import LayerEstimate
 
 from ..observe.families import layer_families
-from .runtime import Cost, ModelDescription, WorkerModel
+from ..observe.logs import event
+from .runtime import OPERANDS, Cost, ModelDescription, WorkerModel
 
 __all__ = ["build", "describe", "estimate", "wire_version"]
 
@@ -142,7 +145,10 @@ class _HeModel:
 
     def __init__(self, plan: Plan, backend: str) -> None:
         self._plan = plan
-        self._executor = Executor(plan, backend)
+        operands = os.environ.get(OPERANDS)
+        self._executor = Executor(plan, backend, Path(operands) if operands else None)
+        if problem := getattr(self._executor.backend, "unshared", ""):
+            event("operands not shared", level=logging.WARNING, cause=problem)
         self._max_inputs = _input_count(plan)
         self.layers = dict(Counter(op.layer for op in plan.ops))
 
@@ -166,5 +172,8 @@ class _HeModel:
 
 
 def build(directory: Path, backend: str) -> WorkerModel:
-    """Load the plan and encode its plaintexts for `backend`; BackendUnavailable names the missing package."""
+    """Load the plan and encode its plaintexts for `backend`, or map them where another worker has done so.
+
+    BackendUnavailable names the missing package.
+    """
     return _HeModel(Plan.load(directory / _PLAN_DIRECTORY), backend)

@@ -16,7 +16,12 @@ from protos.native import LayerEstimate
 
 from ..errors import ConfigError
 
-__all__ = ["Cost", "LoadedKeys", "ModelDescription", "Runtime", "WorkerModel", "load_runtime"]
+__all__ = ["OPERANDS", "Cost", "LoadedKeys", "ModelDescription", "Runtime", "WorkerModel", "load_runtime"]
+
+
+OPERANDS = (
+    "SECATEUR_OPERANDS"  # a worker's variable: private directory where `build` may share memory with other workers
+)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from ..config import EngineConfig
 from .frames import CancelFlag, Job, Outcome, receive_outcome, send_job
 from .progress import Progress, ProgressBoard
+from .runtime import OPERANDS
 
 __all__ = ["SHARED_BYTES", "WorkerLost", "WorkerProcess", "WorkerSettings"]
 
@@ -152,4 +153,6 @@ def _environment(settings: WorkerSettings) -> dict[str, str]:
     path = os.pathsep.join(os.path.abspath(p) for p in sys.path)
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "SECATEUR_THREADS")
     limits = dict.fromkeys(names, threads)
-    return {**os.environ, **limits, "PYTHONPATH": path}
+    operands = settings.engine.operands
+    shared = {} if operands is None else {OPERANDS: os.path.abspath(operands)}
+    return {**os.environ, **limits, **shared, "PYTHONPATH": path}

@@ -29,7 +29,7 @@ _INDEX = "BACKUP.json"
 _FORMAT = 1
 _DATABASE = ".sqlite3"
 _IMMUTABLE = ("keys/blobs/", "models/")  # files below these are written once, under another name, and then moved
-_LEFT_OUT = ("keys/parts/", "keys/cache/")  # uploads under way, and copies of what is in a bucket
+_LEFT_OUT = ("keys/parts/", "keys/cache/", "operands/")  # uploads under way, and copies of what is elsewhere
 _BUSY_SECONDS = 30.0
 _BLOCK_BYTES = 1 << 20
 

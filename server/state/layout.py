@@ -4,7 +4,7 @@
     lock         held by the server that uses the directory
     keys/        clients' evaluation keys and the database about them
     models/      copies of the served model versions, and the defaults that the operator set
-    jobs/        submitted jobs and their results
+    operands/    their weights as workers read them, made again where they are absent; unless `engine.operands` says otherwise
     jobs/        submitted jobs and their results
     audit/       the audit log, unless `audit.directory` says otherwise
 

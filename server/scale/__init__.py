@@ -1,0 +1,1 @@
+"""More workers than one process pool has memory or machines for."""

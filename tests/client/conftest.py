@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,11 +17,16 @@ import grpc
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).parent))  # echo_runtime must be importable by name, here and in workers
+
+from echo_runtime import echo as echo_ciphertexts
+from echo_server import EchoServer
+
 from client import Client
 from he_runtime.client_spec import ClientSpec, TensorSpec
 from he_runtime.params import CkksParams, find_primes
-from he_runtime.ring import CiphertextData, KeyRequest, KeySetSpec, SeededPoly
-from he_runtime.wire import decode_ciphertexts, encode_ciphertexts, expand_seed
+from he_runtime.ring import CiphertextData, KeyRequest, KeySetSpec
+from he_runtime.wire import encode_ciphertexts
 from protos import convert
 from protos.gen.secateur.v1 import inference_pb2_grpc, keys_pb2, keys_pb2_grpc, model_pb2_grpc
 from protos.native import (
@@ -74,13 +80,7 @@ SPEC = ClientSpec(
 
 def echo(spec: ClientSpec, call: InferenceCall) -> list[CiphertextData]:
     """The input ciphertexts with their seeds expanded, switched down to the output level by dropping residues."""
-    params, live = spec.params, spec.output.level + 1
-    answers = []
-    for ciphertext in decode_ciphertexts(call.ciphertexts, params, max_count=64):
-        primes = params.primes[: ciphertext.level + 1]
-        full = [expand_seed(p, primes, params.degree) if isinstance(p, SeededPoly) else p for p in ciphertext.polys]
-        answers.append(CiphertextData(live - 1, ciphertext.scale, tuple(np.ascontiguousarray(p[:live]) for p in full)))
-    return answers
+    return echo_ciphertexts(spec, call.ciphertexts)
 
 
 class FakeServer(
@@ -260,6 +260,15 @@ def second_server() -> Iterator[FakeServer]:
     fake = FakeServer()
     yield fake
     fake.stop()
+
+
+@pytest.fixture
+def echo_server(tmp_path: Path) -> Iterator[EchoServer]:
+    """A real server, to be started by the test; its control files make it slow, or mortal."""
+    made = EchoServer(tmp_path / "echo", SPEC)
+    yield made
+    (made.control / "hold").unlink(missing_ok=True)
+    made.stop()
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ class EchoServer:
         self.root = root
         self.control = root / "control"
         self.address = f"127.0.0.1:{free_port()}"
+        self.drain_seconds = 5.0
         self.running: RunningServer | None = None
         directory = root / "models" / spec.model / spec.version
         directory.mkdir(parents=True)
@@ -46,7 +47,7 @@ class EchoServer:
             address=self.address,
             models=self.root / "models",
             state=self.root / "state",
-            drain_seconds=5.0,
+            drain_seconds=self.drain_seconds,
             log_level="error",
             engine=replace(EngineConfig(), workers=1, backend="fake", runtime="echo_runtime", cancel_grace_seconds=0.5),
         )

@@ -70,9 +70,7 @@ def test_every_weight_is_a_sign(binary: CompressedModel) -> None:
     assert set(step(binary)["levels"].values()) == {2}
 
 
-def test_encrypted_it_decides_alike_without_a_product_by_a_plaintext(
-    binary: CompressedModel, digits: Dataset
-) -> None:
+def test_encrypted_it_decides_alike_without_a_product_by_a_plaintext(binary: CompressedModel, digits: Dataset) -> None:
     plan = planned(binary)
     x = digits.normalized("test")[:100].astype(np.float64)
     found = encrypted_outputs(plan, x)

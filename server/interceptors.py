@@ -175,5 +175,8 @@ async def _abort(error: Exception, context: Any, call: Call) -> NoReturn:
         event("incident", level=logging.ERROR, error=error, incident=incident, method=call.method)
     call.failed(failure.reason, getattr(error, "cause", ""), incident)
     trailing = status.to_trailing_metadata(status.encode(failure))
-    await context.abort(failure.code, failure.message, trailing)
+    try:
+        await context.abort(failure.code, failure.message, trailing)
+    except grpc.aio.InternalError:  # the caller has left meanwhile; gRPC would log its own traceback
+        raise asyncio.CancelledError from None
     raise AssertionError("abort returned")

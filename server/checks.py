@@ -16,6 +16,7 @@ from .errors import ConfigError
 from .models import checksums
 from .models.repository import Repository
 from .observe import observing
+from .scale.backends import problems as workers_problems
 from .state.layout import read_version
 
 __all__ = ["check"]
@@ -42,7 +43,7 @@ def check(config: ServerConfig) -> list[str]:
 
 
 def _check_backend(config: ServerConfig) -> list[str]:
-    return load_runtime(config.engine.runtime).problems(config.engine.backend)
+    return workers_problems(config.engine) + load_runtime(config.engine.runtime).problems(config.engine.backend)
 
 
 def _check_models(config: ServerConfig) -> list[str]:

@@ -62,6 +62,8 @@ class EngineConfig:
     """The worker processes."""
 
     workers: int = 1
+    workers_backend: str = "local"  # or ray: replicas of Ray Serve, see docs/operating.md
+    ray_address: str = ""  # of a cluster that this machine is part of, or auto; empty: one of our own on this machine
     threads: int = 1  # per worker, for libraries with a thread pool of their own
     backend: str = field(default_factory=default_backend)
     runtime: str = "server.engine.he_model"  # module with describe, estimate and build: see server.engine.runtime

@@ -27,6 +27,7 @@ from .models.repository import Repository
 from .observe.events import Observer, several
 from .observe.observing import Observing
 from .scale import operands
+from .scale.backends import problems as workers_problems
 from .state.layout import open_state
 
 __all__ = ["Parts"]
@@ -94,7 +95,7 @@ class Parts:
 
 def _runtime(config: ServerConfig) -> Runtime:
     runtime = load_runtime(config.engine.runtime)
-    for problem in runtime.problems(config.engine.backend):
+    for problem in (*workers_problems(config.engine), *runtime.problems(config.engine.backend)):
         raise ConfigError(problem)
     table = config.engine.cost_table
     if table is not None and not table.is_file():

@@ -62,8 +62,8 @@ class Engine:
 
     @property
     def pids(self) -> list[int]:
-        """The worker processes that are up."""
-        return [slot.process.pid for slot in self._pool.slots]
+        """The worker processes that are up on this machine."""
+        return [slot.process.pid for slot in self._pool.slots if slot.process.pid]
 
     @property
     def workers_up(self) -> int:

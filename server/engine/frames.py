@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from he_runtime.errors import Reason
 
-__all__ = ["CancelFlag", "Job", "Outcome", "receive_job", "receive_outcome", "send_job", "send_outcome"]
+__all__ = ["CancelFlag", "Job", "Outcome", "outcome_of", "receive_job", "receive_outcome", "send_job", "send_outcome"]
 
 _MAX_HEADER_BYTES = 1 << 20
 JobKind = Literal["infer", "check_keys", "load"]
@@ -91,12 +91,16 @@ def send_outcome(connection: Connection, outcome: Outcome, payload: bytes = b"")
 def receive_outcome(connection: Connection, max_payload_bytes: int) -> tuple[Outcome, bytes]:
     """The worker's answer, distrusted: OSError for an oversized frame, ValueError for a malformed one."""
     record = json.loads(connection.recv_bytes(_MAX_HEADER_BYTES))
-    payload = connection.recv_bytes(max_payload_bytes)
+    return outcome_of(record), connection.recv_bytes(max_payload_bytes)
+
+
+def outcome_of(record: Any) -> Outcome:
+    """The outcome of a parsed header; ValueError, TypeError or KeyError for what is none."""
     if not isinstance(record, dict) or set(record) != set(Outcome.__dataclass_fields__):
         raise ValueError("the worker's outcome has other fields than this build knows")
     if record["reason"]:
         Reason(record["reason"])
-    outcome = Outcome(
+    return Outcome(
         number=int(record["number"]),
         reason=str(record["reason"]),
         message=str(record["message"]),
@@ -107,7 +111,6 @@ def receive_outcome(connection: Connection, max_payload_bytes: int) -> tuple[Out
         layer_ms={str(k): _duration(v) for k, v in record["layer_ms"].items()},
         key_cache={str(k): int(v) for k, v in record["key_cache"].items()},
     )
-    return outcome, payload
 
 
 def _duration(value: Any) -> float:

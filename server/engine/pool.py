@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from ..config import EngineConfig
 from ..errors import ConfigError
 from ..observe.logs import event
+from ..scale.ray_workers import RayWorker, RayWorkers
 from .frames import Job
 from .reports import Reports
 from .runtime import ModelDescription
@@ -29,9 +30,9 @@ _RESPAWN_SECONDS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)  # pause before each attempt 
 
 @dataclass(eq=False)
 class Slot(Generic[T]):
-    """A place for one worker process, which changes over time."""
+    """A place for one worker process, which changes over time; or for one call at a time to a Ray cluster."""
 
-    process: WorkerProcess
+    process: WorkerProcess | RayWorker
     number: int
     resident: frozenset[str] = frozenset()
     running: int = 0
@@ -57,7 +58,8 @@ class Pool(Generic[T]):
         self._settings = settings
         self._numbers = numbers
         self._load_seconds = load_seconds
-        self._starting: set[WorkerProcess] = set()
+        self._ray = RayWorkers(settings) if engine.workers_backend == "ray" else None
+        self._starting: set[WorkerProcess | RayWorker] = set()
         self.threads = ThreadPoolExecutor(engine.workers, thread_name_prefix="secateur-worker")
         self.slots: list[Slot[T]] = []
         self.preloaded: list[ModelDescription] = []
@@ -74,10 +76,10 @@ class Pool(Generic[T]):
         self.slots.append(Slot(await self._spawn(), number))
         self._reports.worker_up(number)
 
-    async def _spawn(self) -> WorkerProcess:
+    async def _spawn(self) -> WorkerProcess | RayWorker:
         """A new worker that has loaded what is preloaded, also after a loss: or callers of little patience would see a
         large model loaded on their time, give up, and have the worker replaced for it, again and again."""
-        process = WorkerProcess(self._settings)
+        process = WorkerProcess(self._settings) if self._ray is None else self._ray.worker()
         self._starting.add(process)
         try:
             await self.in_thread(process.wait_until_up)
@@ -98,7 +100,7 @@ class Pool(Generic[T]):
     def load_job(self, model: ModelDescription) -> Job:
         return Job(next(self._numbers), "load", str(model.directory), time.monotonic() + self._load_seconds)
 
-    async def _preload(self, process: WorkerProcess) -> None:
+    async def _preload(self, process: WorkerProcess | RayWorker) -> None:
         """Load models ahead of the first request. One that does not load stays, and answers with its error."""
         for model in self.preloaded:
             outcome, _ = await self.in_thread(process.call, self.load_job(model), b"")
@@ -135,4 +137,6 @@ class Pool(Generic[T]):
     async def close(self) -> None:
         await asyncio.gather(*(asyncio.to_thread(slot.process.close) for slot in self.slots))
         self.slots = []
+        if self._ray is not None:
+            await asyncio.to_thread(self._ray.close)
         self.threads.shutdown()

@@ -10,14 +10,18 @@ SETUP := $(VENV)/.setup-done
 KERNEL := $(VENV)/.kernel-done
 KERNEL_SOURCES := hatch_build.py $(wildcard he_runtime/kernel/CMakeLists.txt he_runtime/kernel/*.[ch]pp)
 PYFHEL := $(VENV)/.pyfhel-done
+ATHERIS := $(VENV)/.atheris-asked
+PARSERS := codec key-set client-spec plan configuration
 PYTEST_FLAGS ?= -n 2
 SHARE ?= 1.0
+CASES ?= 100000
+FUZZ_SECONDS ?= 60
 
 # The first of these that runs and is 3.11 or newer; 3.11 first because constraints.txt was resolved for it.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python; do \
     "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 
-.PHONY: help setup kernel sanitize demo test soak chaos check format pyfhel clean
+.PHONY: help setup kernel sanitize demo test soak chaos fuzz check format pyfhel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -54,6 +58,18 @@ soak: setup ## the service under load for a long time (about an hour; SHARE=0.02
 
 chaos: setup ## the service with faults under load (about half an hour)
 	$(BIN)/python -m benchmarks.service.together chaos --share $(SHARE)
+
+fuzz: setup $(ATHERIS) ## hostile requests to a real server, and fuzzing of every parser (CASES=2000 takes a minute)
+	mkdir -p build/fuzz
+	for parser in $(PARSERS); do \
+	    $(BIN)/python -m tests.hostile.fuzz_parsers $$parser --seconds $(FUZZ_SECONDS) --findings build/fuzz; \
+	done
+	$(BIN)/python -m tests.hostile.fuzz_service --count $(CASES)
+
+$(ATHERIS): $(SETUP)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt atheris || \
+	    echo "atheris does not install here: the parsers get seeded mutations instead"
+	@touch $@
 
 check: setup ## lint, format, types, import contracts, generated code
 	$(BIN)/ruff check .

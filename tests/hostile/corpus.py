@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
@@ -98,7 +98,9 @@ class Report:
             self.slowest = {"seconds": round(seconds, 3), "group": group, "case": case.name}
 
 
-def play(world: World, seed: int, start: int, count: int) -> Report:
+def play(
+    world: World, seed: int, start: int, count: int, on_case: Callable[[int], None] = lambda index: None
+) -> Report:
     """Play `count` cases from number `start` on; every expectation that does not hold becomes a failure of the report."""
     report = Report(seed, start)
     secrets = traces(world)
@@ -110,6 +112,7 @@ def play(world: World, seed: int, start: int, count: int) -> Report:
         if world.workers() != workers:
             report.fail("a worker was lost", index)
             workers = world.workers()
+        on_case(index)
         if index % _GOOD_EVERY == 0:
             _check_good(world, report, index)
     _check_good(world, report, start + count - 1)

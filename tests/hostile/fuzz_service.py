@@ -15,6 +15,12 @@ from tests.hostile.corpus import play
 from tests.hostile.world import serving
 
 
+def _tell(index: int) -> None:
+    """How far it is, for whoever waits, and to go on from after an interruption."""
+    if index % 1000 == 0:
+        print(f"case {index}", file=sys.stderr, flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.fuzz_service", description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000, help="cases to play")
@@ -23,7 +29,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1, help="of the server")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as root, serving(Path(root), asked.workers) as world:
-        report = play(world, asked.seed, asked.start, asked.count)
+        report = play(world, asked.seed, asked.start, asked.count, _tell)
     print(json.dumps(vars(report), indent=1))
     return 0 if report.ok else 1
 

@@ -100,7 +100,10 @@ def _lengths(rng: random.Random, n: int, world: World) -> Case:
         _tag(field, 1) + bytes(7),
         _tag(field, 5) + bytes(3),
     ]
-    return _sent("a field that does not end", method, "BYTES_MALFORMED", nth(kinds, n // len(_NAMES) + n))
+    data = nth(kinds, n // len(_NAMES) + n)
+    # protobuf takes a field of number 0 for an unknown one where a message has no fields at all.
+    reason = METHODS[method][1] if data == b"\0\0" and _is_message(data, METHODS[method][0]) else "BYTES_MALFORMED"
+    return _sent("a field that does not end", method, reason, data)
 
 
 def _depth(rng: random.Random, n: int, world: World) -> Case:

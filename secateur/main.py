@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from . import admin, audit, bench, calibrate, compress, demo, doctor, estimate, plan, predict, serve, sweep
+from . import admin, audit, bench, calibrate, client, compress, demo, doctor, estimate, plan, predict, serve, sweep
 from .errors import OneLineErrors
 
 __all__ = ["app"]
@@ -24,6 +24,7 @@ app.command("plan")(plan.plan)
 app.command("estimate")(estimate.estimate)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
+app.add_typer(client.app, name="client")
 app.command("calibrate")(calibrate.calibrate)
 app.add_typer(bench.app, name="bench")
 app.command("sweep")(sweep.sweep)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .client_connection import (
+    Certificate,
+    ClientCertificate,
+    ClientKey,
+    Connection,
+    Home,
+    Model,
+    Server,
+    Strict,
+    TokenFile,
+    Version,
+)
 from .options import Json
-from .output import emit, facts_table, progress_bytes, warnings_as_lines
+from .output import emit, facts_table, progress_bytes, progress_share, warnings_as_lines
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -17,41 +31,59 @@ if TYPE_CHECKING:
 
     from client import Prediction
 
-__all__ = ["predict", "read_input"]
+__all__ = ["InputFile", "predict", "read_input", "run_predict", "show_answer"]
+
+InputFile = Annotated[Path, typer.Argument(metavar="INPUT", help="One sample or a batch: .npy, or .json lists.")]
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="The name of the model at the server.")],
-    input_file: Annotated[Path, typer.Argument(metavar="INPUT", help="One sample or a batch: .npy, or .json lists.")],
-    server: Annotated[str, typer.Option(help="host:port of the server.")] = "localhost:50051",
-    certificate: Annotated[
-        str | None, typer.Option(help="PEM file to trust, or sha256:... of the server's certificate.")
-    ] = None,
-    client_certificate: Annotated[
-        Path | None, typer.Option(help="Your own PEM certificate, for a server that asks for one.")
-    ] = None,
-    client_key: Annotated[Path | None, typer.Option(help="PEM private key of your own certificate.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="A file that holds your bearer token; never the token itself.")
-    ] = None,
-    version: Annotated[str | None, typer.Option(help="Version of the model; the latest otherwise.")] = None,
-    home: Annotated[Path | None, typer.Option(help="Where secret keys lie; your data directory otherwise.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse values outside the calibrated range.")] = False,
+    model: Model,
+    input_file: InputFile,
+    server: Server = "localhost:50051",
+    certificate: Certificate = None,
+    client_certificate: ClientCertificate = None,
+    client_key: ClientKey = None,
+    token_file: TokenFile = None,
+    version: Version = None,
+    home: Home = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Encrypt an input, have a server evaluate a model on it, and decrypt the answer."""
-    from client import Client
+    where = Connection(server, certificate, client_certificate, client_key, token_file, home)
+    run_predict(where, model, input_file, version, strict, as_json)
 
+
+def run_predict(
+    where: Connection, model: str, input_file: Path, version: str | None, strict: bool, as_json: bool
+) -> None:
+    """What `secateur predict` and `secateur client predict` do."""
     values = read_input(input_file)
-    if (client_certificate is None) != (client_key is None):
-        raise typer.BadParameter("--client-certificate and --client-key go together")
-    pair = (client_certificate, client_key) if client_certificate is not None and client_key is not None else None
-    with (
-        warnings_as_lines(),
-        Client.connect(server, certificate=certificate, client_certificate=pair, token=token_file, home=home) as client,
-        progress_bytes("uploading keys") as progress,
-    ):
-        answer = client.predict(model, values, version=version, strict=strict, progress=progress)
+    with warnings_as_lines(), where.open() as client, _bars() as (upload, items):
+        answer = client.predict(model, values, version=version, strict=strict, progress=upload, items=items)
+    show_answer(model, answer, as_json)
+
+
+@contextmanager
+def _bars() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int], None]]]:
+    """Callbacks of the key upload's bar and, for a batch, of the answers' bar that takes its place."""
+    with ExitStack() as shown:
+        upload = shown.enter_context(progress_bytes("uploading keys"))
+        share: Callable[[float], None] | None = None
+
+        def items(done: int, total: int) -> None:
+            nonlocal share
+            if total == 1:
+                return
+            if share is None:
+                shown.close()
+                share = shown.enter_context(progress_share("computing"))
+            share(done / total)
+
+        yield upload, items
+
+
+def show_answer(model: str, answer: Prediction, as_json: bool) -> None:
     emit(_record(model, answer), as_json, lambda console: _render(console, answer))
 
 

@@ -93,14 +93,16 @@ def _crossbars(budget: Budget, value: Any) -> Settings:
 
 
 def _levels(budget: Budget, bits: int) -> Settings:
-    """The budget in equal parts for the rungs of the ladder, each half for its rounds and half for settling."""
+    """The budget in equal parts for the rungs of the ladder, each half for its rounds and half for settling, and for the finish."""
     ladder = {8: (8,), 2: (8, 2), 1: (8, 4, 2, 1)}[bits]
     runs = 3 if budget.epochs >= 30 else 1
-    part = budget.epochs // len(ladder) // runs
+    part = budget.epochs // (len(ladder) + 1) // runs
+    finish = budget.training(budget.epochs - len(ladder) * runs * part)
     rounds = {"rounds": runs, "training": budget.training(part // 2), "hard": False, "rho": 1e-2, "growth": 1.5}
     shares = (0.5, 0.8, 1.0) if runs == 3 else (1.0,)
     settle = {"training": budget.training(part - part // 2), "shares": shares}
-    return {"ladder": ladder, "admm": {**rounds, "rescale": True, "tolerance": 0.0}, "settle": settle}
+    admm = {**rounds, "rescale": True, "tolerance": 0.0}
+    return {"ladder": ladder, "admm": admm, "settle": settle, "finish": finish}
 
 
 def _named(name: str) -> Callable[[Budget, Any], Settings]:

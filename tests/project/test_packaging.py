@@ -18,6 +18,7 @@ from packaging.version import Version
 
 PACKAGES = ("model_prep", "he_runtime", "client", "server", "protos", "secateur")
 # Spelled in pieces, so that this file passes its own test.
+IMAGE_PATH = re.compile(r"/opt/secateur\b|/tmp\b")
 MACHINE_PATH = re.compile(
     r"(?<![\w./$}])/(?:" + "|".join(("work", "root", "home/[a-z]", "tmp", "opt")) + r")(?![\w-])/?"
 )
@@ -122,7 +123,8 @@ def test_no_machine_path_and_no_registry_host_in_tracked_files(root: Path, track
         except UnicodeDecodeError:
             continue
         for number, line in enumerate(text.splitlines(), 1):
-            if MACHINE_PATH.search(line) or REGISTRY_HOST.search(line):
+            ours = path.is_relative_to(root / "deploy") and IMAGE_PATH.sub("", line)  # of a container that we lay out
+            if MACHINE_PATH.search(ours or line) or REGISTRY_HOST.search(line):
                 findings.append(f"{path.relative_to(root)}:{number}: {line.strip()[:100]}")
     assert not findings, "\n".join(findings)
 

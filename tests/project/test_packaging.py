@@ -18,7 +18,7 @@ from packaging.version import Version
 
 PACKAGES = ("model_prep", "he_runtime", "client", "server", "protos", "secateur")
 # Spelled in pieces, so that this file passes its own test.
-IMAGE_PATH = re.compile(r"/opt/secateur\b|/tmp\b")
+IMAGE_PATH = re.compile(r"/(?:opt/secateur|tmp)\b")
 MACHINE_PATH = re.compile(
     r"(?<![\w./$}])/(?:" + "|".join(("work", "root", "home/[a-z]", "tmp", "opt")) + r")(?![\w-])/?"
 )

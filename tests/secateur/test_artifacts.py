@@ -22,13 +22,13 @@ COMPRESS_KEYS = {
 }  # fmt: skip
 PLAN_KEYS = {
     "model", "model_digest", "plan_digest", "N", "log2_qp", "prime_bits", "special_prime_bits", "gadget", "keys",
-    "plaintexts", "ops", "counts", "sigma", "error_bound", "layers",
+    "plaintexts", "ops", "counts", "sigma", "error_bound", "layers", "disclosure",
 }  # fmt: skip
 ESTIMATE_KEYS = {
     "model", "plan_digest", "latency_ms", "low_ms", "high_ms", "upload_ms", "download_ms", "layers", "counts", "levels",
     "levels_left", "upload_bytes", "download_bytes", "key_bytes", "keys", "plaintext_bytes", "vector_bytes",
     "loaded_key_bytes", "ciphertext_bytes", "table_bytes", "peak_bytes", "sigma", "error_bound", "table", "table_kind",
-    "confidence", "warnings",
+    "confidence", "warnings", "disclosure",
 }  # fmt: skip
 
 

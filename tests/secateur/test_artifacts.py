@@ -63,7 +63,7 @@ def test_compress_a_network_of_ones_own(ask: Any, recipe: Any, tmp_path: Any) ->
 def test_plan_describes_the_plan(made: Any, ask: Any) -> None:
     record = ask("plan", made.directory)
     assert set(record) == PLAN_KEYS | {"cost"}
-    assert set(record["cost"]) == ESTIMATE_KEYS - {"model", "plan_digest"}
+    assert set(record["cost"]) == ESTIMATE_KEYS - {"model", "plan_digest", "disclosure"}
     planned = compile(CompressedModel.load(made.directory))
     assert record["plan_digest"] == planned.digest
     assert record["counts"] == leaf_totals(planned.counts)

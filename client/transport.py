@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import copy
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
@@ -37,11 +38,12 @@ T = TypeVar("T")
 P = TypeVar("P")
 
 
-class Calls:
+class Calls(ABC):
     """Typed blocking calls. What moves an upload on is not retried here: `upload` asks again where the server stands."""
 
+    @abstractmethod
     def ask(self, call: Call[T]) -> T:
-        raise NotImplementedError
+        """The call's answer; ServerError (ServerUnreachable) where there is none."""
 
     def list_models(self) -> ModelListing:
         return self.ask(calls.list_models())

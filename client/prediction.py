@@ -38,7 +38,7 @@ class Prediction:
     or None without labels. `probabilities` has the shape of `logits` where the spec names softmax.
 
     `up_bytes` and `down_bytes` are the ciphertexts sent and received, `key_bytes` the size of the key set that the
-    model needs, `uploaded_bytes` what of it this call had to send. `error_bound` is the predicted 6-sigma bound on the
+    model needs, `uploaded_bytes` what of it this call had to send. `error_bound` is the predicted bound on the
     error of a logit. `counts` are the operations that the server says it executed, for the whole call.
 
     The decrypted values carry noise that depends on the secret key: keep them to yourself.

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from .error_bound import SlotErrors, quietest
 from .fewer_keys import with_fewer_keys
 from .gadget import SEAL, Gadget
 from .lower.emission import VectorPool
@@ -16,11 +17,11 @@ from .lower.emit import Program, Scales, Values, emit
 from .lower.lowering import Lowering, Note
 from .lower.statistics import Statistics
 from .model import CompressedModel
-from .noise import encoding_error, quietest, slot_variance, worst_lane_variance
+from .noise import encoding_error, slot_variance, worst_lane_variance
 from .params import CkksParams
 from .plan import Plan, Port
 
-__all__ = ["MAX_PRIME_BITS", "Candidate", "Problem", "assemble", "error_variance", "predicted"]
+__all__ = ["MAX_PRIME_BITS", "Candidate", "Problem", "assemble", "predicted", "slot_errors"]
 
 MAX_PRIME_BITS = 59.5  # SEAL allows 60; half a bit keeps the search below it
 
@@ -32,7 +33,7 @@ _LEAST_SAMPLES = 16
 
 @dataclass(frozen=True)
 class Problem:
-    """What is fixed for one ring degree while scales are searched. `budget` bounds six sigmas, `max_key_bytes` the keys.
+    """What is fixed for one ring degree while scales are searched. `budget` bounds the error, `max_key_bytes` the keys.
 
     No prime is longer than `prime_bits`. On a gadget with digits of `alpha` primes there are as many special ones.
     """
@@ -90,7 +91,7 @@ def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
             "post_processing": model.output.post_processing,
         },
     )
-    return quietest(plan, *_on_average(problem, plan, low)), low
+    return quietest(plan, _on_average(problem, plan, low)), low
 
 
 def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
@@ -100,27 +101,27 @@ def predicted(problem: Problem, plan: Plan, low: Lowering) -> Plan:
     whole = replace(plan.outputs[0], slot_map=problem.program.packing.layouts[problem.model.output.node].slot_map)
     plan = replace(plan, outputs=(whole,))
     problem.followed.append((plan, low))
-    return quietest(plan, *error_variance(problem, plan, low))
+    return quietest(plan, slot_errors(problem, plan, low))
 
 
-def error_variance(problem: Problem, plan: Plan, low: Lowering) -> tuple[Floats, Floats | None]:
-    """Of every slot of the output (noise.slot_variance), and what the noisiest lane of a batch has above the others."""
-    variance, peaks = _on_average(problem, plan, low)
+def slot_errors(problem: Problem, plan: Plan, low: Lowering) -> SlotErrors:
+    """Of every slot of the output, along the calibration samples where the model kept any."""
+    average = _on_average(problem, plan, low)
     samples = problem.statistics.inputs
     if samples is None:
-        return variance, peaks
+        return average
     random = slot_variance(plan, *_knowledge(problem, low, mean=False), encoding=False, squares=problem.squares)
     name = problem.model.input.name
     inputs = _per_slot(problem, {name: low.tensors[name]}, {name: samples})
-    return random + encoding_error(plan, list(inputs.values())), peaks
+    return SlotErrors(random + encoding_error(plan, list(inputs.values())), average.peaks)
 
 
-def _on_average(problem: Problem, plan: Plan, low: Lowering) -> tuple[Floats, Floats | None]:
-    """The error predicted from mean squares, and what the noisiest lane of a batch has above the others."""
+def _on_average(problem: Problem, plan: Plan, low: Lowering) -> SlotErrors:
+    """The error predicted from mean squares, as of one sample."""
     means = _knowledge(problem, low, mean=True)
     variance = slot_variance(plan, *means, squares=problem.squares)
     worst = worst_lane_variance(plan, *means, squares=problem.squares)
-    return variance, None if worst is None else np.maximum(worst / variance, 1.0)
+    return SlotErrors(variance, None if worst is None else np.maximum(worst / variance.mean(axis=1), 1.0))
 
 
 def _knowledge(problem: Problem, low: Lowering, mean: bool) -> tuple[dict[int, Floats], dict[int, tuple[int, Floats]]]:

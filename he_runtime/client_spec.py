@@ -119,7 +119,7 @@ class TensorSpec:
 class ClientSpec:
     """What `predict` needs, and what a careful client checks before it makes a key.
 
-    `error_bound` is the predicted 6-sigma bound on |encrypted - clear| per output element. `low` and `high` bound the
+    `error_bound` is the predicted bound on |encrypted - clear| per output element. `low` and `high` bound the
     raw (unnormalized) inputs seen in calibration.
     """
 

@@ -61,7 +61,7 @@ def compile(
     feature per ciphertext and no rotation at all. Packings are weighed by `table`, by default the one that
     ships with the default back end.
 
-    The budget bounds six predicted sigmas of the noisiest output: `max_error` in output units, or by default `margin_share` of the model's
+    The budget bounds the predicted error of the outputs (he_runtime/error_bound.py): `max_error` in output units, or by default `margin_share` of the model's
     median margin between the two largest outputs. Among the prime chains of a ring the one with the smallest
     predicted error is taken, since SEAL's cost depends on the number of primes only.
 
@@ -177,7 +177,7 @@ def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str
 
 
 def error_budget(model: CompressedModel, max_error: float | None = None, margin_share: float = 0.25) -> float:
-    """What six sigmas may be, in output units."""
+    """What the error bound may be, in output units."""
     if max_error is not None:
         return max_error
     margin = model.metadata.get("median_margin")

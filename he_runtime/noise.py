@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -33,7 +32,7 @@ from .gadget import SEAL, Gadget
 from .params import CkksParams
 from .plan import Op, Plan
 
-__all__ = ["NoiseValue", "encoding_error", "fresh_variance", "quietest", "slot_variance", "worst_lane_variance"]
+__all__ = ["NoiseValue", "encoding_error", "fresh_variance", "slot_variance", "worst_lane_variance"]
 
 Slots = npt.NDArray[np.float64]
 Lanes = npt.NDArray[np.int64]
@@ -209,13 +208,14 @@ def slot_variance(
     encoding: bool = True,
     squares: dict[int, Slots] | None = None,
 ) -> Slots:
-    """Predicted error variance of the first output port, (ciphertexts, lane groups): the mean over a group's lanes.
+    """Predicted error variance of the first output port, (ciphertexts, samples, lane groups): the mean over a group's lanes.
 
-    `known` gives the mean square of some values per lane group, (groups,) or, to follow single samples, (samples, groups).
-    `carried` is what polynomials do to their inputs' errors, `squares` what plans with these vectors share.
+    `known` gives the mean square of some values per lane group, (groups,) or, to follow single samples, (samples, groups);
+    one sample stands for all where nothing depends on them. `carried` is what polynomials do to their inputs' errors,
+    `squares` what plans with these vectors share.
     """
     results = _followed(plan, NoiseEvaluator(plan, known, carried, encoding, squares), known)
-    return np.stack([_over_samples(np.atleast_2d(r.variance)) for r in results])
+    return np.stack(np.broadcast_arrays(*(np.atleast_2d(r.variance) for r in results)))
 
 
 def worst_lane_variance(
@@ -258,24 +258,13 @@ def _followed(plan: Plan, evaluator: NoiseEvaluator, known: Mapping[int, Slots])
     return walk(plan, evaluator, inputs)
 
 
-def _over_samples(variance: Slots) -> Slots:
-    """The mean of (samples, groups) over samples, widened by the standard error that so few samples leave it.
-
-    Errors grow with the values they ride on, so some inputs err much more than others.
-    """
-    mean, samples = variance.mean(axis=0), len(variance)
-    if samples < 2:
-        return np.asarray(mean)
-    totals = variance.mean(axis=1)
-    return np.asarray(mean * (1 + totals.std(ddof=1) / np.sqrt(samples) / max(float(totals.mean()), 1e-300)))
-
-
 def encoding_error(plan: Plan, inputs: Sequence[Slots]) -> Slots:
-    """Mean square error of the first output port, (ciphertexts, lane groups), from rounding the operands alone.
+    """Mean square error of the first output port, (ciphertexts, samples, lane groups), from rounding the operands alone.
 
     Rounding is known at compile time, so it is evaluated, not estimated. `inputs` are vectors (samples, lane groups),
     one per input ciphertext; the samples fill the lanes, again from the first when they run out.
     """
+    count = len(inputs[0])
     inputs = [_in_lanes(x, plan.batch) for x in inputs]
     exact, coarse = ClearEvaluator(plan), ClearEvaluator(plan, rounded_operands(plan))
     levels = [plan.values[v].level for port in plan.inputs for v in port.values]
@@ -283,8 +272,8 @@ def encoding_error(plan: Plan, inputs: Sequence[Slots]) -> Slots:
         walk(plan, e, [e.upload(slots, level) for slots, level in zip(inputs, levels, strict=True)])
         for e in (exact, coarse)
     ]
-    squares = [((a.slots - b.slots) ** 2).mean(axis=0) for a, b in zip(*runs, strict=True)]
-    return np.stack([s.reshape(plan.lane_groups, plan.batch).mean(axis=1) for s in squares])
+    squares = (((a.slots - b.slots) ** 2).reshape(-1, plan.lane_groups, plan.batch) for a, b in zip(*runs, strict=True))
+    return np.stack([s.transpose(0, 2, 1).reshape(-1, plan.lane_groups)[:count] for s in squares])
 
 
 def _in_lanes(samples: Slots, batch: int) -> Slots:
@@ -304,24 +293,3 @@ def rounded_operands(plan: Plan) -> list[Slots]:
         stacked = np.stack([plan.repeated(plan.plaintexts[i]) for i in indices])
         found.update(zip(indices, rounded(stacked, scale), strict=True))
     return [found[i] for i in range(len(plan.plaintexts))]
-
-
-def quietest(plan: Plan, variance: Slots, peaks: Slots | None = None) -> Plan:
-    """Let the client read every output element at its least noisy replica, and record the predicted sigma.
-
-    `peaks` is the variance of the noisiest lane over the mean of its group.
-    Key switching leaves a hundred times the usual error in the few slots whose root lies next to 1, slot 0 among them.
-    """
-    port = plan.outputs[0]
-    slot_map = port.slot_map.ravel()
-    order = np.argsort(variance.ravel(), kind="stable")
-    order = order[slot_map[order] >= 0]
-    elements, first = np.unique(slot_map[order], return_index=True)
-    chosen = np.full_like(slot_map, -1)
-    chosen[order[first]] = elements
-    read = variance.ravel()[order[first]]
-    highest = read if peaks is None else read * peaks.ravel()[order[first]]
-    sigma, worst = (float(np.sqrt(v)) for v in (read.mean(), highest.max()))
-    return replace(
-        plan, sigma=sigma, worst_sigma=worst, outputs=(replace(port, slot_map=chosen.reshape(port.slot_map.shape)),)
-    )

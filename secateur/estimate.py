@@ -76,7 +76,7 @@ def cost_facts(report: CostReport) -> list[tuple[str, str]]:
         ("keys, once", f"{report.key_bytes:,} bytes for {len(report.keys)} keys"),
         ("memory", f"{report.peak_bytes / 1e6:.0f} MB at the peak: {memory}"),
         ("levels", f"{report.levels} used, {report.levels_left} left"),
-        ("error bound", f"{report.error_bound:.3g} at the noisiest output (6 sigma)"),
+        ("error bound", f"{report.error_bound:.3g} on any output"),
     ]
 
 

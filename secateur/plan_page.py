@@ -100,7 +100,7 @@ def _facts(plan: Plan, report: CostReport) -> list[tuple[str, str]]:
         ("keys, uploaded once", f"{len(report.keys)}, {_megabytes(report.key_bytes)}"),
         ("a query", f"{_megabytes(report.upload_bytes)} up, {_megabytes(report.download_bytes)} down"),
         ("memory of the server", f"{_megabytes(report.peak_bytes)} at the peak"),
-        ("error bound", f"{report.error_bound:.3g} at the noisiest output (six sigma)"),
+        ("error bound", f"{report.error_bound:.3g} on any output"),
     ]  # fmt: skip
 
 

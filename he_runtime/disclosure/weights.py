@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from ..candidate import Problem, error_variance
+from ..candidate import Problem, slot_errors
+from ..error_bound import SIGMAS
 from ..errors import DoesNotFit, PlanError
 from ..execute import run_clear
 from ..lower.emit import require_room
@@ -32,7 +33,7 @@ _AGREEMENT = 1e-9
 
 
 def public_budget(max_error: float | None) -> float:
-    """What six sigmas of the stand-in's output may be, in output units."""
+    """What the error bound of the stand-in's output may be, in output units."""
     return _STAND_IN_ERROR if max_error is None else max_error / _SLACK
 
 
@@ -57,7 +58,7 @@ def with_weights(plan: Plan, problem: Problem, model: CompressedModel, max_error
             f"{min(promise, budget):.3g} at N={plan.params.degree}; try a larger N with degrees=, or another max_error=, "
             "which clients then see"
         )
-    made = replace(made, sigma=promise / 6.0, worst_sigma=promise / 6.0)
+    made = replace(made, sigma=promise / SIGMAS, error_bound=promise)
     _require_same_function(real, made)
     return made
 
@@ -94,11 +95,8 @@ def _require_range(real: Problem, low: Lowering) -> None:
 
 
 def _error(real: Problem, plan: Plan, low: Lowering) -> float:
-    """Six predicted sigmas of the noisiest output, read where the stand-in's plan has clients read."""
-    variance, peaks = error_variance(real, plan, low)
-    highest = (variance if peaks is None else variance * peaks).ravel()
-    read = plan.outputs[0].slot_map.ravel() >= 0
-    return 6.0 * float(np.sqrt(highest[read].max()))
+    """The bound on the predicted error, read where the stand-in's plan has clients read."""
+    return slot_errors(real, plan, low).bound(plan.outputs[0].slot_map >= 0)
 
 
 def _require_same_function(real: Problem, plan: Plan) -> None:

@@ -53,7 +53,8 @@ class Plan:
     """Ops in order, the type of every value, the plaintext operands, and the border.
 
     `segments` are the indices of ops that start a segment; levels only fall inside one. `sigma` is the predicted
-    standard deviation of encrypted minus clear over all output elements, `worst_sigma` that of the noisiest. `batch` samples share every ciphertext, interleaved:
+    standard deviation of encrypted minus clear over all output elements, `error_bound` what hardly any output of a
+    calibrated input exceeds (he_runtime/error_bound.py). `batch` samples share every ciphertext, interleaved:
     lane group v holds slots v * batch .. v * batch + batch - 1, slot maps and vectors count lane groups. `client` holds what the client spec needs beyond
     the border (normalization, range, labels, post-processing). `detours` maps a rotation step without a key to two that
     have one. `disclosure` is what clients may infer of the model: the structure of its zeros, or its shape only.
@@ -72,7 +73,7 @@ class Plan:
     segments: tuple[int, ...] = (0,)
     gadget: str = "seal"
     sigma: float = 0.0
-    worst_sigma: float = 0.0
+    error_bound: float = 0.0
     batch: int = 1
     client: Mapping[str, Any] = field(default_factory=dict)
     detours: Mapping[int, tuple[int, int]] = field(default_factory=dict)
@@ -179,11 +180,6 @@ class Plan:
     def lane_groups(self) -> int:
         """Slots over batch: the positions that one sample has in a ciphertext."""
         return self.params.slots // self.batch
-
-    @property
-    def error_bound(self) -> float:
-        """Six predicted standard deviations of the noisiest output element."""
-        return 6.0 * max(self.sigma, self.worst_sigma)
 
     def client_spec(self, version: str = "1") -> ClientSpec:
         """All that a client may know of this plan."""

@@ -22,7 +22,7 @@ from .verify import verify
 __all__ = ["FORMAT", "VERSION", "load_plan", "plan_digest", "save_plan"]
 
 FORMAT = "secateur.plan"
-VERSION = 1
+VERSION = 2  # 2: error_bound in the place of worst_sigma
 
 
 def save_plan(plan: Plan, path: Path) -> Path:
@@ -108,7 +108,7 @@ def _structure(plan: Plan) -> dict[str, Any]:
         "layers": [[x.name, x.kind, x.layout, x.magnitude] for x in plan.layers],
         "segments": list(plan.segments),
         "sigma": plan.sigma.hex(),
-        "worst_sigma": plan.worst_sigma.hex(),
+        "error_bound": plan.error_bound.hex(),
         "batch": plan.batch,
         "client": dict(plan.client),
         "detours": [[step, *parts] for step, parts in sorted(plan.detours.items())],
@@ -164,7 +164,7 @@ def _from_bytes(structure: bytes, blob: bytes) -> Plan:
         layers=tuple(LayerInfo(*x) for x in data["layers"]),
         segments=tuple(data["segments"]),
         sigma=float.fromhex(data["sigma"]),
-        worst_sigma=float.fromhex(data.get("worst_sigma", "0x0p+0")),
+        error_bound=float.fromhex(data["error_bound"]),
         batch=int(data["batch"]),
         client=data["client"],
         detours={step: (a, b) for step, a, b in data.get("detours", [])},

@@ -64,7 +64,7 @@ def test_a_wrong_sigma_is_seen(
 ) -> None:
     def mistaken(model: Any, **options: Any) -> Plan:
         plan = compile(model, **options)
-        return replace(plan, sigma=plan.sigma * factor, worst_sigma=plan.worst_sigma * factor)
+        return replace(plan, sigma=plan.sigma * factor, error_bound=plan.error_bound * factor)
 
     monkeypatch.setattr(bench, "compile", mistaken)
     record = said(bench, "--quick", "--log", tmp_path / "log.jsonl")

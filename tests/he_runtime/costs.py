@@ -62,5 +62,6 @@ def plan() -> Plan:
             inputs=(Port("x", (p.slots,), (0,), slot_map),),
             outputs=(Port("y", (p.slots,), (5,), slot_map),),
             sigma=0.5,
+            error_bound=3.0,
         )
     )

@@ -78,6 +78,7 @@ class Parts:
         engine = Engine(settings, config.limits, config.log_level, observer, config.admission, runtime)
         opened.push_async_callback(engine.stop, PARTING_SECONDS)
         await engine.start(manager.repository.defaults() if config.engine.preload else [])
+        store.tell_of_gone(_from_threads(engine.forget))
         manager.serve_with(engine.preload, engine.preload_later, info.max_message_bytes - _FRAME_BYTES)
         with _state_errors(config):
             jobs = Jobs(config.jobs, JobSpool(config.state / "jobs"), engine, observer)
@@ -91,6 +92,12 @@ class Parts:
     def probes(self) -> dict[str, Callable[[], bool]]:
         """What must be there for calls to succeed."""
         return {"workers": lambda: self.engine.workers_up > 0, "keys": self.store.healthy}
+
+
+def _from_threads(function: Callable[[str], None]) -> Callable[[str], object]:
+    """`function` of this event loop, for other threads to call; they do not wait for it."""
+    loop = asyncio.get_running_loop()
+    return lambda name: loop.call_soon_threadsafe(function, name)
 
 
 def _runtime(config: ServerConfig) -> Runtime:

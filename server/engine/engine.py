@@ -21,6 +21,7 @@ from ..identity.tenant import current_caller
 from ..observe.events import Observer, nobody
 from ..observe.logs import event
 from .admission import Admission, Load
+from .everywhere import forget_keys, load_models
 from .fair import Lane
 from .frames import Job, JobKind
 from .pool import Pool, Slot
@@ -29,7 +30,7 @@ from .refusals import error_of, past_deadline, stopping, worker_lost
 from .reports import Reports
 from .runtime import ModelDescription, Runtime
 from .settings import AdmissionConfig
-from .ticket import Evaluation, Ticket
+from .ticket import Evaluation, Ticket, ticket_of
 from .worker_process import WorkerLost, WorkerSettings
 
 __all__ = ["Engine", "Evaluation", "Ticket"]
@@ -89,10 +90,7 @@ class Engine:
         """
         before = self._pool.preloaded
         self._pool.preloaded = [*before, *models][-self._engine.models_per_worker :]
-        tickets = []
-        for model, slot in itertools.product(models, self._pool.slots):
-            tickets.append(self._ticket(self._pool.load_job(model), b"", model))
-            slot.own.append(tickets[-1])
+        tickets = load_models(self._pool, models)
         self._dispatch()
         try:
             for outcome, _ in await asyncio.gather(*(ticket.future for ticket in tickets)):
@@ -106,8 +104,10 @@ class Engine:
         """What workers that start from now on load first, in the place of whatever they would have."""
         self._pool.preloaded = models[: self._engine.models_per_worker]
 
-    def _ticket(self, job: Job, payload: bytes, model: ModelDescription) -> Ticket:
-        return Ticket(job, payload, asyncio.get_running_loop().create_future(), time.monotonic(), model)
+    def forget(self, name: str) -> None:
+        """Have workers drop a key set that is no more, after the evaluation under way where that uses it."""
+        forget_keys(self._pool, name)
+        self._dispatch()
 
     async def submit(
         self,
@@ -153,7 +153,7 @@ class Engine:
             raise stopping()
         price, floor_ms = self.pricing.of(kind, model)
         job = Job(next(self._numbers), kind, str(model.directory), started + seconds, key_path, key_sha256)
-        ticket = self._ticket(job, payload, model)
+        ticket = ticket_of(job, payload, model)
         ticket.price_ms, ticket.estimate_ms = price.ms, price.estimate_ms
         ticket.entry, displaced = self._admission.admit(
             ticket,

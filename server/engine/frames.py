@@ -17,7 +17,7 @@ from he_runtime.errors import Reason
 __all__ = ["CancelFlag", "Job", "Outcome", "outcome_of", "receive_job", "receive_outcome", "send_job", "send_outcome"]
 
 _MAX_HEADER_BYTES = 1 << 20
-JobKind = Literal["infer", "check_keys", "load"]
+JobKind = Literal["infer", "check_keys", "load", "forget"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Job:
     """A piece of work. `deadline` is time.monotonic() of this machine, which all its processes share.
 
     infer: evaluate the payload under the keys. check_keys: parse the keys against the plan. load: load the model.
+    forget: drop the key sets that were posted (server.engine.forgetting), and say what is left.
     """
 
     number: int

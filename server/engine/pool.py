@@ -56,7 +56,7 @@ class Pool(Generic[T]):
         self._reports = reports
         self._engine = engine
         self._settings = settings
-        self._numbers = numbers
+        self.numbers = numbers
         self._load_seconds = load_seconds
         self._ray = RayWorkers(settings) if engine.workers_backend == "ray" else None
         self._starting: set[WorkerProcess | RayWorker] = set()
@@ -98,7 +98,7 @@ class Pool(Generic[T]):
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
 
     def load_job(self, model: ModelDescription) -> Job:
-        return Job(next(self._numbers), "load", str(model.directory), time.monotonic() + self._load_seconds)
+        return Job(next(self.numbers), "load", str(model.directory), time.monotonic() + self._load_seconds)
 
     async def _preload(self, process: WorkerProcess | RayWorker) -> None:
         """Load models ahead of the first request. One that does not load stays, and answers with its error."""

@@ -61,6 +61,6 @@ class Pricing:
 
     def measured(self, kind: JobKind, model: ModelDescription, outcome: Outcome) -> None:
         """A worker has finished a job. Loading keys or a model for an evaluation is not part of its price."""
-        if not outcome.reason and kind != "load":
+        if not outcome.reason and kind in ("infer", "check_keys"):
             ms = outcome.evaluate_ms if kind == "infer" else outcome.load_ms
             self._prices.measured((kind, model.plan_digest), ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from .pool import Slot
 from .progress import Progress
 from .runtime import ModelDescription
 
-__all__ = ["Evaluation", "Ticket"]
+__all__ = ["Evaluation", "Ticket", "ticket_of"]
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,8 @@ class Ticket:
         if self.slot is None or self.slot.running != self.job.number:
             return None
         return self.slot.process.progress(self.job.number)
+
+
+def ticket_of(job: Job, payload: bytes, model: ModelDescription) -> Ticket:
+    """A new ticket, of the current event loop and caller."""
+    return Ticket(job, payload, asyncio.get_running_loop().create_future(), time.monotonic(), model)

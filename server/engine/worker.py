@@ -22,11 +22,13 @@ from he_runtime.errors import Cancelled, Reason, SecateurError
 
 from ..errors import ServiceError
 from ..observe.logs import event, set_up
+from .forgetting import ForgetBoard, HeldKeys
 from .frames import CancelFlag, Job, Outcome, receive_job, send_outcome
 from .layer_clock import LayerClock
 from .lru import CostLru
 from .progress import ProgressBoard, ProgressWriter
 from .runtime import LoadedKeys, Runtime, WorkerModel, load_runtime
+from .shared import SHARED_BYTES, divided
 
 __all__ = ["Worker", "main"]
 
@@ -51,25 +53,35 @@ class Worker:
         max_models: int,
         max_reply_bytes: int,
         board: ProgressBoard | None = None,
+        gone: ForgetBoard | None = None,
     ) -> None:
         self._max_reply_bytes = max_reply_bytes
         self._runtime = runtime
         self._backend = backend
         self._board = board
         self._models: CostLru[str, WorkerModel] = CostLru(max_models, lambda model: 1)
-        # Keys belong to a model: a loaded set is checked against one plan and may be cut down to it.
-        self._keys: CostLru[tuple[str, str], LoadedKeys] = CostLru(key_cache_bytes, lambda keys: keys.byte_size)
-
-    def resident(self) -> list[str]:
-        return [sha256 for _, sha256 in self._keys.keys()]  # noqa: SIM118 - not a dict
-
-    def key_cache(self) -> dict[str, int]:
-        """What the cache of loaded keys holds, and what became of the look-ups in it since the worker started."""
-        keys = self._keys
-        return {"bytes": keys.total, "hits": keys.hits, "misses": keys.misses, "evictions": keys.evictions}
+        self.keys = HeldKeys(key_cache_bytes, gone)
 
     def do(self, job: Job, payload: bytes, check: Callable[[], None]) -> tuple[bytes, dict[str, int], _Timed]:
         """Carry out one job; raises errors of the tree."""
+        self.keys.begin(job.key_sha256)
+        try:
+            if job.kind == "forget":
+                return b"", {}, _Timed(0.0, 0.0, {})
+            return self._do(job, payload, self._forgetting(check))
+        finally:
+            self.keys.end()
+
+    def _forgetting(self, check: Callable[[], None]) -> Callable[[], None]:
+        """`check`, which evaluation calls between any two operations, and what else is done then."""
+
+        def check_and_forget() -> None:
+            check()
+            self.keys.forget()
+
+        return check_and_forget
+
+    def _do(self, job: Job, payload: bytes, check: Callable[[], None]) -> tuple[bytes, dict[str, int], _Timed]:
         started = time.monotonic()
         check()
         model = self._model(job.directory)
@@ -104,15 +116,14 @@ class Worker:
         return model
 
     def _load_keys(self, model: WorkerModel, job: Job, check: Callable[[], None]) -> LoadedKeys:
-        at = (job.directory, job.key_sha256)
-        keys = self._keys.get(at)
+        keys = self.keys.get(job.directory, job.key_sha256)
         if keys is None:
             try:
                 keys = model.load_keys(Path(job.key_path), check)
             except FileNotFoundError:  # evicted between look-up and load
                 message = "cannot find the key set: got one that was just evicted; try uploading the keys again"
                 raise ServiceError(message, Reason.KEY_SET_UNKNOWN) from None
-            self._keys.put(at, keys)
+            self.keys.put(job.directory, job.key_sha256, keys)
         return keys
 
 
@@ -135,15 +146,18 @@ def _answer(worker: Worker, job: Job, payload: bytes, check: Callable[[], None])
     reason, message = Reason.INTERNAL, ""
     try:
         reply, counts, timed = worker.do(job, payload, check)
-        held: dict[str, Any] = {"resident": worker.resident(), "key_cache": worker.key_cache()}
-        return Outcome(job.number, **asdict(timed), counts=counts, **held), reply
+        return Outcome(job.number, **asdict(timed), counts=counts, **_held(worker)), reply
     except SecateurError as error:
         reason, message = error.reason, error.message
     except MemoryError:
         reason, message = Reason.SERVER_BUSY, "cannot evaluate: got too little memory for it; try again later"
     except Exception as error:
         event("job failed", level=logging.ERROR, error=error, job=job.number, kind=job.kind, directory=job.directory)
-    return Outcome(job.number, reason, message, resident=worker.resident(), key_cache=worker.key_cache()), b""
+    return Outcome(job.number, reason, message, **_held(worker)), b""
+
+
+def _held(worker: Worker) -> dict[str, Any]:
+    return {"resident": worker.keys.names(), "key_cache": worker.keys.figures()}
 
 
 def main(arguments: list[str]) -> int:
@@ -155,11 +169,11 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     set_up(log_level)
     connection = Connection(int(connection_fd))
-    memory = mmap.mmap(int(flag_fd), CancelFlag.SIZE + ProgressBoard.SIZE)
+    memory = mmap.mmap(int(flag_fd), SHARED_BYTES)
     os.close(int(flag_fd))
-    flag, board = CancelFlag(memory), ProgressBoard(memoryview(memory)[CancelFlag.SIZE :])
+    flag, board, gone = divided(memory)
     key_cache_bytes, max_models, max_reply_bytes = map(int, numbers)
-    worker = Worker(load_runtime(runtime), backend, key_cache_bytes, max_models, max_reply_bytes, board)
+    worker = Worker(load_runtime(runtime), backend, key_cache_bytes, max_models, max_reply_bytes, board, gone)
     send_outcome(connection, Outcome(0))  # number 0: up and waiting
     try:
         while True:

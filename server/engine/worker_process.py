@@ -18,13 +18,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from ..config import EngineConfig
-from .frames import CancelFlag, Job, Outcome, receive_outcome, send_job
-from .progress import Progress, ProgressBoard
+from .frames import Job, Outcome, receive_outcome, send_job
+from .progress import Progress
 from .runtime import OPERANDS
+from .shared import SHARED_BYTES, divided
 
-__all__ = ["SHARED_BYTES", "WorkerLost", "WorkerProcess", "WorkerSettings"]
-
-SHARED_BYTES = CancelFlag.SIZE + ProgressBoard.SIZE
+__all__ = ["WorkerLost", "WorkerProcess", "WorkerSettings"]
 
 
 class WorkerLost(Exception):
@@ -64,8 +63,7 @@ class WorkerProcess:
                 env=_environment(settings),
             )
             self._memory = mmap.mmap(shared.fileno(), SHARED_BYTES)
-            self._flag = CancelFlag(self._memory)
-            self._board = ProgressBoard(memoryview(self._memory)[CancelFlag.SIZE :])
+            self._flag, self._board, self._gone = divided(self._memory)
             self._connection = Connection(ours.detach())
 
     @property
@@ -106,6 +104,14 @@ class WorkerProcess:
         """Ask the worker to stop job `number` at its next check."""
         self._flag.request(number)
 
+    def forget(self, name: str) -> bool:
+        """Have the worker drop a key set at its next check, or with its next job; whether there is one to do so."""
+        if self._closed or not self.alive:
+            return False
+        with contextlib.suppress(ValueError):  # closed just now
+            self._gone.post(name)
+        return True
+
     def progress(self, number: int) -> Progress | None:
         """How far job `number` is, as far as the worker has said."""
         return None if self._closed else self._board.read(number)
@@ -126,6 +132,7 @@ class WorkerProcess:
         self._closed = True
         self._flag.close()
         self._board.close()
+        self._gone.close()
         self._memory.close()
 
 

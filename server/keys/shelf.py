@@ -74,6 +74,7 @@ class Shelf:
         self._config = config
         self._lock = lock
         self._on_step = on_step
+        self.on_gone: Callable[[str], object] = lambda name: None  # is told of bytes that no id leads to any more
         self._used: dict[str, float] = {}  # recorded lazily: a sync per inference would cost more than it saves
 
     # Finding
@@ -170,7 +171,10 @@ class Shelf:
             self._used.pop(row.id_hash, None)
             self._on_step("deleted")
             if gone is not None:
-                self._blobs.delete(blob_name(*gone))
+                try:
+                    self._blobs.delete(blob_name(*gone))
+                finally:
+                    self.on_gone(blob_name(*gone))
             return gone
 
     def forget(self, gone: list[tuple[str, str]]) -> None:
@@ -186,6 +190,7 @@ class Shelf:
                 self._blobs.delete(blob_name(tenant, sha256))
             except OUTAGES as error:
                 event("cannot delete keys", level=logging.WARNING, cause=type(error).__name__)
+            self.on_gone(blob_name(tenant, sha256))
 
     def evictions(self, tenant: str, sha256: str, total_bytes: int) -> list[tuple[str, str]]:
         """The least recently used blobs that make room for an upload: of its tenant, then of all."""

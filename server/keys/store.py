@@ -258,6 +258,11 @@ class KeyStore:
         if not self.db.commit_upload(row, set_hash, evicted, time.time()):
             raise unknown_upload()  # dropped, or committed by another call, since it was complete
 
+    def tell_of_gone(self, listener: Callable[[str], object]) -> None:
+        """Call `listener`, in the thread where it happens, with the name of each key set that is deleted, expired or
+        evicted, once its bytes are gone."""
+        self._shelf.on_gone = listener
+
     # Using: see Shelf
 
     def find(self, key_set_id: str) -> StoredKeys:

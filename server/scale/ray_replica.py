@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ..engine.frames import Job, Outcome
@@ -41,10 +42,30 @@ class Replica:
         self._settings = settings
         self._turn = asyncio.Lock()  # a job that was given up may still be on its way out
         self._process: WorkerProcess | None = _start(settings)
+        self._files: dict[str, Path] = {}  # of the key sets that the worker holds, by name
+        self._missing: set[str] = set()  # of them, those that were not there at the last look
 
     async def pids(self) -> list[int]:
         """Of this replica and of its worker."""
         return [os.getpid(), *([self._process.pid] if self._process else [])]
+
+    async def check_health(self) -> None:
+        """Ray calls this every two seconds. The worker drops key sets whose files are gone at two looks: deleted, evicted
+        or expired ones. One look is not enough, as a commit moves the file that was checked."""
+        missing = {name for name, path in self._files.items() if await asyncio.to_thread(_is_gone, path)}
+        gone, self._missing = missing & self._missing, missing
+        process = self._process
+        if process is None or not [name for name in gone if process.forget(name)] or self._turn.locked():
+            return  # a busy worker drops them by itself
+        async with self._turn:
+            job = Job(0, "forget", "", time.monotonic())
+            self._learn(job, await asyncio.get_running_loop().run_in_executor(None, _call, process, job, b""))
+
+    def _learn(self, job: Job, result: tuple[Outcome, bytes] | WorkerLost) -> None:
+        """Which key sets the worker holds after a job."""
+        held = [] if isinstance(result, WorkerLost) else result[0].resident
+        files = {**self._files, **({job.key_sha256: Path(job.key_path)} if job.key_path else {})}
+        self._files = {name: path for name, path in files.items() if name in held}
 
     @_multiplexed
     async def hold(self, key_sha256: str) -> str:
@@ -69,6 +90,7 @@ class Replica:
                 result = call.result()
             finally:
                 await self._give_up(process, job.number, call)
+                self._learn(job, call.result())
             if isinstance(result, WorkerLost):
                 yield "lost", str(result), result.before_start
             else:
@@ -98,6 +120,17 @@ class Replica:
         with contextlib.suppress(Exception):  # also of a replica whose worker did not start
             if self._process is not None:
                 self._process.close()
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether a file is no more. One that cannot be looked at now is there."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _start(settings: WorkerSettings) -> WorkerProcess:

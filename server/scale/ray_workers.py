@@ -158,6 +158,10 @@ class RayWorker:
             if self._response is not None and self._number == number:
                 self._response.cancel()
 
+    def forget(self, name: str) -> bool:
+        """Nothing to do here: each replica looks for itself which key sets are gone."""
+        return False
+
     def progress(self, number: int) -> Progress | None:
         """How far job `number` is, as far as its replica has said."""
         found = self._progress

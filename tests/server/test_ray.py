@@ -14,7 +14,9 @@ from pathlib import Path
 import grpc
 import pytest
 from harness import KEYS, Caller, failure, make_config, make_models
+from memories import holds, until
 
+from protos.gen.secateur.v1 import keys_pb2
 from server.config import EngineConfig
 from server.running import RunningServer, start, start_subprocess
 from server.scale.backends import problems
@@ -67,8 +69,8 @@ def replicas() -> list[list[int]]:
             continue
         if title.startswith(b"ray::ServeReplica:secateur-"):
             pid = int(path.parent.name)
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            found.append([pid, *map(int, children)])
+            tasks = Path(f"/proc/{pid}/task").glob("*/children")
+            found.append([pid, *(int(child) for path in tasks for child in path.read_text().split())])
     return found
 
 
@@ -88,6 +90,15 @@ def test_ray_workers(served: tuple[RunningServer, Caller], tmp_path: Path) -> No
 
     # A typed error of the worker arrives as it is.
     assert failure(lambda: caller.infer(keys, b"level:", timeout=60)).reason == "LEVEL_MISMATCH"
+
+    # Deleted keys leave the replicas' workers, which look for them every two seconds.
+    content = b"KEYS" + os.urandom(1 << 20)
+    gone = caller.upload(content).key_set_id
+    caller.infer(gone, b"echo:d", timeout=60)
+    workers = [pid for _, *children in replicas() for pid in children]
+    assert any(holds(pid, content) for pid in workers)
+    caller.keys.DeleteKeySet(keys_pb2.DeleteKeySetRequest(key_set_id=gone), timeout=20)
+    until(lambda: not any(holds(pid, content) for pid in workers), seconds=15.0)
 
     # Two at a time.
     assert len(replicas()) == 2

@@ -1,5 +1,7 @@
 #include "switching.hpp"
 
+#include <algorithm>
+
 namespace secateur {
 
 Decomposition::Decomposition(const Ring& ring, std::size_t level, Sign sign)
@@ -56,41 +58,65 @@ void SwitchedRow::end_block(std::size_t first, std::size_t pieces) const {
     }
 }
 
+namespace {
+
+// Both sums of one extended row, n words each.
+void sum_row(const SwitchedRow& row, u64* const (&out)[2]) {
+    row.each_block([&](const InnerProduct& product, std::size_t p, std::size_t last) {
+        for (; p < last; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false, nullptr);
+    });
+}
+
+// dst = the automorphism of (addend + (sum - remainder) / P) modulo the j-th prime; `sum` is overwritten.
+void finish_row(const Ring& ring, std::size_t j, u64* sum, const Lifted& remainder, const u64* addend, const GaloisTable* galois,
+                u64* dst) {
+    const Ntt& prime = ring.prime(j);
+    const std::size_t n = prime.degree();
+    Buffer scratch(n);
+    remainder.to(scratch.data(), prime);
+    u64* const added = galois != nullptr ? sum : dst;
+    u64* const divided = addend != nullptr ? sum : added;
+    ring.by_special().row(divided, sum, scratch.data(), j);
+    if (addend != nullptr) prime.kernel().add(added, addend, divided, n, prime.modulus());
+    if (galois != nullptr) prime.kernel().permute(dst, added, 0, *galois, 0, n);
+}
+
+}  // namespace
+
+// The special rows come first, so that every other is divided, and turned, while its sums are in the cache. Only as many
+// others go with them as threads would be idle.
 void switch_key(const Ring& ring, const SwitchKey& key, std::size_t level, const u64* values, const u64* const (&addend)[2],
                 u64* const (&dst)[2], Task& task) {
-    const std::size_t n = ring.degree(), live = level + 1, rows = ring.extended_rows(level);
+    const std::size_t n = ring.degree(), live = level + 1, special = ring.special_count();
     const GaloisTable& galois = ring.galois(key.element());
-    Decomposition digits(ring, level, key.element() == kIdentity ? Sign::none() : Sign::turned(galois));
+    const bool turns = key.element() != kIdentity;
+    Decomposition digits(ring, level, turns ? Sign::turned(galois) : Sign::none());
     parallel_for(live, task, [&](std::size_t j) { digits.take(j, values + j * n); });
     if (ring.alpha() > 1) parallel_for(digits.digits(), task, [&](std::size_t d) { digits.finish(d); });
 
-    Buffer sums(2 * rows * n);
-    const Division& division = ring.by_special();
-    Lifted remainder[2] = {{division.base(), n, Sign::nearest()}, {division.base(), n, Sign::nearest()}};
-    parallel_for(rows, task, [&](std::size_t row) {
-        u64* const out[2] = {sums.data() + row * n, sums.data() + (rows + row) * n};
-        SwitchedRow(ring, key, digits, level, row).each_block([&](const InnerProduct& product, std::size_t p, std::size_t last) {
-            for (; p < last; ++p) product.piece(out[0] + p * kPiece, out[1] + p * kPiece, p, false, nullptr);
-        });
-        if (row >= live) {
-            for (int poly = 0; poly < 2; ++poly) remainder[poly].take(row - live, out[poly]);
-        }
+    const Base& base = ring.by_special().base();
+    Lifted remainder[2] = {{base, n, Sign::nearest()}, {base, n, Sign::nearest()}};
+    const std::size_t idle = static_cast<std::size_t>(threads()) - 1 - (special - 1) % static_cast<std::size_t>(threads());
+    const std::size_t early = std::min(live, idle);
+    Buffer first(2 * (special + early) * n);
+    parallel_for(special + early, task, [&](std::size_t k) {
+        u64* const out[2] = {first.data() + 2 * k * n, first.data() + (2 * k + 1) * n};
+        sum_row({ring, key, digits, level, k < special ? live + k : k - special}, out);
+        if (k >= special) return;
+        for (int poly = 0; poly < 2; ++poly) remainder[poly].take(k, out[poly]);
     });
     for (Lifted& one : remainder) one.finish();
 
-    parallel_for(2 * live, task, [&](std::size_t index) {
-        const std::size_t poly = index / live, j = index % live;
-        const Ntt& prime = ring.prime(j);
-        u64* const sum = sums.data() + (poly * rows + j) * n;
-        u64* const out = dst[poly] + j * n;
-        Buffer scratch(n);
-        remainder[poly].to(scratch.data(), prime);
-        const bool turns = key.element() != kIdentity;
-        u64* const divided = turns || addend[poly] != nullptr ? sum : out;
-        u64* const added = turns ? sum : out;
-        division.row(divided, sum, scratch.data(), j);
-        if (addend[poly] != nullptr) prime.kernel().add(added, addend[poly] + j * n, divided, n, prime.modulus());
-        if (turns) prime.kernel().permute(out, added, 0, galois, 0, n);
+    parallel_for(live, task, [&](std::size_t index) {
+        const std::size_t j = live - 1 - index;
+        Buffer own(j < early ? 0 : 2 * n);
+        u64* const sums = j < early ? first.data() + 2 * (special + j) * n : own.data();
+        u64* const out[2] = {sums, sums + n};
+        if (j >= early) sum_row({ring, key, digits, level, j}, out);
+        for (int poly = 0; poly < 2; ++poly) {
+            const u64* const added = addend[poly] == nullptr ? nullptr : addend[poly] + j * n;
+            finish_row(ring, j, out[poly], remainder[poly], added, turns ? &galois : nullptr, dst[poly] + j * n);
+        }
     });
 }
 

@@ -22,6 +22,7 @@ from protos.native import (
     JobStatus,
     KeySetInfo,
     KeySetListing,
+    MissingPieces,
     ModelListing,
     ServedModel,
     SubmittedJob,
@@ -93,7 +94,7 @@ def estimate(model: str, version: str) -> Call[CostEstimate]:
     return Call(f"estimate model {model!r}", lambda s: s.models.EstimateCost, request, convert.cost_estimate_from_proto)
 
 
-def create_upload(offer: UploadOffer) -> Call[UploadInfo | KeySetInfo]:
+def create_upload(offer: UploadOffer) -> Call[UploadInfo | KeySetInfo | MissingPieces]:
     request = convert.upload_offer_to_proto(offer)
     read = convert.offer_reply_from_proto
     return Call("offer the keys", lambda s: s.keys.CreateUpload, request, read, retried=False)

@@ -19,6 +19,7 @@ from protos.native import (
     InferenceCall,
     InferenceReply,
     KeySetInfo,
+    MissingPieces,
     ModelListing,
     ServedModel,
     UploadInfo,
@@ -54,7 +55,7 @@ class Calls(ABC):
     def estimate(self, model: str, version: str) -> CostEstimate:
         return self.ask(calls.estimate(model, version))
 
-    def create_upload(self, offer: UploadOffer) -> UploadInfo | KeySetInfo:
+    def create_upload(self, offer: UploadOffer) -> UploadInfo | KeySetInfo | MissingPieces:
         return self.ask(calls.create_upload(offer))
 
     def get_upload(self, upload_id: str) -> UploadInfo:

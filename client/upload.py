@@ -13,7 +13,7 @@ from functools import partial
 
 from he_runtime.errors import Reason
 from protos.gen.secateur.v1 import keys_pb2
-from protos.native import KeySetInfo, UploadInfo, UploadOffer
+from protos.native import KeySetInfo, MissingPieces, UploadInfo, UploadOffer
 
 from .errors import ServerError, ServerUntrusted
 from .spool import Spool
@@ -97,6 +97,8 @@ class Uploader:
                 if error.reason is not Reason.UPLOAD_UNKNOWN:
                     raise
         found = self._transport.create_upload(offer)
+        if isinstance(found, MissingPieces):
+            raise ServerUntrusted("cannot upload the keys: got a list of missing pieces, and offered none")
         spool.remember_upload(found.upload_id if isinstance(found, UploadInfo) else None)
         return found
 

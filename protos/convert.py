@@ -19,6 +19,7 @@ from .native import (
     KeySetInfo,
     KeySetListing,
     LayerEstimate,
+    MissingPieces,
     ModelListing,
     ModelSummary,
     ServedModel,
@@ -69,6 +70,7 @@ def server_info_to_proto(info: ServerInfo) -> model_pb2.ServerInfo:
         max_message_bytes=info.max_message_bytes,
         max_upload_bytes=info.max_upload_bytes,
         max_chunk_bytes=info.max_chunk_bytes,
+        max_upload_pieces=info.max_upload_pieces,
     )
 
 
@@ -79,6 +81,7 @@ def server_info_from_proto(message: model_pb2.ServerInfo) -> ServerInfo:
         message.max_message_bytes,
         message.max_upload_bytes,
         message.max_chunk_bytes,
+        message.max_upload_pieces,
     )
 
 
@@ -175,21 +178,26 @@ def upload_offer_to_proto(offer: UploadOffer) -> keys_pb2.CreateUploadRequest:
         client_spec_digest=offer.client_spec_digest,
         total_bytes=offer.total_bytes,
         sha256=offer.sha256,
+        manifest=offer.manifest,
+        assumed=offer.assumed,
     )
 
 
 def upload_offer_from_proto(message: keys_pb2.CreateUploadRequest) -> UploadOffer:
-    return UploadOffer(message.params_digest, message.client_spec_digest, message.total_bytes, message.sha256)
+    return UploadOffer(**{name: getattr(message, name) for name in UploadOffer.__dataclass_fields__})
 
 
 def upload_to_proto(upload: UploadInfo) -> keys_pb2.Upload:
     return keys_pb2.Upload(
-        upload_id=upload.upload_id, total_bytes=upload.total_bytes, committed_offset=upload.committed_offset
+        upload_id=upload.upload_id,
+        total_bytes=upload.total_bytes,
+        committed_offset=upload.committed_offset,
+        missing=upload.missing,
     )
 
 
 def upload_from_proto(message: keys_pb2.Upload) -> UploadInfo:
-    return UploadInfo(message.upload_id, message.total_bytes, message.committed_offset)
+    return UploadInfo(message.upload_id, message.total_bytes, message.committed_offset, tuple(message.missing))
 
 
 def key_set_to_proto(key_set: KeySetInfo) -> keys_pb2.KeySet:
@@ -209,16 +217,20 @@ def key_set_listing_from_proto(message: keys_pb2.ListKeySetsResponse) -> KeySetL
     return KeySetListing(tuple(key_set_from_proto(k) for k in message.key_sets), message.next_page_token)
 
 
-def offer_reply_to_proto(result: UploadInfo | KeySetInfo) -> keys_pb2.CreateUploadResponse:
-    """The reply of CreateUpload: an upload to go on with, or the key set where its bytes are already stored."""
+def offer_reply_to_proto(result: UploadInfo | KeySetInfo | MissingPieces) -> keys_pb2.CreateUploadResponse:
+    """The reply of CreateUpload: an upload to go on with, the key set where its bytes are already stored, or what lacks."""
     if isinstance(result, KeySetInfo):
         return keys_pb2.CreateUploadResponse(key_set=key_set_to_proto(result))
+    if isinstance(result, MissingPieces):
+        return keys_pb2.CreateUploadResponse(lacking=keys_pb2.MissingPieces(numbers=result.numbers))
     return keys_pb2.CreateUploadResponse(upload=upload_to_proto(result))
 
 
-def offer_reply_from_proto(message: keys_pb2.CreateUploadResponse) -> UploadInfo | KeySetInfo:
+def offer_reply_from_proto(message: keys_pb2.CreateUploadResponse) -> UploadInfo | KeySetInfo | MissingPieces:
     if message.WhichOneof("result") == "key_set":
         return key_set_from_proto(message.key_set)
+    if message.WhichOneof("result") == "lacking":
+        return MissingPieces(tuple(message.lacking.numbers))
     return upload_from_proto(message.upload)
 
 

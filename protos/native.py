@@ -15,6 +15,7 @@ __all__ = [
     "KeySetInfo",
     "KeySetListing",
     "LayerEstimate",
+    "MissingPieces",
     "ModelListing",
     "ModelSummary",
     "ServedModel",
@@ -35,6 +36,7 @@ class ServerInfo:
     max_message_bytes: int
     max_upload_bytes: int
     max_chunk_bytes: int
+    max_upload_pieces: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,21 +108,38 @@ class CostEstimate:
 
 @dataclass(frozen=True)
 class UploadOffer:
-    """The request of CreateUpload: what is about to be uploaded; digests are hexadecimal sha256."""
+    """The request of CreateUpload: what is about to be uploaded; digests are hexadecimal sha256.
+
+    With a `manifest` (see `protos.manifest`) `sha256` is of that; `assumed` has a byte for each piece, 1 where its bytes
+    cannot be sent.
+    """
 
     params_digest: str
     client_spec_digest: str
     total_bytes: int
     sha256: str
+    manifest: bytes = field(default=b"", repr=False)
+    assumed: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True)
+class MissingPieces:
+    """Assumed pieces, by number, that the server has no bytes of."""
+
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class UploadInfo:
-    """An upload under way; continue at `committed_offset`. The id is a capability and stays out of repr."""
+    """An upload under way; continue at `committed_offset`. The id is a capability and stays out of repr.
+
+    `missing`: of an offer with a manifest, the numbers of the pieces that the `total_bytes` to send consist of.
+    """
 
     upload_id: str = field(repr=False)
     total_bytes: int
     committed_offset: int
+    missing: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from protos.native import (
     KeySetInfo,
     KeySetListing,
     LayerEstimate,
+    MissingPieces,
     ModelListing,
     ModelSummary,
     ServedModel,
@@ -28,7 +29,7 @@ from protos.native import (
     UploadOffer,
 )
 
-SERVER = ServerInfo("0.1.0", 1, 2**33, 2**34, 2**20)
+SERVER = ServerInfo("0.1.0", 1, 2**33, 2**34, 2**20, 2**12)
 SUMMARY = ModelSummary("digits", ("1", "2"), "2")
 KEYS = KeySetInfo("k" * 32, "ab" * 32, 2**40, "cd" * 32, "ef" * 32, "01" * 32, 2**41, 2**42, 2**43, True)
 CASES: dict[str, Any] = {
@@ -55,8 +56,8 @@ CASES: dict[str, Any] = {
         1,
         0.25,
     ),
-    "upload_offer": UploadOffer("aa", "bb", 2**35, "cc"),
-    "upload": UploadInfo("u" * 32, 2**35, 2**34),
+    "upload_offer": UploadOffer("aa", "bb", 2**35, "cc", b"\x01" * 40, b"\x01"),
+    "upload": UploadInfo("u" * 32, 2**35, 2**34, (0, 7, 2**31)),
     "key_set": KEYS,
     "key_set_listing": KeySetListing((KEYS, KeySetInfo("", "ab" * 32, 1, "cd" * 32, "ef" * 32)), "01" * 32),
     "inference_call": InferenceCall("digits", "1", "dd", "kk", b"\x00\xff", "rr"),
@@ -77,8 +78,12 @@ def test_pair_round_trips(name: str) -> None:
     assert from_proto(parsed) == CASES[name]
 
 
-@pytest.mark.parametrize("result", [CASES["upload"], KEYS], ids=["upload", "key_set"])
-def test_offer_reply_round_trips(result: UploadInfo | KeySetInfo) -> None:
+@pytest.mark.parametrize(
+    "result",
+    [CASES["upload"], KEYS, MissingPieces((0, 7)), MissingPieces(())],
+    ids=["upload", "key_set", "lacking", "no"],
+)
+def test_offer_reply_round_trips(result: UploadInfo | KeySetInfo | MissingPieces) -> None:
     assert convert.offer_reply_from_proto(convert.offer_reply_to_proto(result)) == result
 
 

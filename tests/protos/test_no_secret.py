@@ -20,6 +20,8 @@ FORBIDDEN = re.compile(r"secret|private|decrypt|(^|_)sk(_|$)|seed|plaintext|nois
 BYTES_FIELDS = {
     "secateur.v1.GetModelResponse.client_spec",  # from the server; JSON without keys
     "secateur.v1.UploadChunkRequest.data",  # part of a key-set object; the codec has no record kind for a secret
+    "secateur.v1.CreateUploadRequest.manifest",  # digests and sizes of pieces; their bytes are compared with both
+    "secateur.v1.CreateUploadRequest.assumed",  # zeros and ones, one for each piece
     "secateur.v1.InferRequest.ciphertexts",  # a ciphertext object
     "secateur.v1.InferResponse.ciphertexts",  # a ciphertext object, from the server
 }

@@ -35,6 +35,7 @@ class KeySet(_message.Message):
     key_set_id: _builtins.str
     """the capability"""
     sha256: _builtins.str
+    """of the whole file"""
     total_bytes: _builtins.int
     params_digest: _builtins.str
     """the CKKS parameters that the keys are for"""
@@ -78,20 +79,27 @@ class Upload(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     COMMITTED_OFFSET_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     upload_id: _builtins.str
     total_bytes: _builtins.int
+    """to be sent, so without the pieces that the server takes from what it has"""
     committed_offset: _builtins.int
     """bytes durably stored; continue here"""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """where the offer had a manifest: the pieces to send, from 0 on, one after the other"""
+
     def __init__(
         self,
         *,
         upload_id: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
         committed_offset: _builtins.int = ...,
+        missing: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_offset", b"committed_offset", "total_bytes", b"total_bytes", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed_offset", b"committed_offset", "missing", b"missing", "total_bytes", b"total_bytes", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -99,17 +107,28 @@ Global___Upload: _TypeAlias = Upload  # noqa: Y015
 
 @_typing.final
 class CreateUploadRequest(_message.Message):
+    """With a manifest the file is offered in pieces: its front (header and table) and one piece for each key. Pieces that are
+    part of a set which the caller's tenant has stored for the same parameters need not be sent. For servers whose
+    ServerInfo.max_upload_pieces is not 0.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     PARAMS_DIGEST_FIELD_NUMBER: _builtins.int
     CLIENT_SPEC_DIGEST_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    ASSUMED_FIELD_NUMBER: _builtins.int
     params_digest: _builtins.str
     client_spec_digest: _builtins.str
     total_bytes: _builtins.int
     sha256: _builtins.str
-    """of the whole file"""
+    """of the whole file, or where there is a manifest, of that"""
+    manifest: _builtins.bytes
+    """for each piece 40 bytes: its sha256, then its size as a little-endian u64"""
+    assumed: _builtins.bytes
+    """empty, or a byte for each piece: 1 where the caller has no bytes of it any more, otherwise 0"""
     def __init__(
         self,
         *,
@@ -117,10 +136,12 @@ class CreateUploadRequest(_message.Message):
         client_spec_digest: _builtins.str = ...,
         total_bytes: _builtins.int = ...,
         sha256: _builtins.str = ...,
+        manifest: _builtins.bytes = ...,
+        assumed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_spec_digest", b"client_spec_digest", "params_digest", b"params_digest", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assumed", b"assumed", "client_spec_digest", b"client_spec_digest", "manifest", b"manifest", "params_digest", b"params_digest", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,25 +153,51 @@ class CreateUploadResponse(_message.Message):
 
     UPLOAD_FIELD_NUMBER: _builtins.int
     KEY_SET_FIELD_NUMBER: _builtins.int
+    LACKING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def upload(self) -> Global___Upload: ...
     @_builtins.property
     def key_set(self) -> Global___KeySet: ...
+    @_builtins.property
+    def lacking(self) -> Global___MissingPieces:
+        """of the assumed ones; no upload has begun"""
+
     def __init__(
         self,
         *,
         upload: Global___Upload | None = ...,
         key_set: Global___KeySet | None = ...,
+        lacking: Global___MissingPieces | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["key_set", b"key_set", "result", b"result", "upload", b"upload"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key_set", b"key_set", "lacking", b"lacking", "result", b"result", "upload", b"upload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_set", b"key_set", "result", b"result", "upload", b"upload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_set", b"key_set", "lacking", b"lacking", "result", b"result", "upload", b"upload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["upload", "key_set"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["upload", "key_set", "lacking"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
 Global___CreateUploadResponse: _TypeAlias = CreateUploadResponse  # noqa: Y015
+
+@_typing.final
+class MissingPieces(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        numbers: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["numbers", b"numbers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingPieces: _TypeAlias = MissingPieces  # noqa: Y015
 
 @_typing.final
 class UploadChunkRequest(_message.Message):

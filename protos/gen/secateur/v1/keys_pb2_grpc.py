@@ -102,7 +102,7 @@ class KeyServiceServicer:
 
     def CreateUpload(self, request, context):
         """Checks sizes, limits and digests before a byte moves. The reply holds a key set when these very bytes are already
-        stored, and otherwise an upload with the offset to go on from.
+        stored, and otherwise an upload with the offset to go on from, or what of a manifest would have to be made anew.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,7 +129,8 @@ class KeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CommitUpload(self, request, context):
-        """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it.
+        """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it. NOT_FOUND
+        (UPLOAD_UNKNOWN) also where stored pieces that the upload builds on were deleted since it was offered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class KeyServiceStub:
     def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
     CreateUpload: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CreateUploadRequest, _keys_pb2.CreateUploadResponse]
     """Checks sizes, limits and digests before a byte moves. The reply holds a key set when these very bytes are already
-    stored, and otherwise an upload with the offset to go on from.
+    stored, and otherwise an upload with the offset to go on from, or what of a manifest would have to be made anew.
     """
     UploadChunks: _grpc.StreamUnaryMultiCallable[_keys_pb2.UploadChunkRequest, _keys_pb2.UploadChunkResponse]
     """Chunks at consecutive offsets; the first must begin at the committed offset."""
@@ -51,7 +51,9 @@ class KeyServiceStub:
     """The same for one chunk, for clients that cannot stream."""
     GetUpload: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetUploadRequest, _keys_pb2.GetUploadResponse]
     CommitUpload: _grpc.UnaryUnaryMultiCallable[_keys_pb2.CommitUploadRequest, _keys_pb2.CommitUploadResponse]
-    """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it."""
+    """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it. NOT_FOUND
+    (UPLOAD_UNKNOWN) also where stored pieces that the upload builds on were deleted since it was offered.
+    """
     GetKeySet: _grpc.UnaryUnaryMultiCallable[_keys_pb2.GetKeySetRequest, _keys_pb2.GetKeySetResponse]
     ListKeySets: _grpc.UnaryUnaryMultiCallable[_keys_pb2.ListKeySetsRequest, _keys_pb2.ListKeySetsResponse]
     """The caller's own sets, by handle. PERMISSION_DENIED without an identity, when everybody would be one tenant."""
@@ -77,7 +79,7 @@ class KeyServiceAsyncStub(KeyServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUpload: _aio.UnaryUnaryMultiCallable[_keys_pb2.CreateUploadRequest, _keys_pb2.CreateUploadResponse]  # type: ignore[assignment]
     """Checks sizes, limits and digests before a byte moves. The reply holds a key set when these very bytes are already
-    stored, and otherwise an upload with the offset to go on from.
+    stored, and otherwise an upload with the offset to go on from, or what of a manifest would have to be made anew.
     """
     UploadChunks: _aio.StreamUnaryMultiCallable[_keys_pb2.UploadChunkRequest, _keys_pb2.UploadChunkResponse]  # type: ignore[assignment]
     """Chunks at consecutive offsets; the first must begin at the committed offset."""
@@ -85,7 +87,9 @@ class KeyServiceAsyncStub(KeyServiceStub):
     """The same for one chunk, for clients that cannot stream."""
     GetUpload: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetUploadRequest, _keys_pb2.GetUploadResponse]  # type: ignore[assignment]
     CommitUpload: _aio.UnaryUnaryMultiCallable[_keys_pb2.CommitUploadRequest, _keys_pb2.CommitUploadResponse]  # type: ignore[assignment]
-    """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it."""
+    """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it. NOT_FOUND
+    (UPLOAD_UNKNOWN) also where stored pieces that the upload builds on were deleted since it was offered.
+    """
     GetKeySet: _aio.UnaryUnaryMultiCallable[_keys_pb2.GetKeySetRequest, _keys_pb2.GetKeySetResponse]  # type: ignore[assignment]
     ListKeySets: _aio.UnaryUnaryMultiCallable[_keys_pb2.ListKeySetsRequest, _keys_pb2.ListKeySetsResponse]  # type: ignore[assignment]
     """The caller's own sets, by handle. PERMISSION_DENIED without an identity, when everybody would be one tenant."""
@@ -114,7 +118,7 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.CreateUploadResponse, _abc.Awaitable[_keys_pb2.CreateUploadResponse]]:
         """Checks sizes, limits and digests before a byte moves. The reply holds a key set when these very bytes are already
-        stored, and otherwise an upload with the offset to go on from.
+        stored, and otherwise an upload with the offset to go on from, or what of a manifest would have to be made anew.
         """
 
     @_abc_1.abstractmethod
@@ -146,7 +150,9 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _keys_pb2.CommitUploadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_keys_pb2.CommitUploadResponse, _abc.Awaitable[_keys_pb2.CommitUploadResponse]]:
-        """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it."""
+        """DATA_LOSS (DIGEST_MISMATCH) discards the upload; FAILED_PRECONDITION (UPLOAD_INCOMPLETE) keeps it. NOT_FOUND
+        (UPLOAD_UNKNOWN) also where stored pieces that the upload builds on were deleted since it was offered.
+        """
 
     @_abc_1.abstractmethod
     def GetKeySet(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17secateur/v1/model.proto\x12\x0bsecateur.v1\"\x13\n\x11ListModelsRequest\"h\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.secateur.v1.ModelSummary\x12\'\n\x06server\x18\x02 \x01(\x0b\x32\x17.secateur.v1.ServerInfo\"G\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x03(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x03 \x01(\t\"\x7f\n\nServerInfo\x12\r\n\x05\x62uild\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fmax_chunk_bytes\x18\x05 \x01(\x04\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xd4\x01\n\x10GetModelResponse\x12*\n\x07summary\x18\x01 \x01(\x0b\x32\x19.secateur.v1.ModelSummary\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_spec\x18\x03 \x01(\x0c\x12\x1a\n\x12\x63lient_spec_digest\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x13\n\x0bplan_digest\x18\x06 \x01(\t\x12\'\n\x06server\x18\x07 \x01(\x0b\x32\x17.secateur.v1.ServerInfo\"5\n\x13\x45stimateCostRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xb2\x04\n\x14\x45stimateCostResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x03 \x01(\x01\x12\x10\n\x08up_bytes\x18\x04 \x01(\x04\x12\x12\n\ndown_bytes\x18\x05 \x01(\x04\x12\x11\n\tkey_bytes\x18\x06 \x01(\x04\x12=\n\x06\x63ounts\x18\x07 \x03(\x0b\x32-.secateur.v1.EstimateCostResponse.CountsEntry\x12H\n\x0c\x64\x65nse_counts\x18\x08 \x03(\x0b\x32\x32.secateur.v1.EstimateCostResponse.DenseCountsEntry\x12\x12\n\ntable_name\x18\t \x01(\t\x12\x0e\n\x06low_ms\x18\n \x01(\x01\x12\x0f\n\x07high_ms\x18\x0b \x01(\x01\x12\x12\n\nconfidence\x18\x0c \x01(\t\x12*\n\x06layers\x18\r \x03(\x0b\x32\x1a.secateur.v1.LayerEstimate\x12\x12\n\npeak_bytes\x18\x0e \x01(\x04\x12\x0c\n\x04keys\x18\x0f \x01(\r\x12\x13\n\x0blevels_left\x18\x10 \x01(\r\x12\x13\n\x0b\x65rror_bound\x18\x11 \x01(\x01\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x32\n\x10\x44\x65nseCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"T\n\rLayerEstimate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x02 \x01(\x01\x12\x0e\n\x06low_ms\x18\x03 \x01(\x01\x12\x0f\n\x07high_ms\x18\x04 \x01(\x01\x32\xfb\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.secateur.v1.ListModelsRequest\x1a\x1f.secateur.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.secateur.v1.GetModelRequest\x1a\x1d.secateur.v1.GetModelResponse\x12S\n\x0c\x45stimateCost\x12 .secateur.v1.EstimateCostRequest\x1a!.secateur.v1.EstimateCostResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17secateur/v1/model.proto\x12\x0bsecateur.v1\"\x13\n\x11ListModelsRequest\"h\n\x12ListModelsResponse\x12)\n\x06models\x18\x01 \x03(\x0b\x32\x19.secateur.v1.ModelSummary\x12\'\n\x06server\x18\x02 \x01(\x0b\x32\x17.secateur.v1.ServerInfo\"G\n\x0cModelSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08versions\x18\x02 \x03(\t\x12\x17\n\x0f\x64\x65\x66\x61ult_version\x18\x03 \x01(\t\"\x9a\x01\n\nServerInfo\x12\r\n\x05\x62uild\x18\x01 \x01(\t\x12\x14\n\x0cwire_version\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x04\x12\x18\n\x10max_upload_bytes\x18\x04 \x01(\x04\x12\x17\n\x0fmax_chunk_bytes\x18\x05 \x01(\x04\x12\x19\n\x11max_upload_pieces\x18\x06 \x01(\r\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xd4\x01\n\x10GetModelResponse\x12*\n\x07summary\x18\x01 \x01(\x0b\x32\x19.secateur.v1.ModelSummary\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x63lient_spec\x18\x03 \x01(\x0c\x12\x1a\n\x12\x63lient_spec_digest\x18\x04 \x01(\t\x12\x14\n\x0cmodel_digest\x18\x05 \x01(\t\x12\x13\n\x0bplan_digest\x18\x06 \x01(\t\x12\'\n\x06server\x18\x07 \x01(\x0b\x32\x17.secateur.v1.ServerInfo\"5\n\x13\x45stimateCostRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xb2\x04\n\x14\x45stimateCostResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x03 \x01(\x01\x12\x10\n\x08up_bytes\x18\x04 \x01(\x04\x12\x12\n\ndown_bytes\x18\x05 \x01(\x04\x12\x11\n\tkey_bytes\x18\x06 \x01(\x04\x12=\n\x06\x63ounts\x18\x07 \x03(\x0b\x32-.secateur.v1.EstimateCostResponse.CountsEntry\x12H\n\x0c\x64\x65nse_counts\x18\x08 \x03(\x0b\x32\x32.secateur.v1.EstimateCostResponse.DenseCountsEntry\x12\x12\n\ntable_name\x18\t \x01(\t\x12\x0e\n\x06low_ms\x18\n \x01(\x01\x12\x0f\n\x07high_ms\x18\x0b \x01(\x01\x12\x12\n\nconfidence\x18\x0c \x01(\t\x12*\n\x06layers\x18\r \x03(\x0b\x32\x1a.secateur.v1.LayerEstimate\x12\x12\n\npeak_bytes\x18\x0e \x01(\x04\x12\x0c\n\x04keys\x18\x0f \x01(\r\x12\x13\n\x0blevels_left\x18\x10 \x01(\r\x12\x13\n\x0b\x65rror_bound\x18\x11 \x01(\x01\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x32\n\x10\x44\x65nseCountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"T\n\rLayerEstimate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpredicted_ms\x18\x02 \x01(\x01\x12\x0e\n\x06low_ms\x18\x03 \x01(\x01\x12\x0f\n\x07high_ms\x18\x04 \x01(\x01\x32\xfb\x01\n\x0cModelService\x12M\n\nListModels\x12\x1e.secateur.v1.ListModelsRequest\x1a\x1f.secateur.v1.ListModelsResponse\x12G\n\x08GetModel\x12\x1c.secateur.v1.GetModelRequest\x1a\x1d.secateur.v1.GetModelResponse\x12S\n\x0c\x45stimateCost\x12 .secateur.v1.EstimateCostRequest\x1a!.secateur.v1.EstimateCostResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,22 +41,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_end=165
   _globals['_MODELSUMMARY']._serialized_start=167
   _globals['_MODELSUMMARY']._serialized_end=238
-  _globals['_SERVERINFO']._serialized_start=240
-  _globals['_SERVERINFO']._serialized_end=367
-  _globals['_GETMODELREQUEST']._serialized_start=369
-  _globals['_GETMODELREQUEST']._serialized_end=418
-  _globals['_GETMODELRESPONSE']._serialized_start=421
-  _globals['_GETMODELRESPONSE']._serialized_end=633
-  _globals['_ESTIMATECOSTREQUEST']._serialized_start=635
-  _globals['_ESTIMATECOSTREQUEST']._serialized_end=688
-  _globals['_ESTIMATECOSTRESPONSE']._serialized_start=691
-  _globals['_ESTIMATECOSTRESPONSE']._serialized_end=1253
-  _globals['_ESTIMATECOSTRESPONSE_COUNTSENTRY']._serialized_start=1156
-  _globals['_ESTIMATECOSTRESPONSE_COUNTSENTRY']._serialized_end=1201
-  _globals['_ESTIMATECOSTRESPONSE_DENSECOUNTSENTRY']._serialized_start=1203
-  _globals['_ESTIMATECOSTRESPONSE_DENSECOUNTSENTRY']._serialized_end=1253
-  _globals['_LAYERESTIMATE']._serialized_start=1255
-  _globals['_LAYERESTIMATE']._serialized_end=1339
-  _globals['_MODELSERVICE']._serialized_start=1342
-  _globals['_MODELSERVICE']._serialized_end=1593
+  _globals['_SERVERINFO']._serialized_start=241
+  _globals['_SERVERINFO']._serialized_end=395
+  _globals['_GETMODELREQUEST']._serialized_start=397
+  _globals['_GETMODELREQUEST']._serialized_end=446
+  _globals['_GETMODELRESPONSE']._serialized_start=449
+  _globals['_GETMODELRESPONSE']._serialized_end=661
+  _globals['_ESTIMATECOSTREQUEST']._serialized_start=663
+  _globals['_ESTIMATECOSTREQUEST']._serialized_end=716
+  _globals['_ESTIMATECOSTRESPONSE']._serialized_start=719
+  _globals['_ESTIMATECOSTRESPONSE']._serialized_end=1281
+  _globals['_ESTIMATECOSTRESPONSE_COUNTSENTRY']._serialized_start=1184
+  _globals['_ESTIMATECOSTRESPONSE_COUNTSENTRY']._serialized_end=1229
+  _globals['_ESTIMATECOSTRESPONSE_DENSECOUNTSENTRY']._serialized_start=1231
+  _globals['_ESTIMATECOSTRESPONSE_DENSECOUNTSENTRY']._serialized_end=1281
+  _globals['_LAYERESTIMATE']._serialized_start=1283
+  _globals['_LAYERESTIMATE']._serialized_end=1367
+  _globals['_MODELSERVICE']._serialized_start=1370
+  _globals['_MODELSERVICE']._serialized_end=1621
 # @@protoc_insertion_point(module_scope)

@@ -95,6 +95,7 @@ class ServerInfo(_message.Message):
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_UPLOAD_BYTES_FIELD_NUMBER: _builtins.int
     MAX_CHUNK_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_UPLOAD_PIECES_FIELD_NUMBER: _builtins.int
     build: _builtins.str
     wire_version: _builtins.int
     """of the ciphertext and key codec, see docs/wire.md"""
@@ -104,6 +105,8 @@ class ServerInfo(_message.Message):
     """the largest key set that the server accepts"""
     max_chunk_bytes: _builtins.int
     """the largest UploadChunkRequest.data"""
+    max_upload_pieces: _builtins.int
+    """in the manifest of a key set; 0: the server reads no manifests"""
     def __init__(
         self,
         *,
@@ -112,10 +115,11 @@ class ServerInfo(_message.Message):
         max_message_bytes: _builtins.int = ...,
         max_upload_bytes: _builtins.int = ...,
         max_chunk_bytes: _builtins.int = ...,
+        max_upload_pieces: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "max_chunk_bytes", b"max_chunk_bytes", "max_message_bytes", b"max_message_bytes", "max_upload_bytes", b"max_upload_bytes", "wire_version", b"wire_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["build", b"build", "max_chunk_bytes", b"max_chunk_bytes", "max_message_bytes", b"max_message_bytes", "max_upload_bytes", b"max_upload_bytes", "max_upload_pieces", b"max_upload_pieces", "wire_version", b"wire_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

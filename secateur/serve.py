@@ -28,7 +28,10 @@ def serve(
     state: Annotated[Path | None, typer.Option(help="Directory of the clients' evaluation keys.")] = None,
     address: Annotated[str | None, typer.Option(help="host:port to listen on; port 0 takes a free one.")] = None,
     backend: Annotated[str | None, typer.Option(help="Back end of the workers.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N|ray|ray:N", help="How many workers; or replicas of Ray Serve, see docs/operating.md."),
+    ] = None,
     certificate: Annotated[Path | None, typer.Option(help="PEM certificate chain; switches TLS on.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="PEM private key of the certificate.")] = None,
     client_ca: Annotated[
@@ -41,9 +44,12 @@ def serve(
 ) -> None:
     """Serve compressed models over gRPC until Ctrl-C, or only --check."""
     import server
+    from server.scale.backends import with_workers
 
     settings = _override(server.load_config(config), models=models, state=state, address=address)
-    settings = replace(settings, engine=_override(settings.engine, backend=backend, workers=workers))
+    settings = replace(settings, engine=_override(settings.engine, backend=backend))
+    if workers is not None:
+        settings = replace(settings, engine=with_workers(settings.engine, workers))
     settings = replace(settings, tls=_override(settings.tls, certificate=certificate, private_key=private_key))
     if certificate is not None or private_key is not None:
         settings = replace(settings, tls=replace(settings.tls, enabled=True))

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+from dataclasses import replace
 
 from ..config import EngineConfig
+from ..errors import ConfigError
 
-__all__ = ["WORKERS_BACKENDS", "problems"]
+__all__ = ["WORKERS_BACKENDS", "problems", "with_workers"]
 
 WORKERS_BACKENDS = ("local", "ray")
+_WORKERS = re.compile(r"(?P<count>[0-9]{1,9})|(?P<backend>ray)(?::(?P<replicas>[0-9]{1,9}))?")
+
+
+def with_workers(engine: EngineConfig, text: str) -> EngineConfig:
+    """What `secateur serve --workers` asks for: a number of whatever workers are configured, `ray` for as many replicas of
+    Ray Serve as are configured, or `ray:N` for N of them. ConfigError for anything else.
+    """
+    found = _WORKERS.fullmatch(text)
+    if found is None:
+        raise ConfigError(
+            f"cannot use --workers {text[:40]!r}: need a number, ray, or ray:N for N replicas of Ray Serve; try --workers 2"
+        )
+    count = int(found["count"] or found["replicas"] or engine.workers)
+    return replace(engine, workers=count, workers_backend=found["backend"] or engine.workers_backend)
 
 
 def problems(engine: EngineConfig) -> list[str]:

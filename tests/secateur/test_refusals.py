@@ -126,11 +126,24 @@ def test_a_measurement_that_cannot_be(made: Any, refused: Any) -> None:
     assert "need one of 0 to 359" in refused("demo", "--image", 100000)
 
 
+def test_workers_on_a_ray_that_is_not_installed(made: Any, refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
+    for check in ([], ["--check"]):
+        line = refused("serve", "--models", made.models, "--address", "127.0.0.1:0", "--workers", "ray:2", *check)
+        assert "Ray Serve is not installed; try pip install 'secateur[ray]'" in line
+
+
 def test_a_service_that_cannot_be(made: Any, refused: Any, tmp_path: Path) -> None:
     assert "nowhere" in refused("serve", "--models", "nowhere", "--address", "127.0.0.1:0")
     models = ("--models", made.models, "--address", "127.0.0.1:0")
     assert "need one of tenseal" in refused("serve", *models, "--backend", "nope")
     assert "engine.workers" in refused("serve", *models, "--workers", 0)
+    assert "engine.workers" in refused("serve", *models, "--workers", "ray:0")
+    for text in ("rays", "ray:", "ray:-1", "two", "-1", "1.5", "ray:ray", "٣", ""):
+        assert "need a number, ray, or ray:N" in refused("serve", *models, "--workers", text)
     assert "certificate" in refused("serve", *models, "--certificate", "absent.pem")
     assert "host:port" in refused("serve", "--models", made.models, "--address", "nonsense")
     (tmp_path / "server.toml").write_text("[limits\n")

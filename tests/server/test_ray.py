@@ -18,8 +18,9 @@ from memories import holds, until
 
 from protos.gen.secateur.v1 import keys_pb2
 from server.config import EngineConfig
+from server.errors import ConfigError
 from server.running import RunningServer, start, start_subprocess
-from server.scale.backends import problems
+from server.scale.backends import problems, with_workers
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'secateur[ray]')"
@@ -33,6 +34,18 @@ def test_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
     (problem,) = problems(EngineConfig(workers_backend="ray"))
     assert "secateur[ray]" in problem
+
+
+def test_the_command_line_asks_for_numbers_or_for_ray() -> None:
+    two = EngineConfig(workers=2)
+    for text, workers, backend in (("3", 3, "local"), ("ray", 2, "ray"), ("ray:4", 4, "ray")):
+        assert with_workers(two, text) == EngineConfig(workers=workers, workers_backend=backend)
+    on_ray = with_workers(two, "ray")
+    assert with_workers(on_ray, "8") == EngineConfig(workers=8, workers_backend="ray"), (
+        "a number says nothing of the kind"
+    )
+    with pytest.raises(ConfigError, match="need a number, ray, or ray:N"):
+        with_workers(two, "dask:4")
 
 
 @pytest.mark.parametrize(("mode", "count"), [("token", 0), ("disabled", 1), ("", 1)])

@@ -20,6 +20,7 @@ from .gate import Gate
 from .guard import Guard
 from .inference.job_spool import JobSpool
 from .inference.jobs import Jobs
+from .keys.manifest import MAX_PIECES
 from .keys.reports import KeyReports
 from .keys.store import KeyStore
 from .models.manager import ModelManager
@@ -118,6 +119,7 @@ def _info(config: ServerConfig, runtime: Runtime, repository: Repository) -> Ser
         max_message_bytes=_message_bytes(config, repository),
         max_upload_bytes=limits.max_upload_bytes,
         max_chunk_bytes=limits.max_chunk_bytes,
+        max_upload_pieces=MAX_PIECES,
     )
 
 

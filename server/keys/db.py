@@ -6,24 +6,31 @@ by that tenant only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 
+from protos.manifest import Piece
+
+from .manifest import Manifest
+from .pieces import add_manifest, held_pieces, index_pieces, manifest_of, starts_in
 from .sql import Driver, Execute, Row
 
 __all__ = ["BlobRow", "KeyDb", "KeySetRow", "UploadRow"]
 
 _MAX_SETS_PER_BLOB = 64  # the same bytes offered again and again must not grow the table without bound
 _SETS = """
-SELECT k.id_hash, k.tenant, k.sha256, b.total_bytes, b.params_digest, k.client_spec_digest, k.created, k.last_used
-FROM key_sets k JOIN blobs b ON b.tenant = k.tenant AND b.sha256 = k.sha256
+SELECT k.id_hash, k.tenant, k.sha256, b.total_bytes, b.params_digest, k.client_spec_digest, k.created, k.last_used,
+b.manifest FROM key_sets k JOIN blobs b ON b.tenant = k.tenant AND b.sha256 = k.sha256
 """
 _BLOBS = """
 SELECT b.tenant, b.sha256, b.total_bytes, b.params_digest, coalesce(max(k.last_used), 0)
 FROM blobs b LEFT JOIN key_sets k ON k.tenant = b.tenant AND k.sha256 = b.sha256
 """
 _BY_USE = "GROUP BY b.tenant, b.sha256, b.total_bytes, b.params_digest ORDER BY 5"
-_UPLOADS = "SELECT id_hash, tenant, sha256, total_bytes, params_digest, client_spec_digest, place, received, touched FROM uploads"
+_UPLOADS = (
+    "SELECT id_hash, tenant, sha256, total_bytes, params_digest, client_spec_digest, place, received, touched, held_bytes "
+    "FROM uploads"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class BlobRow:
 
 @dataclass(frozen=True)
 class KeySetRow:
-    """A capability to a blob. Times in Unix seconds."""
+    """A capability to a blob, whose manifest has the digest `manifest`, "" where it has none. Times in Unix seconds."""
 
     id_hash: str
     tenant: str
@@ -53,11 +60,16 @@ class KeySetRow:
     client_spec_digest: str
     created: float
     last_used: float
+    manifest: str = ""
 
 
 @dataclass(frozen=True)
 class UploadRow:
-    """An upload under way; `received` bytes of its part file, which lies on the disk of server `place`, are durable."""
+    """An upload under way, whose part file lies on the disk of server `place`.
+
+    Of `total_bytes`, `held_bytes` are taken from other sets, and the first `received` of the others are durable. With a
+    manifest, `sha256` is of that until all pieces are together, and then like any other of the whole file.
+    """
 
     id_hash: str
     tenant: str
@@ -68,6 +80,11 @@ class UploadRow:
     place: str
     received: int
     touched: float
+    held_bytes: int = 0
+
+    @property
+    def sent_bytes(self) -> int:
+        return self.total_bytes - self.held_bytes
 
 
 class KeyDb:
@@ -86,9 +103,25 @@ class KeyDb:
 
     # Uploads
 
-    def add_upload(self, row: UploadRow) -> None:
+    def add_upload(self, row: UploadRow, manifest: Manifest | None = None) -> None:
         with self.driver.transaction() as execute:
-            execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", *astuple(row))
+            execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", *astuple(row))
+            if manifest is not None:
+                add_manifest(execute, row.id_hash, manifest)
+
+    def manifest(self, id_hash: str) -> Manifest | None:
+        return manifest_of(self.driver.read, id_hash)
+
+    def held(self, tenant: str, params_digest: str, pieces: Sequence[Piece]) -> dict[str, str]:
+        return held_pieces(self.driver.read, tenant, params_digest, pieces)
+
+    def starts(self, tenant: str, blob: str) -> dict[str, int]:
+        return starts_in(self.driver.read, tenant, blob)
+
+    def name_upload(self, id_hash: str, sha256: str) -> bool:
+        """Record the digest of an upload's whole file, once its pieces are together; False where the upload is no more."""
+        with self.driver.transaction() as execute:
+            return bool(execute("UPDATE uploads SET sha256 = ? WHERE id_hash = ? RETURNING 1", sha256, id_hash))
 
     def upload(self, tenant: str, id_hash: str) -> UploadRow | None:
         rows = self.driver.read(f"{_UPLOADS} WHERE tenant = ? AND id_hash = ?", tenant, id_hash)
@@ -117,6 +150,11 @@ class KeyDb:
         rows = self.driver.read(f"{_BLOBS} WHERE b.tenant = ? AND b.sha256 = ? {_BY_USE}", tenant, sha256)
         return BlobRow(*rows[0]) if rows else None
 
+    def blob_of(self, tenant: str, manifest: str) -> BlobRow | None:
+        """The blob that was put together from a manifest of this digest."""
+        rows = self.driver.read(f"{_BLOBS} WHERE b.tenant = ? AND b.manifest = ? {_BY_USE}", tenant, manifest)
+        return BlobRow(*rows[0]) if rows else None
+
     def blobs(self) -> list[BlobRow]:
         """From the least to the most recently used."""
         return [BlobRow(*row) for row in self.driver.read(f"{_BLOBS} {_BY_USE}")]
@@ -131,11 +169,14 @@ class KeyDb:
         False, and nothing done, where the upload is no more: another call dropped or committed it.
         """
         with self.driver.transaction() as execute:
+            manifest = manifest_of(execute, upload.id_hash)
             if not execute("DELETE FROM uploads WHERE id_hash = ? RETURNING 1", upload.id_hash):
                 return False
             _drop_blobs(execute, evicted)
             blob = (upload.tenant, upload.sha256, upload.total_bytes, upload.params_digest)
-            execute("INSERT INTO blobs VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", *blob)
+            execute("INSERT INTO blobs VALUES (?, ?, ?, ?, '') ON CONFLICT DO NOTHING", *blob)
+            if manifest is not None:
+                index_pieces(execute, upload.tenant, upload.sha256, manifest)
             _add_key_set(execute, set_hash, upload.tenant, upload.sha256, upload.client_spec_digest, now)
             return True
 

@@ -6,11 +6,13 @@ import errno
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import ConfigError
 
-__all__ = ["hash_file", "make_directory", "move", "own", "probe", "remove", "sync_directory"]
+__all__ = ["hash_file", "hash_pieces", "make_directory", "move", "own", "probe", "remove", "sync_directory"]
 
 _BLOCK_BYTES = 1 << 20
 
@@ -78,3 +80,18 @@ def hash_file(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             hasher.update(block)
     return hasher.hexdigest()
+
+
+def hash_pieces(path: Path, sizes: Iterable[int]) -> tuple[list[str], str]:
+    """The sha256 of each piece of a file, and of the whole, in one pass and two threads."""
+    whole, found = hashlib.sha256(), []
+    with path.open("rb") as file, ThreadPoolExecutor(1, "secateur-hash") as pool:
+        for size in sizes:
+            piece, left = hashlib.sha256(), size
+            while block := file.read(min(left, _BLOCK_BYTES)):
+                other = pool.submit(whole.update, block)
+                piece.update(block)
+                left -= len(block)
+                other.result()
+            found.append(piece.hexdigest())
+    return found, whole.hexdigest()

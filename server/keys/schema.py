@@ -58,5 +58,24 @@ DROP TABLE uploads_1;
 DROP TABLE blobs_1;
 """
 
-MIGRATIONS = (_TABLES_1, _TENANTS_2)  # the n-th makes schema n out of schema n - 1; one that was released never changes
+# A set may be offered as a manifest of pieces, of which some are taken from sets that the tenant has stored.
+_PIECES_3 = """
+ALTER TABLE blobs ADD COLUMN manifest TEXT NOT NULL DEFAULT '';
+ALTER TABLE uploads ADD COLUMN held_bytes {integer} NOT NULL DEFAULT 0;
+CREATE TABLE manifests (
+    id_hash TEXT PRIMARY KEY REFERENCES uploads (id_hash) ON DELETE CASCADE, pieces TEXT NOT NULL, held TEXT NOT NULL
+){strict};
+CREATE TABLE pieces (
+    tenant TEXT NOT NULL, sha256 TEXT NOT NULL, blob TEXT NOT NULL, start {integer} NOT NULL,
+    total_bytes {integer} NOT NULL, PRIMARY KEY (tenant, sha256, blob),
+    FOREIGN KEY (tenant, blob) REFERENCES blobs (tenant, sha256) ON DELETE CASCADE
+){strict};
+CREATE INDEX pieces_of_blob ON pieces (tenant, blob);
+"""
+
+MIGRATIONS = (
+    _TABLES_1,
+    _TENANTS_2,
+    _PIECES_3,
+)  # the n-th makes schema n out of schema n - 1; one that was released never changes
 VERSION = len(MIGRATIONS)

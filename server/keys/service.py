@@ -130,8 +130,8 @@ class KeyServicer(keys_pb2_grpc.KeyServiceServicer):
         self._reports.uploaded(len(chunk.data))
 
     async def GetUpload(self, request: keys_pb2.GetUploadRequest, context: Any) -> keys_pb2.GetUploadResponse:
-        progress = await asyncio.to_thread(self._store.progress, request.upload_id)
-        return keys_pb2.GetUploadResponse(upload=convert.upload_to_proto(progress))
+        upload = await asyncio.to_thread(self._store.upload, request.upload_id)
+        return keys_pb2.GetUploadResponse(upload=convert.upload_to_proto(upload))
 
     async def CommitUpload(self, request: keys_pb2.CommitUploadRequest, context: Any) -> keys_pb2.CommitUploadResponse:
         ready = await asyncio.to_thread(self._store.complete, request.upload_id)

@@ -160,8 +160,9 @@ class Shelf:
 
     # Removing
 
-    def delete(self, key_set_id: str, handle: str = "") -> tuple[str, str] | None:
-        """Forget an id at once, and the bytes with the last id that led to them; returns (tenant, sha256) of those.
+    def delete(self, key_set_id: str, handle: str = "") -> tuple[str, set[str]] | None:
+        """Forget an id at once, and the bytes with the last id that led to them; returns the tenant of those, and the
+        digests that uploads of the same have.
 
         STORE_UNAVAILABLE where the object store does not answer: the set is of no more use, its bytes go once it does.
         """
@@ -175,7 +176,7 @@ class Shelf:
                     self._blobs.delete(blob_name(*gone))
                 finally:
                     self.on_gone(blob_name(*gone))
-            return gone
+            return None if gone is None else (row.tenant, {row.sha256, row.manifest} - {""})
 
     def forget(self, gone: list[tuple[str, str]]) -> None:
         """Drop blobs and every id that leads to them."""

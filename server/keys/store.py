@@ -1,6 +1,6 @@
 """The key store: each tenant's evaluation keys by content, behind unguessable ids.
 
-Committing an upload: the synced part file is checked against its digest, brought to its place among the blobs, and only then
+Committing an upload: the synced part file is made whole and checked (see `assembly`), brought to its place among the blobs, and only then
 recorded together with its capability in one database transaction. A crash between the two leaves a blob that nobody
 records, which is made a part of its upload again, or else removed. An id serves the tenant that it was given to; an id that is
 unknown, expired, evicted, deleted or another tenant's gets one and the same answer.
@@ -13,18 +13,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from he_runtime.errors import Reason
-from protos.native import KeySetInfo, KeySetListing, UploadInfo, UploadOffer
+from protos.native import KeySetInfo, KeySetListing, MissingPieces, UploadInfo, UploadOffer
 
 from ..errors import ServiceError
 from ..identity.tenant import current_caller
 from ..observe.logs import event
 from . import durable
+from .assembly import Assembly
 from .blobs import blob_name
 from .db import UploadRow
+from .manifest import Manifest, offered_pieces
 from .opening import Opened, open_parts_of_store
 from .settings import KeysConfig
 from .shelf import OUTAGES, Shelf, StoredKeys, hash_token, new_token
@@ -68,6 +70,7 @@ class KeyStore:
         self.db, self._blobs = opened.db, opened.blobs
         self._shelf = Shelf(opened.db, opened.blobs, config, self._lock, on_step)
         self._uploads = Uploads(directory / "parts", opened.place, opened.db, config, on_step, self._restore)
+        self._assembly = Assembly(opened.db, opened.blobs, self._shelf, self._uploads, on_step)
         self._known_problems: list[str] = []
         self._looked = -_GOOD_SECONDS
         self._swept = False
@@ -151,24 +154,32 @@ class KeyStore:
 
     # Uploading
 
-    def create(self, offer: UploadOffer) -> UploadInfo | KeySetInfo:
-        """Start an upload, or return a new capability where this tenant stored these very bytes for these parameters.
+    def create(self, offer: UploadOffer) -> UploadInfo | KeySetInfo | MissingPieces:
+        """Start an upload, or return a new capability where this tenant stored these very bytes for these parameters, or
+        what cannot be taken from where the offer assumes it.
 
-        Raises LIMIT_EXCEEDED before a byte moves, KEY_PARAMETERS_DIFFER for bytes stored under other parameters.
+        Raises BYTES_MALFORMED for a manifest that is none, LIMIT_EXCEEDED before a byte moves, KEY_PARAMETERS_DIFFER for
+        bytes stored under other parameters.
         """
         tenant, token, now = current_caller().tenant, new_token(), time.time()
+        pieces = offered_pieces(offer)
         with self._lock:
-            blob = self.db.blob(tenant, offer.sha256)
+            blob = (self.db.blob_of if pieces else self.db.blob)(tenant, offer.sha256)
             if blob is not None and blob.total_bytes == offer.total_bytes:
                 _require_same_parameters(blob.params_digest, offer.params_digest)
                 spec = offer.client_spec_digest
-                if self.db.add_key_set(hash_token(token), tenant, offer.sha256, spec, now):
+                if self.db.add_key_set(hash_token(token), tenant, blob.sha256, spec, now):
                     return self._shelf.info(token)
             self._require_room(offer.total_bytes)
+            held = self.db.held(tenant, offer.params_digest, pieces)
+            manifest = Manifest(pieces, frozenset(n for n, piece in enumerate(pieces) if piece.sha256 in held))
+            lacking = tuple(n for n, assumed in enumerate(offer.assumed) if assumed and n not in manifest.held)
+            if lacking:
+                return MissingPieces(lacking)
             about = (offer.sha256, offer.total_bytes, offer.params_digest, offer.client_spec_digest)
-            place = self._opened.place
-            self._uploads.begin(UploadRow(hash_token(token), tenant, *about, place=place, received=0, touched=now))
-            return UploadInfo(token, offer.total_bytes, 0)
+            row = UploadRow(hash_token(token), tenant, *about, self._opened.place, 0, now, manifest.held_bytes)
+            self._uploads.begin(row, manifest if pieces else None)
+            return UploadInfo(token, row.sent_bytes, 0, manifest.missing)
 
     def _require_room(self, total_bytes: int) -> None:
         most = min(self._config.budget_bytes, self._config.tenant_budget_bytes)
@@ -186,34 +197,27 @@ class KeyStore:
     def progress(self, upload_id: str) -> UploadInfo:
         """Make what was received durable, and say how much that is."""
         row, offset = self._uploads.sync(current_caller().tenant, hash_token(upload_id))
-        return UploadInfo(upload_id, row.total_bytes, offset)
+        return UploadInfo(upload_id, row.sent_bytes, offset)
+
+    def upload(self, upload_id: str) -> UploadInfo:
+        """The same, and which pieces are to be sent."""
+        found, manifest = self.progress(upload_id), self.db.manifest(hash_token(upload_id))
+        return found if manifest is None else replace(found, missing=manifest.missing)
 
     def complete(self, upload_id: str) -> ReadyUpload:
-        """The upload, checked to be whole and of the announced digest: what `commit` takes.
+        """The upload, checked to be whole and of the announced digests: what `commit` takes.
 
-        Raises UPLOAD_INCOMPLETE and keeps it, or DIGEST_MISMATCH and drops it.
+        Raises UPLOAD_INCOMPLETE and keeps it, or what Assembly.whole raises and drops it.
         """
         row, offset = self._uploads.sync(current_caller().tenant, hash_token(upload_id))
-        if offset != row.total_bytes:
+        if offset != row.sent_bytes:
             raise ServiceError(
-                f"cannot commit the upload: got {offset} bytes, need {row.total_bytes}; try resuming from there",
+                f"cannot commit the upload: got {offset} bytes, need {row.sent_bytes}; try resuming from there",
                 Reason.UPLOAD_INCOMPLETE,
                 subject="upload_id",
                 metadata={"committed_offset": str(offset)},
             )
-        path = self._uploads.path(row.id_hash)
-        try:
-            matches = durable.hash_file(path) == row.sha256
-        except FileNotFoundError:
-            raise unknown_upload() from None
-        if not matches:
-            self._uploads.drop(row.id_hash)
-            raise ServiceError(
-                "cannot commit the upload: got bytes that do not have the announced sha256; try uploading again",
-                Reason.DIGEST_MISMATCH,
-                subject="sha256",
-            )
-        return ReadyUpload(row, path)
+        return ReadyUpload(self._assembly.whole(row), self._uploads.path(row.id_hash))
 
     def discard(self, ready: ReadyUpload) -> None:
         """Forget a complete upload whose content turned out to be unusable."""

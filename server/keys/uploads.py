@@ -14,35 +14,24 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from he_runtime.errors import Reason
+from protos.manifest import Segments
 
 from ..errors import ServiceError
 from . import durable
 from .db import KeyDb, UploadRow
+from .manifest import Manifest
+from .part import Part
 from .settings import KeysConfig
 
 __all__ = ["Uploads", "unknown_upload"]
 
 _SYNC_BYTES = 8 << 20  # at most this much is sent again after a power cut
 _RETRY_SECONDS = 10.0
-
-
-@dataclass
-class _Part:
-    """An open part file: `size` bytes written, the first `durable` of them recorded."""
-
-    row: UploadRow
-    descriptor: int
-    size: int
-    durable: int
-    touched: float
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    closed: bool = False
 
 
 def unknown_upload() -> ServiceError:
@@ -86,13 +75,13 @@ class Uploads:
         self._config = config
         self._on_step = on_step
         self._lock = threading.Lock()
-        self._parts: dict[str, _Part] = {}
+        self._parts: dict[str, Part] = {}
         self._released: set[str] = set()
 
     def path(self, id_hash: str) -> Path:
         return self._directory / id_hash
 
-    def begin(self, row: UploadRow) -> None:
+    def begin(self, row: UploadRow, manifest: Manifest | None = None) -> None:
         """Reserve room for an upload and record it; LIMIT_EXCEEDED when others hold all the room."""
         with self._lock:
             for victim in self._victims(row):
@@ -100,7 +89,7 @@ class Uploads:
             self.path(row.id_hash).touch(mode=0o600)
             durable.sync_directory(self._directory)
             self._on_step("part-made")
-            self._db.add_upload(row)
+            self._db.add_upload(row, manifest)
 
     def _own(self) -> list[UploadRow]:
         return [row for row in self._db.uploads() if row.place == self._place]
@@ -132,7 +121,7 @@ class Uploads:
         part = self._parts.get(row.id_hash)
         return row.touched if part is None else part.touched
 
-    def _open(self, tenant: str, id_hash: str) -> _Part:
+    def _open(self, tenant: str, id_hash: str) -> Part:
         with self._lock:
             part = self._parts.get(id_hash)
             if part is None:
@@ -148,7 +137,7 @@ class Uploads:
             raise unknown_upload()
         return row
 
-    def _open_file(self, row: UploadRow) -> _Part:
+    def _open_file(self, row: UploadRow) -> Part:
         path = self.path(row.id_hash)
         if not path.exists():
             self._restore(row)
@@ -156,8 +145,14 @@ class Uploads:
             descriptor = os.open(path, os.O_WRONLY)
         except FileNotFoundError:
             raise unknown_upload() from None
-        os.ftruncate(descriptor, row.received)
-        return _Part(row, descriptor, row.received, row.received, row.touched)
+        part = Part(row, descriptor, self._segments(row), row.received, row.received, row.touched)
+        if row.received < row.sent_bytes:  # one that is complete may hold more than was sent
+            part.cut_back()
+        return part
+
+    def _segments(self, row: UploadRow) -> Segments | None:
+        manifest = self._db.manifest(row.id_hash) if row.held_bytes else None
+        return manifest.segments() if manifest else None
 
     def append(self, tenant: str, id_hash: str, offset: int, data: bytes) -> None:
         """Write `data` at `offset`, which must be the end of what was received; UPLOAD_OFFSET_WRONG names that end."""
@@ -172,25 +167,19 @@ class Uploads:
                     subject="offset",
                     metadata={"committed_offset": str(part.size)},
                 )
-            if offset + len(data) > part.row.total_bytes:
+            if offset + len(data) > part.row.sent_bytes:
                 raise ServiceError(
                     f"cannot take the chunk: got {len(data)} bytes at offset {offset}, need an end of at most "
-                    f"{part.row.total_bytes} as announced; try creating an upload of the right size",
+                    f"{part.row.sent_bytes} as announced; try creating an upload of the right size",
                     Reason.SIZE_MISMATCH,
                     subject="data",
                 )
-            self._write(part, data)
+            part.write(data)
+            part.touched = time.time()
             if part.size - part.durable >= _SYNC_BYTES:
                 self._sync(part)
 
-    def _write(self, part: _Part, data: bytes) -> None:
-        view, at = memoryview(data), part.size
-        while view:
-            written = os.pwrite(part.descriptor, view, at)
-            view, at = view[written:], at + written
-        part.size, part.touched = at, time.time()
-
-    def _sync(self, part: _Part) -> None:
+    def _sync(self, part: Part) -> None:
         if part.durable == part.size:
             return
         self._on_step("before-part-sync")
@@ -198,8 +187,7 @@ class Uploads:
             os.fsync(part.descriptor)
         except OSError:
             # The system may have dropped what it could not write, and would call the next sync a success.
-            os.ftruncate(part.descriptor, part.durable)
-            part.size = part.durable
+            part.cut_back()
             raise
         self._on_step("part-synced")
         self._db.set_received(part.row.id_hash, part.size, part.touched)
@@ -215,16 +203,22 @@ class Uploads:
             part.touched = time.time()
             return part.row, part.durable
 
+    @contextmanager
+    def completing(self, tenant: str, id_hash: str) -> Iterator[UploadRow]:
+        """The upload as it is recorded, while nobody else puts its pieces together."""
+        with self._open(tenant, id_hash).completing:
+            yield self._recorded(tenant, id_hash)
+
     def drop(self, id_hash: str) -> None:
         """Forget an upload and its bytes."""
         with self._lock:
             self._drop(id_hash)
 
-    def drop_of(self, tenant: str, sha256: str) -> None:
-        """Forget a tenant's uploads of the same bytes, which he has just deleted."""
+    def drop_of(self, tenant: str, digests: Set[str]) -> None:
+        """Forget a tenant's uploads of the same bytes, by digest of file or manifest, which he has just deleted."""
         with self._lock:
             for row in self._own():
-                if (row.tenant, row.sha256) == (tenant, sha256) and row.id_hash not in self._released:
+                if row.tenant == tenant and row.sha256 in digests and row.id_hash not in self._released:
                     self._drop(row.id_hash)
 
     def expire(self) -> None:
@@ -275,7 +269,9 @@ class Uploads:
         now, known = time.time(), set()
         for row in self._own():
             path = self.path(row.id_hash)
-            whole = path.is_file() and path.stat().st_size >= row.received
+            segments = self._segments(row)
+            needed = segments.end(row.received) if segments else row.received
+            whole = path.is_file() and path.stat().st_size >= needed
             if whole and now - row.touched <= self._config.upload_ttl_seconds:
                 known.add(row.id_hash)
             else:

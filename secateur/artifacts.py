@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import re
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from he_runtime import CompressedModel, Plan
 
-__all__ = ["PLAN", "dense_counts", "dense_twin", "find_recipe", "load_or_compile", "new_version", "save_plan"]
+__all__ = [
+    "PLAN",
+    "dense_counts",
+    "dense_twin",
+    "find_recipe",
+    "load_or_compile",
+    "new_version",
+    "resealed",
+    "save_plan",
+    "seal",
+]
 
 PLAN = "plan"  # the directory of a version's plan
 _SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a server passes over directories of other names
@@ -68,6 +80,30 @@ def save_plan(plan: Plan, dense: dict[str, int], version_directory: Path) -> Non
     """Write a plan below its model as a server reads it, and the dense counts that the server states beside its own."""
     plan.save(version_directory / PLAN)
     (version_directory / PLAN / "dense_counts.json").write_text(json.dumps(dense))
+
+
+def seal(version_directory: Path) -> str:
+    """Write SHA256SUMS, once everything else is there: servers refuse the version if a file then differs. Its digest."""
+    from server.models.checksums import list_digest, write_list
+
+    return list_digest(write_list(version_directory))
+
+
+@contextmanager
+def resealed(plan_directory: Path) -> Iterator[bool]:
+    """Seal a version anew after its plan is written in the block; whether `plan_directory` is a version's plan.
+
+    Raises ModelError before anything is written where a sealed version is not what its list states, which a new seal would hide.
+    """
+    from server.models.checksums import checked, file_digests
+
+    version = plan_directory.resolve().parent
+    is_version = plan_directory.resolve().name == PLAN and (version / "manifest.json").is_file()
+    if is_version:
+        checked(version, file_digests(version), required=False)
+    yield is_version
+    if is_version:
+        seal(version)
 
 
 def dense_counts(model: CompressedModel) -> dict[str, int]:

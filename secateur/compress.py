@@ -42,7 +42,7 @@ def compress(
     from he_runtime import compile
     from model_prep import Recipe
 
-    from .artifacts import dense_counts, find_recipe, new_version, save_plan
+    from .artifacts import dense_counts, find_recipe, new_version, save_plan, seal
     from .compress_steps import Steps
     from .plan import plan_record
     from .trained import identity
@@ -56,6 +56,8 @@ def compress(
     say("planning ...")
     planned, dense = compile(model), dense_counts(model)
     save_plan(planned, dense, target)
+    picture = _picture(steps.rows, f"{model.name} version {version}", target)
+    digest = seal(target)  # the last file of all: a version that is half written or half copied is not served
     say(f"wrote {target}")
     steps.forget()
     record = {
@@ -68,7 +70,8 @@ def compress(
         "plan": plan_record(planned),
         "steps": steps.rows,
         "resumed_after": steps.resumed,
-        "picture": _picture(steps.rows, f"{model.name} version {version}", target),
+        "picture": picture,
+        "version_digest": digest,
     }
     emit(record, as_json, lambda console: _render(console, record))
 

@@ -62,6 +62,8 @@ def plan(
     from he_runtime.errors import InputError
     from he_runtime.gadget import SEAL
 
+    from .artifacts import resealed
+
     prices = prices_of(backend, cost_table)
     limits = _limits(degree, max_error, max_memory, max_keys)
     if gadget != SEAL and (batch is not None or (model / "plan.json").exists()):
@@ -79,11 +81,9 @@ def plan(
     planned = batched.plan if batched else _plan(model, limits, prices, chosen)
     report = price(planned, prices)
     if output is not None:
-        if hidden:
-            save_hidden(planned, output)
-        else:
-            planned.save(output)
-        say(f"wrote {output}")
+        with resealed(output) as sealed:
+            save_hidden(planned, output) if hidden else planned.save(output)
+        say(f"wrote {output}" + (" and sealed its version anew" if sealed else ""))
     if html is not None:
         _write_page(planned, report, html)
     record = plan_record(planned) | {"cost": report.to_json()}

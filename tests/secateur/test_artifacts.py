@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from he_runtime.backends import default_backend
 from he_runtime.cost import CostTable, load_default
 from he_runtime.plan.counts import leaf_totals
 from secateur.artifacts import dense_twin
+from server.models import checksums
 
 COMPRESS_KEYS = {
     "model", "version", "directory", "model_digest", "metadata", "dense_counts", "plan", "steps", "resumed_after",
-    "picture",
+    "picture", "version_digest",
 }  # fmt: skip
 PLAN_KEYS = {
     "model", "model_digest", "plan_digest", "N", "log2_qp", "prime_bits", "special_prime_bits", "gadget", "keys",
@@ -43,6 +45,34 @@ def test_compress_writes_what_it_reports(made: Any) -> None:
     assert record["dense_counts"] == json.loads((made.directory / "plan" / "dense_counts.json").read_text())
     assert record["dense_counts"] == leaf_totals(compile(dense_twin(model)).counts)
     assert record["dense_counts"]["mul_plain"] > record["plan"]["counts"]["mul_plain"]
+
+
+def test_compress_seals_what_it_wrote(made: Any, ask: Any, cli: Any, tmp_path: Path) -> None:
+    """With every file but the list in it, so that a server which insists on seals takes it, and a changed one nowhere."""
+    digests = checksums.read_list(made.directory)
+    assert digests == checksums.file_digests(made.directory) and {"DIGEST", "plan/plan.json"} <= set(digests)
+    assert made.record["version_digest"] == checksums.list_digest(digests)
+    models = tmp_path / "models"
+    version = shutil.copytree(made.directory, models / "tiny" / "1")
+    (tmp_path / "server.toml").write_text("[repository]\nrequire_checksums = true\n")
+    serve = ("serve", "--config", tmp_path / "server.toml", "--models", models, "--address", "127.0.0.1:0", "--check")
+    assert ask(*serve)["ok"]
+    counts = version / "plan" / "dense_counts.json"
+    counts.write_text(counts.read_text() + " ")  # no digest of the model's or the plan's own covers it
+    said = cli(*serve, "--json")
+    assert said.code == 1 and "dense_counts.json" in json.loads(said.out)["problems"][0]
+
+
+def test_a_version_that_is_planned_anew_is_sealed_anew(made: Any, cli: Any, refused: Any, tmp_path: Path) -> None:
+    version = shutil.copytree(made.directory, tmp_path / "1")
+    before = checksums.read_list(version)
+    said = cli("plan", version, "--degree", 16384, "--output", version / "plan")
+    assert said.code == 0 and "sealed its version anew" in said.err
+    after = checksums.read_list(version)
+    assert after == checksums.file_digests(version) and after != before
+    (version / "dense_counts.json").write_text("{}")
+    assert "'dense_counts.json'" in refused("plan", version, "--output", version / "plan")
+    assert checksums.read_list(version) == after, "a new seal does not hide what was changed"
 
 
 def test_compress_keeps_what_is_there_unless_told(made: Any, recipe: Any, refused: Any) -> None:

@@ -73,6 +73,7 @@ def reseal(directory: Path, structure: str, arrays: str, change: Any) -> None:
 
 def test_a_format_of_another_version(made: Any, refused: Any, cli: Any, tmp_path: Path) -> None:
     copy = shutil.copytree(made.models, tmp_path / "models") / "tiny" / "1"
+    (copy / "SHA256SUMS").unlink()
     reseal(copy / "plan", "plan.json", "vectors.safetensors", lambda r: r.update(version=99))
     for command in (["plan", copy / "plan"], ["estimate", copy], ["calibrate", copy]):
         line = refused(*command)

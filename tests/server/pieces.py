@@ -15,7 +15,7 @@ __all__ = ["begun_of", "file_of", "offer_of", "part", "send", "stored_of"]
 
 def part(tag: str, size: int = 5000) -> bytes:
     """A piece that no other tag has; a front is one that begins as the fake runtime's key sets do."""
-    return (b"KEYS" if tag.startswith("front") else b"") + random.Random(tag).randbytes(size)
+    return (b"KEYS" * tag.startswith("front") + random.Random(tag).randbytes(size))[:size]
 
 
 def file_of(*tags: str) -> bytes:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from crasher import KEYS, OFFER, PARAMS, SHA256
-from harness import Caller, failure, make_models
+from crasher import KEYS, NEXT, OFFER, PARAMS, SHA256, STORED
+from harness import Caller, failure, make_models, sha256
+from pieces import file_of, offer_of, send, stored_of
 
 from protos.native import KeySetInfo, UploadInfo
 from server.config import KeysConfig
@@ -35,6 +36,18 @@ STEPS = [
     ("recorded", None, True),
     ("deleted", None, False),
 ]
+# The same of an upload that takes two of its four pieces from a stored set.
+PIECES_STEPS = [
+    ("part-made", None, False),
+    ("before-part-sync", 0, False),
+    ("part-synced", 0, False),
+    ("filled", 10_000, False),
+    ("checked", 10_000, False),
+    ("named", 10_000, False),
+    ("before-move", 10_000, False),
+    ("moved", 10_000, False),
+    ("recorded", None, True),
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +56,7 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("crashed")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
     command = [sys.executable, str(HERE / "crasher.py"), str(root), *(step for step, _, _ in STEPS)]
+    command += [f"pieces-{step}" for step, _, _ in PIECES_STEPS]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return root
@@ -76,6 +90,35 @@ def test_kill_at_every_step(crashed: Path, step: str, offset: int | None, visibl
         keys = again
     assert store.find(keys.key_set_id).path.read_bytes() == KEYS
     assert files(directory) == [BLOB], "no part is left"
+    store.close()
+
+
+@pytest.mark.parametrize(("step", "offset", "visible"), PIECES_STEPS, ids=[s[0] for s in PIECES_STEPS])
+def test_kill_at_every_step_of_putting_pieces_together(
+    crashed: Path, step: str, offset: int | None, visible: bool
+) -> None:
+    directory = crashed / f"pieces-{step}"
+    store = KeyStore(directory, KeysConfig())
+    assert store.db.driver.read("PRAGMA integrity_check") == [("ok",)]
+    assert store.db.driver.read("PRAGMA foreign_key_check") == []
+    both = sorted(f"blobs/{blob_name(ANONYMOUS.tenant, sha256(file_of(*tags)))}" for tags in (STORED, NEXT))
+    assert len([f for f in files(directory) if f.startswith("blobs")]) == 1 + visible
+    assert store.find((directory / "stored_id").read_text()).path.read_bytes() == file_of(*STORED)
+    if offset is not None:
+        upload = store.upload((directory / "upload_id").read_text())
+        assert (upload.missing, upload.committed_offset) == ((0, 2), offset)
+        send(store, upload, *NEXT)
+        keys = store.commit(store.complete(upload.upload_id))
+    else:
+        assert isinstance(store.create(offer_of(*NEXT)), KeySetInfo) == visible
+        for row in store.db.uploads():
+            store._uploads.drop(row.id_hash)
+        keys, sent = stored_of(store, *NEXT)
+        assert sent == (0 if visible else 10_000)
+    assert store.find(keys.key_set_id).path.read_bytes() == file_of(*NEXT)
+    assert files(directory) == both, "no part is left"
+    assert store.db.driver.read("SELECT count(*) FROM pieces") == [(8,)] and store.db.uploads() == []
+    assert store.db.driver.read("SELECT count(*) FROM manifests") == [(0,)]
     store.close()
 
 

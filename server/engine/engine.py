@@ -19,7 +19,7 @@ from he_runtime.errors import SecateurError
 from ..config import EngineConfig, LimitsConfig
 from ..identity.tenant import current_caller
 from ..observe.events import Observer, nobody
-from ..observe.logs import event
+from ..observe.logs import event, of_call
 from .admission import Admission, Load
 from .everywhere import forget_keys, load_models
 from .fair import Lane
@@ -152,7 +152,7 @@ class Engine:
         if self._pool.stopping:
             raise stopping()
         price, floor_ms = self.pricing.of(kind, model)
-        job = Job(next(self._numbers), kind, str(model.directory), started + seconds, key_path, key_sha256)
+        job = Job(next(self._numbers), kind, str(model.directory), started + seconds, key_path, key_sha256, of_call())
         ticket = ticket_of(job, payload, model)
         ticket.price_ms, ticket.estimate_ms = price.ms, price.estimate_ms
         ticket.entry, displaced = self._admission.admit(

@@ -22,7 +22,8 @@ JobKind = Literal["infer", "check_keys", "load", "forget"]
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work. `deadline` is time.monotonic() of this machine, which all its processes share.
+    """A piece of work. `deadline` is time.monotonic() of this machine, which all its processes share; `call` are the facts
+    that the caller's lines in the log have (server.observe.logs.of_call), for the worker's.
 
     infer: evaluate the payload under the keys. check_keys: parse the keys against the plan. load: load the model.
     forget: drop the key sets that were posted (server.engine.forgetting), and say what is left.
@@ -34,6 +35,7 @@ class Job:
     deadline: float
     key_path: str = ""
     key_sha256: str = ""
+    call: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 from he_runtime.errors import Cancelled, Reason, SecateurError
 
 from ..errors import ServiceError
-from ..observe.logs import event, set_up
+from ..observe.logs import event, set_up, within
 from .forgetting import ForgetBoard, HeldKeys
 from .frames import CancelFlag, Job, Outcome, receive_job, send_outcome
 from .layer_clock import LayerClock
@@ -178,7 +178,8 @@ def main(arguments: list[str]) -> int:
     try:
         while True:
             job, payload = receive_job(connection)
-            outcome, reply = _answer(worker, job, payload, _guard(job, flag, int(parent)))
+            with within(**job.call):
+                outcome, reply = _answer(worker, job, payload, _guard(job, flag, int(parent)))
             send_outcome(connection, outcome, reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0

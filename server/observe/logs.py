@@ -13,15 +13,17 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["add", "begin", "event", "hashed", "scrubbed", "set_up"]
+__all__ = ["add", "begin", "event", "hashed", "of_call", "scrubbed", "set_up", "within"]
 
 _LOGGER = logging.getLogger("secateur.server")
 _FOREIGN = ("asyncio", "grpc", "opentelemetry")  # loggers of libraries, whose lines become ours from warnings on
 _CONTEXT: ContextVar[dict[str, Any] | None] = ContextVar("log_context", default=None)
+_OF_CALL = ("tenant", "trace", "request")
 _CUT = "[cut]"
 _HASH_CHARS = 12
 _MAX_TEXT_CHARS = 16_000  # of a traceback; most are a tenth of it
@@ -95,6 +97,22 @@ def add(**facts: Any) -> None:
     context = _CONTEXT.get()
     if context is not None:
         context.update(facts)
+
+
+def of_call() -> dict[str, str]:
+    """Whose call the current task works for, as its lines say it: what a worker is told with the job."""
+    known = _CONTEXT.get() or {}
+    return {name: str(known[name]) for name in _OF_CALL if known.get(name)}
+
+
+@contextmanager
+def within(**facts: Any) -> Iterator[None]:
+    """Lines of the block have these facts, and no others."""
+    token = _CONTEXT.set(facts)
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
 
 
 def event(name: str, *, level: int = logging.INFO, error: BaseException | None = None, **facts: Any) -> None:

@@ -10,10 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fake_runtime
 import grpc
 import pytest
-from harness import Caller, failure, make_models
+from harness import KEYS, Caller, failure, make_config, make_models
 
+from he_runtime.errors import SecateurError
+from server.engine.engine import Engine
 from server.observe import logs
 from server.running import start_subprocess
 
@@ -99,6 +102,34 @@ async def test_facts_of_a_call_are_on_its_lines_and_its_tasks(caplog: pytest.Log
     }
 
 
+async def test_a_worker_is_told_whose_call_it_works_for(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Trace, tenant and request are on its lines, also of models that it loads, and are gone with the next job."""
+    config = make_config(tmp_path)
+    engine = Engine(config.engine, config.limits)
+    model = fake_runtime.describe(tmp_path / "models" / "digits" / "10", "digits", "10")
+    keys = tmp_path / "keys"
+    keys.write_bytes(KEYS)
+
+    async def call(payload: bytes, **facts: str) -> None:
+        logs.begin(**facts)
+        with pytest.raises(SecateurError):
+            job = engine.submit("infer", model, payload, key_path=str(keys), key_sha256="a", timeout_seconds=10)
+            await job
+
+    await engine.start([])
+    try:
+        facts = {"trace": "cd" * 16, "tenant": "a", "request": logs.hashed("an id"), "unknown": "fact"}
+        await asyncio.create_task(call(b"library:", **facts))
+        await asyncio.create_task(call(b"library:", trace="ef" * 16))
+        await asyncio.create_task(call(b"library:"))
+    finally:
+        await engine.stop()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    found = [{k: line.get(k) for k in facts} for line in lines if line["event"] == "job failed"]
+    nothing = dict.fromkeys(facts)
+    assert found == [{**facts, "unknown": None}, {**nothing, "trace": "ef" * 16}, nothing]
+
+
 def test_an_id_is_found_by_its_digest_and_not_the_other_way() -> None:
     assert logs.hashed("an id") == logs.hashed("an id") != logs.hashed("another")
     assert len(logs.hashed("an id")) == 12 and logs.hashed("") == ""
@@ -155,4 +186,7 @@ def test_no_secret_of_a_call_reaches_the_log_of_a_server_or_its_workers(
     assert [line.get("request") for line in calls] == [logs.hashed(request_id)] * 4 + [None]
     (failed,) = (line for line in lines if line["event"] == "job failed")
     assert "RuntimeError: no such thing: [cut]" in failed["traceback"]
+    assert (failed["tenant"], failed["request"]) == ("anonymous", logs.hashed(request_id)), (
+        "a worker's line names the call"
+    )
     assert any(line["event"] == "incident" and line.get("request") == logs.hashed(request_id) for line in lines)

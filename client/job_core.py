@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from he_runtime.client_spec import ClientSpec
 from he_runtime.errors import Reason
 from he_runtime.wire import key_set_byte_size
-from protos.native import InferenceReply, JobStatus
+from protos.native import InferenceCall, InferenceReply, JobState, JobStatus
 
 from . import calls
 from .core import Core, Wish
@@ -28,15 +28,28 @@ from .retry import Budget
 from .run import Answer, checked_reply, one_ciphertext, predicted
 from .trust import parse_spec, require_printable
 
-__all__ = ["KnownJob", "cancel", "known_job", "known_jobs", "result", "statuses", "submit"]
+__all__ = ["RESUBMISSIONS", "KnownJob", "cancel", "known_job", "known_jobs", "result", "statuses", "submit"]
+
+
+RESUBMISSIONS = 3  # of one job, where its server has forgotten it before its end
 
 
 @dataclass(frozen=True)
+class _Input:
+    """What a job is submitted again with. It is not stored: a program that ends forgets it."""
+
+    wish: Wish
+    call: InferenceCall = field(repr=False)
+
+
+@dataclass
 class KnownJob:
-    """A job, and the key entry whose secret its result is for."""
+    """A job, and the key entry whose secret its result is for; with `input` until its result is had."""
 
     entry: Path
     record: JobRecord
+    input: _Input | None = None
+    resubmissions: int = 0
 
 
 async def submit(core: Core, wish: Wish, x: npt.ArrayLike, strict: bool) -> KnownJob:
@@ -52,7 +65,7 @@ async def submit(core: Core, wish: Wish, x: npt.ArrayLike, strict: bool) -> Know
         text, size = ready.spec.to_json().decode(), len(request.call.ciphertexts)
         record = JobRecord(submitted.job_id, spec.model, spec.version, text, len(samples), single, size, time.time())
         await core.port.blocking(lambda _: keep_job(ready.entry.path, record), wish.budget)
-        return KnownJob(ready.entry.path, record)
+        return KnownJob(ready.entry.path, record, _Input(wish, request.call))
 
     return await core.fresh(wish, attempt)
 
@@ -68,17 +81,51 @@ def known_jobs(core: Core) -> list[KnownJob]:
 
 
 async def statuses(core: Core, job: KnownJob, budget: Budget) -> AsyncGenerator[JobStatus, None]:
-    """At once, at every change, and at the end."""
-    try:
-        async with aclosing(watch(core.port, job.record.job_id, budget)) as found:
-            async for status in found:
-                yield _presentable(core, status)
-    except ServerError as error:
-        _forget_unknown(job, error)
-        raise
+    """At once, at every change, and at the end; again from the beginning where the job was lost and is submitted again."""
+    lost = True
+    while lost:
+        lost = False
+        try:
+            async with aclosing(watch(core.port, job.record.job_id, budget)) as found:
+                async for status in found:
+                    lost = status.state is JobState.FAILED and status.reason == Reason.WORKER_LOST
+                    if not (lost and await _submit_again(core, job, budget)):
+                        lost = False
+                        yield _presentable(core, status)
+        except ServerError as error:
+            lost = error.reason is Reason.JOB_UNKNOWN and await _submit_again(core, job, budget)
+            if not lost:
+                _forget_unknown(job, error)
+                raise
+
+
+async def _submit_again(core: Core, job: KnownJob, budget: Budget) -> bool:
+    """Submit a job that its server lost, by a restart or with a worker, under the same request id; False where that may not be.
+
+    A server that knows the request after all answers with the job that it has. Keys that it has lost too are uploaded
+    again; an input that was packed for a version which it no longer has is not of use to it.
+    """
+    if job.input is None or job.resubmissions >= min(RESUBMISSIONS, budget.retries):
+        return False
+    job.resubmissions += 1
+    packed, wish = job.input.call, replace(job.input.wish, budget=budget, progress=None)
+
+    async def attempt(spec: ClientSpec, digest: str) -> bool:
+        if digest != packed.client_spec_digest:
+            return False
+        ready = await core.prepare(wish)
+        call = calls.submit_job(replace(packed, key_set_id=ready.key_set_id))
+        submitted = await ask(core.port, call, budget)
+        _check_id(submitted.job_id)
+        job.record = replace(job.record, job_id=submitted.job_id, first_name=job.record.name)
+        await core.port.blocking(lambda _: keep_job(job.entry, job.record), budget)
+        return True
+
+    return await core.fresh(wish, attempt)
 
 
 async def cancel(core: Core, job: KnownJob, budget: Budget) -> JobStatus:
+    job.input = None
     try:
         return _presentable(core, await ask(core.port, calls.cancel_job(job.record.job_id), budget))
     except ServerError as error:
@@ -89,14 +136,18 @@ async def cancel(core: Core, job: KnownJob, budget: Budget) -> JobStatus:
 async def result(core: Core, job: KnownJob, budget: Budget) -> Prediction:
     """Wait for the end, then fetch and decrypt; the error that a job failed with is raised here."""
     start = time.perf_counter()
-    async with aclosing(statuses(core, job, budget)) as found:
-        async for _ in found:
-            pass
-    try:
-        reply = await ask(core.port, calls.get_result(job.record.job_id), budget)
-    except ServerError as error:
-        _forget_unknown(job, error)
-        raise
+    while True:
+        async with aclosing(statuses(core, job, budget)) as found:
+            async for _ in found:
+                pass
+        try:
+            reply = await ask(core.port, calls.get_result(job.record.job_id), budget)
+            break
+        except ServerError as error:
+            if error.reason is not Reason.JOB_UNKNOWN or not await _submit_again(core, job, budget):
+                _forget_unknown(job, error)
+                raise
+    job.input = None
     took = time.perf_counter() - start
     return await core.port.compute(partial(_opened, core, job, reply, took))
 

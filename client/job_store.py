@@ -1,6 +1,6 @@
 """What is needed to watch a job and to decrypt its result, beside the key that decrypts it: 0600, for the id is a capability.
 
-    <key entry>/jobs/<name>.json     name: the first 16 hexadecimal digits of the id's sha256, which may be shown
+    <key entry>/jobs/<name>.json     name: the first 16 hexadecimal digits of its first id's sha256, which may be shown
 
 A job goes with its key: deleting the entry makes its results unreadable, here as anywhere.
 """
@@ -35,10 +35,11 @@ class JobRecord:
     single: bool
     up_bytes: int
     created: float
+    first_name: str = ""  # of the id that it had before it was submitted again
 
     @property
     def name(self) -> str:
-        return name_of(self.job_id)
+        return self.first_name or name_of(self.job_id)
 
 
 def name_of(job_id: str) -> str:
@@ -67,6 +68,9 @@ def find_job(server: Path, job: str) -> tuple[Path, JobRecord]:
         if len(name) == _NAME_DIGITS and name.isalnum():
             for path in server.glob(f"*/jobs/{name}.json"):
                 return path.parent.parent, _read(path)
+    for entry, record in list_jobs(server):  # one that was submitted again keeps its name under another id
+        if record.job_id == job:
+            return entry, record
     raise KeyStoreError(
         "cannot find the job: got a name or id that was not submitted from here to this server, or is forgotten since; try "
         "listing the jobs"

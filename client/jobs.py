@@ -25,12 +25,13 @@ class _Described:
 
     @property
     def id(self) -> str:
-        """A capability: whoever holds it, and is of the same tenant, may watch, cancel and collect the job."""
+        """A capability: whoever holds it, and is of the same tenant, may watch, cancel and collect the job. Another one after the
+        job was submitted again."""
         return self._known.record.job_id
 
     @property
     def name(self) -> str:
-        """What the job is called here, made from a digest of the id; it opens nothing and may be shown."""
+        """What the job is called here, made from a digest of its first id; it opens nothing and may be shown."""
         return self._known.record.name
 
     @property
@@ -51,12 +52,18 @@ class _Described:
 
 
 class Job(_Described):
-    """A job of a Client. `timeout` is in seconds from the call; without one, waiting has no end, only each request has."""
+    """A job of a Client. `timeout` is in seconds from the call; without one, waiting has no end, only each request has.
+
+    The job that `submit` returned keeps its encrypted input until its result is had. Where the server has lost it before
+    that, by a restart or with a worker, `watch`, `status` and `result` submit it again, at most three times and never more
+    often than the client's `retries`; the request keeps its id, so a server that knows it does not evaluate it twice. A
+    job that a later run of a program found by its name has no input, and fails with WORKER_LOST or JOB_UNKNOWN.
+    """
 
     def watch(self, timeout: float | None = None) -> Generator[JobStatus, None, None]:
         """The job's state at once, whenever it changes (layer i of n, seconds left), at last the final one.
 
-        Goes on through a server's restart. Raises ServerError, DeadlineExceeded when the time is over.
+        Goes on through a server's restart, from the beginning where that lost the job. Raises ServerError, DeadlineExceeded when the time is over.
         """
         found = job_core.statuses(self._core, self._known, self._budget.waiting(timeout))
         try:

@@ -4,6 +4,7 @@
     <home>/servers/<server id>/<parameter digest>/secret.key      0600; the only secret of the project
                                                  /entry.json      parameters and creation time, for a person
                                                  /key_sets.json   key list digest -> key_set_id (a capability: private)
+                                                 /records.json    which keys the server was sent (record_index.py)
                                                  /pending.keys    a key set under upload, with pending.json; a cut
                                                                   upload is resumed from it, by this client or the next
                                                  /jobs/           what results of jobs are decrypted with (job_store.py)
@@ -179,7 +180,7 @@ class KeyEntry:
         if found is not None:
             return found
         # What an earlier secret uploaded is useless with a new one: forget it before the new one exists.
-        for stale in ("key_sets.json", "pending.json", "pending.keys"):
+        for stale in ("key_sets.json", "pending.json", "pending.keys", "records.json"):
             (self.path / stale).unlink(missing_ok=True)
         shutil.rmtree(self.path / "jobs", ignore_errors=True)
         secret = SecretKey.generate(self.params)

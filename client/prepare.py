@@ -14,10 +14,11 @@ from protos.native import ServedModel, ServerInfo
 from .errors import ServerError, ServerUntrusted
 from .keystore import KeyEntry
 from .limits import Limits
-from .spool import spool_keys
+from .record_index import RecordIndex
+from .spool import Spool, spool_keys
 from .transport import Calls
 from .trust import parse_spec
-from .upload import Progress, Uploader
+from .upload import REFUSED_FOR_GOOD, PiecesLacking, Progress, Uploader
 
 if TYPE_CHECKING:
     from he_runtime.backends.tenseal_secret import SecretKey
@@ -80,13 +81,37 @@ def make_ready(
         uploaded = 0
         if key_set_id is None:
             _check_accepted(key_bytes, server)
-            spool = spool_keys(entry, secret, spec.keys)
             uploader = Uploader(transport, server.max_chunk_bytes, progress)
-            key_set_id = uploader.upload(spool, spec.params.digest, spec_digest).key_set_id
+            in_pieces = len(spec.keys.requests) < server.max_upload_pieces
+            spool, key_set_id = _uploaded(uploader, entry, secret, spec, spec_digest, in_pieces)
             entry.remember(spec.keys, key_set_id)
             spool.drop()
-            uploaded = spool.total_bytes
+            uploaded = uploader.sent_bytes
     return Prepared(spec, spec_digest, entry, secret, key_set_id, key_bytes, uploaded)
+
+
+def _uploaded(
+    uploader: Uploader, entry: KeyEntry, secret: SecretKey, spec: ClientSpec, spec_digest: str, in_pieces: bool
+) -> tuple[Spool, str]:
+    """Make what the server is not known to have, and send it; what the server turns out not to have is made anew."""
+    index, keys, mistaken = RecordIndex(entry.path), spec.keys, False
+    while True:
+        spool = spool_keys(entry, secret, keys, index.known(keys, spec.params) if in_pieces else None)
+        try:
+            found = uploader.upload(spool, spec.params.digest, spec_digest)
+        except PiecesLacking as lacking:
+            index.forget(keys.gadget, [spool.records[n - 1] for n in lacking.numbers])
+        except ServerError as error:
+            if not spool.assumed or error.reason not in REFUSED_FOR_GOOD | {Reason.DIGEST_MISMATCH}:
+                raise
+            mistaken = True  # perhaps about what is assumed: send everything before giving up
+        else:
+            if spool.records:
+                index.add(keys.gadget, spool.records)
+            return spool, found.key_set_id
+        if mistaken:
+            index.clear()
+        mistaken = True
 
 
 def _check_accepted(key_bytes: int, server: ServerInfo) -> None:

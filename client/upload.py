@@ -16,10 +16,10 @@ from protos.gen.secateur.v1 import keys_pb2
 from protos.native import KeySetInfo, MissingPieces, UploadInfo, UploadOffer
 
 from .errors import ServerError, ServerUntrusted
-from .spool import Spool
+from .spool import Spool, Stream
 from .transport import Calls
 
-__all__ = ["Progress", "Uploader"]
+__all__ = ["REFUSED_FOR_GOOD", "PiecesLacking", "Progress", "Uploader"]
 
 Progress = Callable[[int, int], None]  # bytes committed or in flight, total bytes
 
@@ -51,34 +51,46 @@ _WORTH_KEEPING = _RESUMABLE | {
     Reason.UNAUTHENTICATED,
     Reason.PERMISSION_DENIED,
 }
+REFUSED_FOR_GOOD = frozenset(Reason) - _WORTH_KEEPING
+
+
+class PiecesLacking(Exception):
+    """The server has no longer what a spool assumes that it has; the numbers of these pieces."""
+
+    def __init__(self, numbers: tuple[int, ...]) -> None:
+        super().__init__(f"{len(numbers)} pieces are lacking")
+        self.numbers = numbers
 
 
 class Uploader:
-    """Moves one spool to the server and returns the committed key set."""
+    """Moves one spool to the server and returns the committed key set; `sent_bytes` is then what of it had to be sent."""
 
     def __init__(self, transport: Calls, chunk_bytes: int, progress: Progress | None = None) -> None:
         self._transport = transport
         self._chunk_bytes = chunk_size(chunk_bytes)
         self._progress = progress or (lambda done, total: None)
+        self.sent_bytes = 0
 
     def upload(self, spool: Spool, params_digest: str, client_spec_digest: str) -> KeySetInfo:
         """Send what the server does not have yet, then commit; resumes after every break until nothing moves any more.
 
         The spool is dropped once the server has committed it, or has refused it for good. Raises ServerError when the
-        server refuses or stays away, ServerUntrusted when its answers make no sense.
+        server refuses or stays away, ServerUntrusted when its answers make no sense, PiecesLacking.
         """
-        offer = UploadOffer(params_digest, client_spec_digest, spool.total_bytes, spool.sha256)
-        furthest, breaks = -1, 0
+        offer = spool.offer(params_digest, client_spec_digest)
+        furthest, breaks, total = -1, 0, spool.total_bytes
         while True:
             try:
                 found = self._locate(spool, offer)
                 if isinstance(found, UploadInfo):
-                    offset = _checked_offset(found.committed_offset, 0, spool.total_bytes)
+                    stream = _checked_stream(spool, found)
+                    self.sent_bytes = total = stream.total_bytes
+                    offset = _checked_offset(found.committed_offset, 0, total)
                     furthest, breaks = (offset, 0) if offset > furthest else (furthest, breaks)
-                    self._send(spool, found.upload_id, offset)
+                    self._send(stream, found.upload_id, offset)
                     found = self._transport.commit_upload(found.upload_id)
-                self._progress(spool.total_bytes, spool.total_bytes)
-                return _checked_key_set(found, offer)
+                self._progress(total, total)
+                return _checked_key_set(found, offer, spool)
             except ServerError as error:
                 breaks += 1
                 if error.reason not in _RESUMABLE or breaks > _BREAKS:
@@ -98,22 +110,25 @@ class Uploader:
                     raise
         found = self._transport.create_upload(offer)
         if isinstance(found, MissingPieces):
-            raise ServerUntrusted("cannot upload the keys: got a list of missing pieces, and offered none")
+            if not found.numbers or not spool.assumed.issuperset(found.numbers):
+                raise ServerUntrusted(
+                    "cannot upload the keys: got a list of lacking pieces that are not among the assumed"
+                )
+            raise PiecesLacking(found.numbers)
         spool.remember_upload(found.upload_id if isinstance(found, UploadInfo) else None)
         return found
 
-    def _send(self, spool: Spool, upload_id: str, offset: int) -> None:
-        while offset < spool.total_bytes:
-            end = min(offset + _SEGMENT_BYTES, spool.total_bytes)
-            committed = self._transport.upload_chunks(partial(self._chunks, spool, upload_id, offset, end))
+    def _send(self, stream: Stream, upload_id: str, offset: int) -> None:
+        while offset < stream.total_bytes:
+            end = min(offset + _SEGMENT_BYTES, stream.total_bytes)
+            committed = self._transport.upload_chunks(partial(self._chunks, stream, upload_id, offset, end))
             offset = _checked_offset(committed, offset + 1, end)
 
-    def _chunks(self, spool: Spool, upload_id: str, offset: int, end: int) -> Iterator[keys_pb2.UploadChunkRequest]:
-        with spool.path.open("rb") as file:
-            file.seek(offset)
+    def _chunks(self, stream: Stream, upload_id: str, offset: int, end: int) -> Iterator[keys_pb2.UploadChunkRequest]:
+        with stream.path.open("rb") as file:
             while offset < end:
-                self._progress(offset, spool.total_bytes)
-                data = file.read(min(self._chunk_bytes, end - offset))
+                self._progress(offset, stream.total_bytes)
+                data = stream.read(file, offset, min(self._chunk_bytes, end - offset))
                 yield keys_pb2.UploadChunkRequest(upload_id=upload_id, offset=offset, data=data)
                 offset += len(data)
 
@@ -123,18 +138,24 @@ def chunk_size(stated: int) -> int:
     return min(max(stated, _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES) if stated > 0 else _MAX_CHUNK_BYTES
 
 
+def _checked_stream(spool: Spool, found: UploadInfo) -> Stream:
+    """What the server asks for, if it is part of what was offered."""
+    stream = spool.stream(found.missing)
+    if stream is None or found.total_bytes != stream.total_bytes:
+        raise ServerUntrusted("cannot upload the keys: got a request for other bytes than the ones offered")
+    return stream
+
+
 def _checked_offset(offset: int, least: int, most: int) -> int:
     if not least <= offset <= most:
         raise ServerUntrusted(f"cannot upload the keys: got a committed offset {offset}, need {least} to {most}")
     return offset
 
 
-def _checked_key_set(found: KeySetInfo, offer: UploadOffer) -> KeySetInfo:
-    same = (found.sha256, found.total_bytes, found.params_digest) == (
-        offer.sha256,
-        offer.total_bytes,
-        offer.params_digest,
-    )
+def _checked_key_set(found: KeySetInfo, offer: UploadOffer, spool: Spool) -> KeySetInfo:
+    """`sha256` is of the whole file, which is known here where the whole file is."""
+    sha256 = found.sha256 if spool.assumed else spool.sha256
+    same = (found.sha256, found.total_bytes, found.params_digest) == (sha256, offer.total_bytes, offer.params_digest)
     usable = 0 < len(found.key_set_id) <= 256 and found.key_set_id.isascii() and found.key_set_id.isprintable()
     if not (same and usable):
         raise ServerUntrusted("cannot use the uploaded keys: got the description of another key set than the one sent")

@@ -83,7 +83,7 @@ def _send(transport: Transport, spool: FileSpool) -> None:
     assert isinstance(found, UploadInfo)
     spool.remember_upload(found.upload_id)
     uploader = Uploader(transport, 64 << 10)
-    transport.upload_chunks(uploader._chunks(spool, found.upload_id, 0, spool.total_bytes))  # type: ignore[arg-type]
+    transport.upload_chunks(uploader._chunks(spool.stream(), found.upload_id, 0, spool.total_bytes))  # type: ignore[arg-type]
     transport.commit_upload(found.upload_id)
     raise AssertionError("the server survived")
 

@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,11 @@ from typing import Any
 import grpc
 
 from client import upload as upload_module
+from client.spool import Stream
 from client.transport import Transport
 from client.upload import Uploader, chunk_size
+from protos.manifest import Segments
+from protos.native import UploadOffer
 
 from .cutting import CuttingProxy
 from .fakes import PARAMS, fake_server, spec_digest
@@ -47,6 +50,13 @@ class FileSpool:
     sha256: str
     total_bytes: int
     known: str | None = field(default=None)
+    assumed: frozenset[int] = frozenset()
+
+    def offer(self, params_digest: str, client_spec_digest: str) -> UploadOffer:
+        return UploadOffer(params_digest, client_spec_digest, self.total_bytes, self.sha256)
+
+    def stream(self, missing: Sequence[int] = ()) -> Stream | None:
+        return None if missing else Stream(self.path, Segments([(0, self.total_bytes)]))
 
     def upload_id(self) -> str | None:
         return self.known

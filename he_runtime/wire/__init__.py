@@ -9,7 +9,7 @@ from __future__ import annotations
 from .ciphertexts import ciphertexts_byte_size, decode_ciphertexts, encode_ciphertexts
 from .expansion import expand_seed
 from .header import HEADER_BYTES, WIRE_VERSION, Kind
-from .key_set import KeySetRow, KeySetWriter, key_set_byte_size, read_key_set, read_key_table
+from .key_set import KeySetRow, KeySetWriter, WrittenRecord, key_set_byte_size, read_key_set, read_key_table
 from .keys import decode_key, encode_key, key_byte_size
 from .public_key import decode_public_key, encode_public_key
 
@@ -19,6 +19,7 @@ __all__ = [
     "KeySetRow",
     "KeySetWriter",
     "Kind",
+    "WrittenRecord",
     "ciphertexts_byte_size",
     "decode_ciphertexts",
     "decode_key",

@@ -7,6 +7,7 @@ header covers the table and so, through it, every record. All keys of a set are 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from ..ring import KeyRecord, KeySetSpec
 from .header import HEADER_BYTES, Header, Kind, pack_header, read_header
 from .keys import check_request, decode_key, encode_key, key_byte_size
 
-__all__ = ["KeySetRow", "KeySetWriter", "key_set_byte_size", "read_key_set", "read_key_table"]
+__all__ = ["KeySetRow", "KeySetWriter", "WrittenRecord", "key_set_byte_size", "read_key_set", "read_key_table"]
 
 _BODY = struct.Struct("<II")
 _ROW = struct.Struct("<IIQ32s")
@@ -41,6 +42,17 @@ class KeySetRow:
     digest: bytes
 
 
+@dataclass(frozen=True)
+class WrittenRecord:
+    """A record as bytes that may lie elsewhere: what a table says of it, and the hexadecimal sha256 of all of them."""
+
+    element: int
+    level: int
+    length: int
+    digest: bytes
+    sha256: str
+
+
 def _table_bytes(count: int) -> int:
     return _BODY.size + count * _ROW.size
 
@@ -54,7 +66,9 @@ def key_set_byte_size(spec: KeySetSpec, params: CkksParams, seeded: bool) -> int
 class KeySetWriter:
     """Writes the records of `spec`, in its order, to a seekable binary file that starts empty at its position 0.
 
-    The header and the table are written by `close`; until then, and if anything fails, the file is not a key set.
+    The header and the table are written by `close`; until then, and if anything fails, the file is not a key set. Nor is
+    it one where `refer` left out records that lie elsewhere: then the set is this file's front, and the records after it
+    in the order of `records`, wherever they are.
     """
 
     def __init__(self, file: BinaryIO, params: CkksParams, spec: KeySetSpec) -> None:
@@ -66,20 +80,14 @@ class KeySetWriter:
         self._params = params
         self._requests = spec.requests
         self._gadget = spec.gadget
-        self._rows: list[bytes] = []
-        self._written = 0
+        self.records: list[WrittenRecord] = []
+        self.front = b""  # header and table, once closed
         self._start = HEADER_BYTES + _table_bytes(len(spec.requests))
         file.seek(self._start)
 
     def write(self, record: KeyRecord) -> int:
         """Append the next record; returns its bytes. Raises KeyMismatch when it is not the one that the spec names."""
-        expected = self._requests[len(self._rows)] if len(self._rows) < len(self._requests) else None
-        if expected is None or (record.element, record.level) != (expected.element, expected.level):
-            need = "no more" if expected is None else f"element {expected.element} at level {expected.level}"
-            raise KeyMismatch(
-                f"cannot write the key for element {record.element} at level {record.level}: need {need}",
-                Reason.KEY_MISSING,
-            )
+        self._expect(record.element, record.level)
         if record.gadget != self._gadget:
             raise KeyMismatch(
                 f"cannot write the key for element {record.element}: it is on gadget {record.gadget!r}, need {self._gadget!r}",
@@ -87,18 +95,41 @@ class KeySetWriter:
             )
         data = encode_key(record, self._params)
         self._file.write(data)
-        self._rows.append(_ROW.pack(record.element, record.level, len(data), read_header(data, Kind.KEY).digest))
-        self._written += len(data)
+        digest, sha256 = read_header(data, Kind.KEY).digest, hashlib.sha256(data).hexdigest()
+        self.records.append(WrittenRecord(record.element, record.level, len(data), digest, sha256))
         return len(data)
+
+    def refer(self, record: WrittenRecord) -> None:
+        """Leave out the next record, which was written before and lies elsewhere. Raises KeyMismatch when it is another
+        than the one that the spec names, or has not the size of one.
+        """
+        self._expect(record.element, record.level)
+        if record.length not in _lengths(record.level, self._params, self._gadget):
+            raise KeyMismatch(
+                f"cannot refer to a key of {record.length} bytes: none at level {record.level} on gadget "
+                f"{self._gadget!r} has that size",
+                Reason.SIZE_MISMATCH,
+            )
+        self.records.append(record)
+
+    def _expect(self, element: int, level: int) -> None:
+        expected = self._requests[len(self.records)] if len(self.records) < len(self._requests) else None
+        if expected is None or (element, level) != (expected.element, expected.level):
+            need = "no more" if expected is None else f"element {expected.element} at level {expected.level}"
+            raise KeyMismatch(
+                f"cannot write the key for element {element} at level {level}: need {need}", Reason.KEY_MISSING
+            )
 
     def close(self) -> None:
         """Write header and table. Raises KeyMismatch while records are missing."""
-        if len(self._rows) != len(self._requests):
-            raise KeyMismatch(f"cannot finish the key set: got {len(self._rows)} records, need {len(self._requests)}")
-        table = b"".join((_BODY.pack(len(self._rows), self._params.degree), *self._rows))
-        header = pack_header(Kind.KEY_SET, self._params, len(table) + self._written, [table])
+        if len(self.records) != len(self._requests):
+            raise KeyMismatch(f"cannot finish the key set: got {len(self.records)} records, need {len(self._requests)}")
+        rows = (_ROW.pack(r.element, r.level, r.length, r.digest) for r in self.records)
+        table = b"".join((_BODY.pack(len(self.records), self._params.degree), *rows))
+        body_bytes = len(table) + sum(r.length for r in self.records)
+        self.front = pack_header(Kind.KEY_SET, self._params, body_bytes, [table]) + table
         self._file.seek(0)
-        self._file.write(header + table)
+        self._file.write(self.front)
         self._file.flush()
 
     def __enter__(self) -> KeySetWriter:
@@ -125,12 +156,17 @@ def _check_length(header: Header, file_bytes: int) -> None:
         raise WireError(f"cannot read a key set: got a body of {got} bytes, need {header.body_bytes}; {_AGAIN}", reason)
 
 
+def _lengths(level: int, params: CkksParams, gadget: str) -> set[int]:
+    """What a record at this level may take: its a_i seeded or in full."""
+    return {key_byte_size(level, params, seeded, gadget) for seeded in (False, True)}
+
+
 def _parse_rows(table: bytes, params: CkksParams, gadget: str) -> list[KeySetRow]:
     offset = HEADER_BYTES + len(table)
     rows: list[KeySetRow] = []
     for element, level, length, digest in _ROW.iter_unpack(table[_BODY.size :]):
         check_request(element, level, params, gadget)
-        if length not in (key_byte_size(level, params, seeded, gadget) for seeded in (False, True)):
+        if length not in _lengths(level, params, gadget):
             raise WireError(
                 f"cannot read a key set: got a key of {length} bytes, which none at level {level} on gadget {gadget!r} has; "
                 f"{_AGAIN}",

@@ -3,6 +3,7 @@
 <control>/evaluations   a line for each evaluation that was finished
 <control>/hold          while it exists, nothing is answered that has been evaluated
 <control>/die           the worker that sees it removes it and dies in the middle of an evaluation
+<control>/doomed        while it exists, every evaluation dies so
 <control>/gates/<k>     where gates/ exists, operation k begins its end only when this is there
 """
 
@@ -84,8 +85,8 @@ class EchoModel:
                 on_layer.operation(done, sum(LAYERS.values()))
                 self._wait(lambda k=done: (self.control / "gates").exists() and not self._gate(k), check)
                 done += 1
-        if (self.control / "die").exists():
-            (self.control / "die").unlink()
+        if (self.control / "die").exists() or (self.control / "doomed").exists():
+            (self.control / "die").unlink(missing_ok=True)
             os.kill(os.getpid(), signal.SIGKILL)
         reply = encode_ciphertexts(echo(self.spec, ciphertexts), self.spec.params)
         with (self.control / "evaluations").open("a") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,12 +96,74 @@ def test_a_watch_goes_on_through_a_restart_of_the_server(
     (echo_server.control / "gates").mkdir()
     lost = client.submit("echo", sample)
     watched = lost.watch(timeout=60)
-    assert not next(watched).state.is_final
+    first, name = next(watched), lost.name
+    assert not first.state.is_final
     echo_server.stop()
     echo_server.start()
-    last = list(watched)[-1]
-    assert (last.state, last.reason) == (JobState.FAILED, "WORKER_LOST"), "a restart loses unfinished jobs, and says so"
-    assert job.result(timeout=30).index == 5, "and keeps results"
+    later = next(watched)
+    while later.state is not JobState.RUNNING:
+        later = next(watched)
+    for gate in range(3):
+        echo_server.open_gate(gate)
+    assert list(watched)[-1].state is JobState.SUCCEEDED, "an unfinished job is submitted again"
+    assert len(echo_server.evaluations()) == 2 and lost.result(timeout=30).index == 5
+    assert (lost.name, client.job(name).id, client.job(lost.id).name) == (name, lost.id, name)
+    assert job.result(timeout=30).index == 5, "a finished one is kept"
+
+
+def test_a_server_that_has_lost_everything_gets_keys_and_job_again(
+    connect: Connect, echo_server: EchoServer, sample: np.ndarray
+) -> None:
+    echo_server.drain_seconds = 0.3
+    echo_server.start()
+    gates = echo_server.control / "gates"
+    gates.mkdir()
+    client = connect(echo_server.address, retries=12)
+    job, other = client.submit("echo", sample), client.submit("echo", sample)
+    echo_server.stop()
+    shutil.rmtree(echo_server.root / "state")
+    echo_server.start()
+    with pytest.raises(ServerError) as caught:
+        client.job(other.name).result(timeout=20)
+    assert caught.value.reason is Reason.JOB_UNKNOWN, "the input was the program's, and is not stored"
+    for gate in range(3):
+        echo_server.open_gate(gate)
+    assert job.result(timeout=30).index == 5
+    (keys,) = client.keys()
+    assert keys.at_server
+    assert len(echo_server.evaluations()) == 1
+
+
+@pytest.mark.parametrize(("retries", "submissions"), [(5, 4), (1, 2), (0, 1)])
+def test_a_job_that_is_lost_every_time_is_submitted_a_few_times_only(
+    connect: Connect, echo_server: EchoServer, sample: np.ndarray, retries: int, submissions: int
+) -> None:
+    echo_server.start()
+    client = connect(echo_server.address, retries=retries)
+    client.prepare("echo")
+    doom = echo_server.set("doomed")
+    job = client.submit("echo", sample)
+    last = list(job.watch(timeout=60))[-1]
+    assert (last.state, last.reason) == (JobState.FAILED, "WORKER_LOST")
+    assert job._known.resubmissions == submissions - 1
+    doom.unlink()
+    assert job.status().state is JobState.FAILED, "and not once more"
+    assert not echo_server.evaluations()
+
+
+def test_a_cancelled_job_is_not_submitted_again(connect: Connect, echo_server: EchoServer, sample: np.ndarray) -> None:
+    echo_server.drain_seconds = 0.3
+    echo_server.start()
+    (echo_server.control / "gates").mkdir()
+    client = connect(echo_server.address, retries=12)
+    job = client.submit("echo", sample)
+    job.cancel()
+    echo_server.stop()
+    shutil.rmtree(echo_server.root / "state" / "jobs")
+    echo_server.start()
+    with pytest.raises(ServerError) as caught:
+        job.result(timeout=20)
+    assert caught.value.reason is Reason.JOB_UNKNOWN
 
 
 def test_a_job_holds_what_a_ciphertext_holds(connect: Connect, server: Any, sample: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import math
 from .candidate import MAX_PRIME_BITS, Candidate, Problem, assemble, predicted
 from .errors import DoesNotFit
 from .lower.program import Scales
-from .params import MAX_LOG2_QP, CkksParams, find_primes
+from .params import DEGREES, MAX_LOG2_QP, CkksParams, find_primes
 from .plan import Plan
 from .plan.verify import first_overflow
 from .refusals import OutOfRange, too_deep, too_wide_output
@@ -54,7 +54,9 @@ def best_chain(problem: Problem) -> Plan:
         raise _refusal(problem)
     best = search.descend(best, 4)
     if search.error(best) > _HOPELESS * problem.budget:
-        return search.at(best)[0]
+        # Where no larger ring is left, the refusal names a bound that would do: that takes the real one.
+        coarse = search.at(best)
+        return predicted(problem, *coarse) if problem.degree == DEGREES[-1] else coarse[0]
     for step in (2, 1):
         best = search.descend(best, step)
     return predicted(problem, *search.at(best))

@@ -29,7 +29,7 @@ __all__ = [
 
 
 _FLOOR_MARGIN = 1.5
-_SLACK = 1.25  # a search that sees no hope stops at a coarser prediction
+_SLACK = 1.25  # a search that sees no hope stops at coarser scales
 
 
 class OutOfRange(DoesNotFit):

@@ -197,7 +197,7 @@ def test_an_interrupt_cancels_at_the_server(client: Client, server: Any, sample:
 
     def answer(spec: Any, call: InferenceCall) -> bytes:
         began.release()
-        ended.acquire(timeout=20)
+        ended.acquire(timeout=90)
         return b""
 
     server.answer = answer
@@ -205,7 +205,7 @@ def test_an_interrupt_cancels_at_the_server(client: Client, server: Any, sample:
 
     def interrupt() -> None:
         for _ in range(2):
-            began.acquire(timeout=20)
+            began.acquire(timeout=90)
         import signal
 
         assert main.ident is not None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods_grid import BUDGETS, ROWS, Candidate, candidates, missing
+from methods_grid import BACKEND, BUDGETS, ROWS, Candidate, candidates, missing
 from methods_report import render, summary, write_plot
 
 from he_runtime import CompressedModel, Plan, compile, price
@@ -190,7 +190,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--restart", action="store_true", help="forget what the log holds")
     parser.add_argument("--any-code", action="store_true", help="take points that other code made")
     parser.add_argument("--report", action="store_true", help="make no point, only say what the log holds")
-    parser.add_argument("--backend", default="tenseal", choices=("tenseal", "native", "pyfhel"))
+    parser.add_argument("--backend", default=BACKEND, choices=("tenseal", "native", "pyfhel"))
     parser.add_argument("--runs", type=int, default=5, help="runs per plan, of which the median counts")
     parser.add_argument("--data", type=Path, help="where MNIST lies; SECATEUR_DATA otherwise")
     parser.add_argument("--network", action="append", choices=tuple(BUDGETS), help="only this one; repeatable")

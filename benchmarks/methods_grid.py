@@ -18,8 +18,9 @@ from model_prep.networks import NETWORKS
 from model_prep.recipe import Recipe
 from secateur.sweep_run import COLUMN, DIAGONAL
 
-__all__ = ["BUDGETS", "DENSE", "ROWS", "Budget", "Candidate", "Row", "candidates", "missing"]
+__all__ = ["BACKEND", "BUDGETS", "DENSE", "ROWS", "Budget", "Candidate", "Row", "candidates", "missing"]
 
+BACKEND = "tenseal"  # whose latencies are compared, unless another is asked for
 DENSE = "dense"  # the row that all others are compared with
 Settings = dict[str, Any]
 
@@ -126,7 +127,9 @@ ROWS: dict[str, Row] = {
     "progressive": Row("progressive", COLUMN, "density", _SHARES, (0.1, 0.02), _progressive),
     "trace": Row("trace", COLUMN, "ratio", (0.25, 0.5, 0.75), (0.5, 0.75)),
     "diagonals": Row("diagonals", DIAGONAL, "density", _SHARES, (0.25, 0.1)),
-    "diagrid": Row("diagrid", DIAGONAL, "target_share", (0.5, 0.35, 0.25), (0.35, 0.2)),
+    "diagrid": Row(
+        "diagrid", DIAGONAL, "target_share", (0.75, 0.5, 0.35, 0.25), (0.35, 0.2), fixed={"backend": BACKEND}
+    ),
     "gather-scatter": Row("gather-scatter", DIAGONAL, "density", _SHARES, (0.25, 0.125)),
     "block-lasso": Row("block-lasso", COLUMN, "density", _SHARES[:3], (0.25, 0.1), _rounds),
     "block-reweighted": Row("block-reweighted", COLUMN, "density", _SHARES[:3], (0.25, 0.1), _rounds),

@@ -89,6 +89,7 @@ struct Splits {
     static constexpr std::size_t kWidth = 4;
     static constexpr std::size_t kProducts = 2048;  // sums below 2^61 in size
     static constexpr int kGroup = 4;
+    static constexpr bool kWideFactors = false;
 
     explicit Splits(const Modulus& modulus)
         : m(modulus), two32(power_factor((u64{1} << 32) % modulus.value, modulus)),
@@ -175,7 +176,7 @@ void forward_begin(u64* dst, const u64* src, const Lift* how, const NttTable& ta
     avx2_forward(dst, dst, table);
 }
 
-void forward_end(u64*, std::size_t, const NttTable&, const Ahead&) {}
+void forward_end(u64*, std::size_t, Leave, const NttTable&, const Ahead&) {}
 
 void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
     for (std::size_t i = 0; i < n; i += 4) {

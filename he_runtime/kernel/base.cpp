@@ -94,7 +94,7 @@ void Lifted::begin(u64* dst, const Ntt& target) const { base_->begin(dst, rows_.
 
 void Lifted::to(u64* dst, const Ntt& target) const {
     begin(dst, target);
-    for (std::size_t at = 0; at < n_; at += target.block()) target.forward_end(dst, at, {});
+    for (std::size_t at = 0; at < n_; at += target.block()) target.forward_end(dst, at, Leave::residues, {});
 }
 
 Division::Division(std::vector<const Ntt*> by, const std::vector<const Ntt*>& live)

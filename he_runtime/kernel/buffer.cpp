@@ -13,6 +13,7 @@ namespace secateur {
 namespace {
 
 constexpr std::size_t kLine = 64;
+constexpr std::size_t kPage = 4096;
 constexpr std::size_t kLargePage = std::size_t{2} << 20;
 constexpr std::size_t kMostCached = std::size_t{256} << 20;
 
@@ -33,7 +34,7 @@ Cache& cache() {
 
 u64* fresh(std::size_t words) {
     const std::size_t bytes = words * sizeof(u64);
-    const std::size_t alignment = bytes >= 4 * kLargePage ? kLargePage : kLine;
+    const std::size_t alignment = bytes >= 4 * kLargePage ? kLargePage : bytes >= 8 * kPage ? kPage : kLine;
     void* p = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
     if (p == nullptr) throw std::bad_alloc();
     // A hint only: long streams of keys and operands then miss fewer translations.

@@ -8,7 +8,8 @@
 
 namespace secateur {
 
-// Uninitialized words that start on a cache line, or on a large page where there are enough for one. Movable only.
+// Uninitialized words that start on a cache line, polynomials on a page, and on a large page where there are enough for one.
+// Movable only.
 class Buffer {
   public:
     Buffer() = default;

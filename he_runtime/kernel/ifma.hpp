@@ -31,11 +31,12 @@ inline LaneFactor splat(Factor w) { return {splat(w.value), splat(w.quotient >> 
 
 struct LaneModulus {
     explicit LaneModulus(u64 prime)
-        : q(splat(prime)), minus_q(splat((u64{1} << 52) - prime)), twice(splat(2 * prime)), mask(splat((u64{1} << 52) - 1)) {}
+        : q(splat(prime)), minus_q(splat((u64{1} << 52) - prime)), twice(splat(2 * prime)), four(splat(4 * prime)), mask(splat((u64{1} << 52) - 1)) {}
 
     Lanes q;
     Lanes minus_q;  // modulo 2^52
     Lanes twice;
+    Lanes four;
     Lanes mask;
 };
 

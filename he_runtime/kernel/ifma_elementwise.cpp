@@ -69,6 +69,7 @@ struct Halves {
     // Low halves are below 2^52, so this many of them and a residue fit 64 bits; high halves are smaller.
     static constexpr std::size_t kProducts = 4092;
     static constexpr int kGroup = 6;
+    static constexpr bool kWideFactors = true;  // 52 bits, which fit too: high halves are below 2^50 then
 
     explicit Halves(const Modulus& modulus)
         : m(modulus.value), one(splat(modulus.one)), two52(splat(modulus.two52)), two104(splat(modulus.two104)) {}

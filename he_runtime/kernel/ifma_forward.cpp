@@ -1,4 +1,4 @@
-// Forward transform in eight 52-bit lanes: butterflies in [0, 4q) (Harvey 2014), q < 2^50.
+// Forward transform in eight 52-bit lanes: butterflies in [0, 4q) (Harvey 2014) for q < 2^50, in [0, 8q) for q < 2^49.
 //
 // A pass does two or three stages on a block in registers (radix 4 or 8). Blocks are finished depth first, so that all
 // below the first pass or two stays in the first-level cache. Tiles of 64 residues get their last six stages in eight
@@ -9,32 +9,42 @@
 namespace secateur {
 namespace {
 
-// kClean = false leaves rubbish above bit 52 of both results: enough where the next stage multiplies both, since the
-// multiplier does not read it.
-template <bool kClean = true>
+// Primes below 2^49 have room for values in [0, 8q): a stage adds 2q, so every other goes without a reduction. Products may then be
+// left with rubbish above bit 52, which the multiplier does not read and the next reduction clears.
+enum class Room { none, some };
+enum class Step { skip, reduce };  // of a stage, where there is room
+
+template <Room kRoom, Step kStep, bool kClean = true>
 inline void split(Lanes& x, Lanes& y, LaneFactor w, const LaneModulus& m) {
-    x = reduce_once(x, m.twice);
-    const Lanes t = kClean ? mul_lazy(y, w, m) : mul_dirty(y, w, m);
+    if constexpr (kRoom == Room::none) {
+        x = reduce_once(x, m.twice);
+    } else if constexpr (kStep == Step::reduce) {
+        x = reduce_once(_mm512_and_si512(x, m.mask), m.four);
+    }
+    const Lanes t = kRoom == Room::none && kClean ? mul_lazy(y, w, m) : mul_dirty(y, w, m);
     y = _mm512_sub_epi64(_mm512_add_epi64(x, m.twice), t);
     x = _mm512_add_epi64(x, t);
 }
 
 // Three stages on eight registers; w[k] is the root of tree entry k, entry 1 being the whole block.
+template <Room kRoom, Step kStep>
 inline void stage1(Lanes* v, const LaneFactor* w, const LaneModulus& m) {
-    for (int k = 0; k < 2; ++k) split(v[k], v[k + 4], w[1], m);
-    for (int k = 2; k < 4; ++k) split<false>(v[k], v[k + 4], w[1], m);
+    for (int k = 0; k < 2; ++k) split<kRoom, kStep>(v[k], v[k + 4], w[1], m);
+    for (int k = 2; k < 4; ++k) split<kRoom, kStep, false>(v[k], v[k + 4], w[1], m);
 }
+template <Room kRoom, Step kStep>
 inline void stage2(Lanes* v, const LaneFactor* w, const LaneModulus& m) {
     for (int k = 0; k < 8; k += 4) {
-        split(v[k], v[k + 2], w[2 + k / 4], m);
-        split<false>(v[k + 1], v[k + 3], w[2 + k / 4], m);
+        split<kRoom, kStep>(v[k], v[k + 2], w[2 + k / 4], m);
+        split<kRoom, kStep, false>(v[k + 1], v[k + 3], w[2 + k / 4], m);
     }
 }
+template <Room kRoom, Step kStep>
 inline void stage3(Lanes* v, const LaneFactor* w, const LaneModulus& m) {
-    for (int k = 0; k < 4; ++k) split(v[2 * k], v[2 * k + 1], w[4 + k], m);
+    for (int k = 0; k < 4; ++k) split<kRoom, kStep>(v[2 * k], v[2 * k + 1], w[4 + k], m);
 }
 
-template <int kRadix, class Source>
+template <Room kRoom, Step kFirst, int kRadix, class Source>
 void pass(u64* dst, const Source src, std::size_t length, const u64* roots, std::size_t node, const LaneModulus& m) {
     LaneFactor w[kRadix];
     load_tree<kRadix>(w, roots, node);
@@ -43,24 +53,24 @@ void pass(u64* dst, const Source src, std::size_t length, const u64* roots, std:
         Lanes v[kRadix];
         for (int k = 0; k < kRadix; ++k) v[k] = src(j + k * stride);
         if constexpr (kRadix == 8) {
-            stage1(v, w, m);
-            stage2(v, w, m);
-            stage3(v, w, m);
+            stage1<kRoom, kFirst>(v, w, m);
+            stage2<kRoom, Step::skip>(v, w, m);
+            stage3<kRoom, Step::reduce>(v, w, m);
         } else {
-            split(v[0], v[2], w[1], m);
-            split<false>(v[1], v[3], w[1], m);
-            for (int k = 0; k < 2; ++k) split(v[2 * k], v[2 * k + 1], w[2 + k], m);
+            split<kRoom, kFirst>(v[0], v[2], w[1], m);
+            split<kRoom, kFirst, false>(v[1], v[3], w[1], m);
+            for (int k = 0; k < 2; ++k) split<kRoom, Step::skip>(v[2 * k], v[2 * k + 1], w[2 + k], m);
         }
         for (int k = 0; k < kRadix; ++k) store(dst + j + k * stride, v[k]);
     }
 }
 
-template <class Source>
+template <Room kRoom, Step kFirst, class Source>
 void pass(u64* dst, const Source& src, std::size_t length, std::size_t node, const NttTable& table, const LaneModulus& m) {
     if (radix_for(length) == 8) {
-        pass<8>(dst, src, length, table.roots, node, m);
+        pass<kRoom, kFirst, 8>(dst, src, length, table.roots, node, m);
     } else {
-        pass<4>(dst, src, length, table.roots, node, m);
+        pass<kRoom, kFirst, 4>(dst, src, length, table.roots, node, m);
     }
 }
 
@@ -70,9 +80,15 @@ inline void shuffle(Lanes& a, Lanes& b, Lanes first, Lanes second) {
     a = x;
 }
 
+template <Room kRoom>
+inline Lanes reduced(Lanes x, const LaneModulus& m) {
+    return kRoom == Room::none ? reduce_fully<4>(x, m) : reduce_fully<8>(_mm512_and_si512(x, m.mask), m);
+}
+
 // Two neighbouring tiles, stage by stage in turn: the stages of one are a chain that is too long for the processor to
 // see past, those of the other fill its gaps. Sixteen residues e in two registers are shuffled so that the roots of a
 // stage repeat along the lanes: two alternate in the first stage, four in the second, eight differ in the third.
+template <Room kRoom, Leave kLeave>
 void tiles(u64* x, std::size_t node, const NttTable& table, const LaneModulus& m) {
     const Lanes low = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
     const Lanes high = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
@@ -85,19 +101,19 @@ void tiles(u64* x, std::size_t node, const NttTable& table, const LaneModulus& m
         load_tree<8>(w[i], table.roots, node + i);
         for (int k = 0; k < 8; ++k) v[i][k] = load(x + kTile * i + 8 * k);
     }
-    for (int i = 0; i < 2; ++i) stage1(v[i], w[i], m);
-    for (int i = 0; i < 2; ++i) stage2(v[i], w[i], m);
-    for (int i = 0; i < 2; ++i) stage3(v[i], w[i], m);
+    for (int i = 0; i < 2; ++i) stage1<kRoom, Step::reduce>(v[i], w[i], m);
+    for (int i = 0; i < 2; ++i) stage2<kRoom, Step::skip>(v[i], w[i], m);
+    for (int i = 0; i < 2; ++i) stage3<kRoom, Step::reduce>(v[i], w[i], m);
     for (int i = 0; i < 2; ++i) {
         for (int p = 0; p < 4; ++p) {  // lanes 0 8 1 9 2 10 3 11 and 4 12 5 13 6 14 7 15 of e
             shuffle(v[i][2 * p], v[i][2 * p + 1], low, high);
-            split(v[i][2 * p], v[i][2 * p + 1], tail_pair(tails[i], p), m);
+            split<kRoom, Step::skip>(v[i][2 * p], v[i][2 * p + 1], tail_pair(tails[i], p), m);
         }
     }
     for (int i = 0; i < 2; ++i) {
         for (int p = 0; p < 4; ++p) {  // 0 4 8 12 1 5 9 13 and 2 6 10 14 3 7 11 15
             shuffle(v[i][2 * p], v[i][2 * p + 1], low, high);
-            split(v[i][2 * p], v[i][2 * p + 1], tail_quad(tails[i], p), m);
+            split<kRoom, Step::reduce>(v[i][2 * p], v[i][2 * p + 1], tail_quad(tails[i], p), m);
         }
     }
     for (int i = 0; i < 2; ++i) {
@@ -106,11 +122,13 @@ void tiles(u64* x, std::size_t node, const NttTable& table, const LaneModulus& m
             const Lanes b = v[i][2 * p + 1];
             v[i][2 * p] = _mm512_shuffle_i64x2(a, b, 0x44);
             v[i][2 * p + 1] = _mm512_shuffle_i64x2(a, b, 0xee);
-            split(v[i][2 * p], v[i][2 * p + 1], tail_octet(tails[i], p), m);
+            split<kRoom, Step::skip>(v[i][2 * p], v[i][2 * p + 1], tail_octet(tails[i], p), m);
         }
     }
     for (int i = 0; i < 2; ++i) {
-        for (int k = 0; k < 8; ++k) v[i][k] = reduce_fully<4>(v[i][k], m);
+        if constexpr (kLeave == Leave::residues) {
+            for (int k = 0; k < 8; ++k) v[i][k] = reduced<kRoom>(v[i][k], m);
+        }
         for (int p = 0; p < 4; ++p) shuffle(v[i][2 * p], v[i][2 * p + 1], front, back);
         for (int k = 0; k < 8; ++k) store(x + kTile * i + 8 * k, v[i][k]);
     }
@@ -137,41 +155,60 @@ class Fetching {
     std::size_t step_;
 };
 
-template <class Source, class Fetch>
+template <Room kRoom, Step kFirst, Leave kLeave, class Source, class Fetch>
 void block(u64* dst, const Source& src, std::size_t length, std::size_t node, const NttTable& table, const LaneModulus& m,
            Fetch& fetch) {
-    pass(dst, src, length, node, table, m);
+    pass<kRoom, kFirst>(dst, src, length, node, table, m);
     const std::size_t radix = radix_for(length);
     const std::size_t part = length / radix;
     if (part == kTile) {
         for (std::size_t c = 0; c < radix; c += 2) {
             fetch();
-            tiles(dst + c * part, radix * node + c, table, m);
+            tiles<kRoom, kLeave>(dst + c * part, radix * node + c, table, m);
         }
     } else {
         for (std::size_t c = 0; c < radix; ++c) {
-            block(dst + c * part, Plain{dst + c * part}, part, radix * node + c, table, m, fetch);
+            block<kRoom, Step::reduce, kLeave>(dst + c * part, Plain{dst + c * part}, part, radix * node + c, table, m, fetch);
         }
     }
 }
 
 // The passes above blocks of `until` values, or all of them where that is the whole.
-template <class Source>
+template <Room kRoom, Step kFirst, class Source>
 void begin(u64* dst, const Source& src, std::size_t length, std::size_t node, std::size_t until, const NttTable& table,
            const LaneModulus& m) {
     if (until == table.n) {
         NoFetching none;
-        return block(dst, src, length, node, table, m, none);
+        return block<kRoom, kFirst, Leave::residues>(dst, src, length, node, table, m, none);
     }
-    pass(dst, src, length, node, table, m);
+    pass<kRoom, kFirst>(dst, src, length, node, table, m);
     const std::size_t radix = radix_for(length);
     const std::size_t part = length / radix;
     for (std::size_t c = 0; c < radix && part > until; ++c) {
-        begin(dst + c * part, Plain{dst + c * part}, part, radix * node + c, until, table, m);
+        begin<kRoom, Step::reduce>(dst + c * part, Plain{dst + c * part}, part, radix * node + c, until, table, m);
     }
 }
 
 constexpr std::size_t kMostBlock = 4096;  // and its roots fit the second-level cache many times
+
+bool has_room(const NttTable& table) { return table.modulus->value < u64{1} << 49; }
+
+template <class Source>
+void start(u64* dst, const Source& src, const NttTable& table, std::size_t until) {
+    const LaneModulus m(table.modulus->value);
+    if (has_room(table)) {
+        begin<Room::some, Step::skip>(dst, src, table.n, 1, until, table, m);
+    } else {
+        begin<Room::none, Step::reduce>(dst, src, table.n, 1, until, table, m);
+    }
+}
+
+template <Room kRoom, Leave kLeave>
+void end_block(u64* values, std::size_t node, const NttTable& table, const Ahead& ahead) {
+    const std::size_t length = ifma_block(table.n);
+    Fetching fetching(ahead, length);
+    block<kRoom, Step::reduce, kLeave>(values, Plain{values}, length, node, table, LaneModulus(table.modulus->value), fetching);
+}
 
 }  // namespace
 
@@ -181,29 +218,25 @@ std::size_t ifma_block(std::size_t n) {
     return n;
 }
 
-void ifma_forward(u64* dst, const u64* src, const NttTable& table) {
-    NoFetching none;
-    block(dst, Plain{src}, table.n, 1, table, LaneModulus(table.modulus->value), none);
-}
+void ifma_forward(u64* dst, const u64* src, const NttTable& table) { start(dst, Plain{src}, table, table.n); }
 
 void ifma_forward_begin(u64* dst, const u64* src, const Lift* lift, const NttTable& table) {
-    const LaneModulus m(table.modulus->value);
     const std::size_t until = ifma_block(table.n);
     if (lift == nullptr) {
-        begin(dst, Plain{src}, table.n, 1, until, table, m);
+        start(dst, Plain{src}, table, until);
     } else if (lift->signs == nullptr) {
-        begin(dst, Centred(src, *lift), table.n, 1, until, table, m);
+        start(dst, Centred(src, *lift), table, until);
     } else {
-        begin(dst, Signed(src, *lift), table.n, 1, until, table, m);
+        start(dst, Signed(src, *lift), table, until);
     }
 }
 
-void ifma_forward_end(u64* values, std::size_t begin, const NttTable& table, const Ahead& ahead) {
-    const std::size_t length = ifma_block(table.n);
-    if (length == table.n) return;
-    Fetching fetching(ahead, length);
-    block(values + begin, Plain{values + begin}, length, (table.n + begin) / length, table,
-          LaneModulus(table.modulus->value), fetching);
+void ifma_forward_end(u64* values, std::size_t begin, Leave leave, const NttTable& table, const Ahead& ahead) {
+    if (ifma_block(table.n) == table.n) return;
+    constexpr decltype(&end_block<Room::none, Leave::residues>) ends[2][2] = {
+        {end_block<Room::none, Leave::residues>, end_block<Room::none, Leave::factors>},
+        {end_block<Room::some, Leave::residues>, end_block<Room::some, Leave::factors>}};
+    ends[has_room(table)][leave == Leave::factors](values + begin, (table.n + begin) / ifma_block(table.n), table, ahead);
 }
 
 }  // namespace secateur

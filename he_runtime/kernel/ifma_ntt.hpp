@@ -8,7 +8,7 @@ namespace secateur {
 void ifma_forward(u64* dst, const u64* src, const NttTable& table);
 std::size_t ifma_block(std::size_t n);
 void ifma_forward_begin(u64* dst, const u64* src, const Lift* lift, const NttTable& table);
-void ifma_forward_end(u64* values, std::size_t begin, const NttTable& table, const Ahead& ahead);
+void ifma_forward_end(u64* values, std::size_t begin, Leave leave, const NttTable& table, const Ahead& ahead);
 void ifma_inverse(u64* dst, const u64* src, const NttTable& table);
 
 namespace {
@@ -51,7 +51,7 @@ inline const u64* tail_of(const NttTable& table, std::size_t node) {
 // From [0, kBound * q) to [0, q).
 template <int kBound>
 inline Lanes reduce_fully(Lanes x, const LaneModulus& m) {
-    if constexpr (kBound > 4) x = reduce_once(x, _mm512_slli_epi64(m.twice, 1));
+    if constexpr (kBound > 4) x = reduce_once(x, m.four);
     if constexpr (kBound > 2) x = reduce_once(x, m.twice);
     return reduce_once(x, m.q);
 }

@@ -47,6 +47,9 @@ struct Lift {
     const unsigned char* signs;
 };
 
+// What the end of a transform leaves: residues in [0, q), or what gadget_pair of the same path takes for them.
+enum class Leave { residues, factors };
+
 // Words to fetch while something is computed, and the start of a block to fetch; either may be null.
 struct Ahead {
     const u64* words;
@@ -65,7 +68,7 @@ struct Kernel {
     std::size_t (*block)(std::size_t n);
     void (*forward_begin)(u64* dst, const u64* src, const Lift* lift, const NttTable& table);
     // Ends the block at `begin`, and meanwhile asks for what is needed next, for the second-level cache.
-    void (*forward_end)(u64* values, std::size_t begin, const NttTable& table, const Ahead& ahead);
+    void (*forward_end)(u64* values, std::size_t begin, Leave leave, const NttTable& table, const Ahead& ahead);
     void (*add)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);
     void (*sub)(u64* dst, const u64* a, const u64* b, std::size_t n, const Modulus& m);
     void (*negate)(u64* dst, const u64* a, std::size_t n, const Modulus& m);
@@ -81,9 +84,10 @@ struct Kernel {
                      std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // Two sums of a[k] times a key, whose words come in the order of use, one stream: for every eight residues, for every
     // k, eight words of the first polynomial and eight of the second; from one eight to the next are `stride` words. At
-    // most 64 operands. As many words as are read of the key are fetched into the second-level cache from `ahead` on, if not null.
-    void (*gadget_pair)(u64* dst0, u64* dst1, const u64* const* a, const u64* key, const u64* ahead, std::size_t stride,
-                        std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
+    // most 64 operands, in the form that `a_left` says. As many words as are read of the key are fetched into the second-level
+    // cache from `ahead` on, if not null.
+    void (*gadget_pair)(u64* dst0, u64* dst1, const u64* const* a, Leave a_left, const u64* key, const u64* ahead,
+                        std::size_t stride, std::size_t count, bool accumulate, std::size_t n, const Modulus& m);
     // dst = (accumulate ? dst : 0) + sum of a[k] * w[k], w[k] in [0, q). The a[k] may be residues of other primes, taken
     // as integers: below 2^50 on the vector paths, 2^60 on the portable one. Extends residues to another base.
     void (*dot_constants)(u64* dst, const u64* const* a, const u64* w, std::size_t count, bool accumulate, std::size_t n,

@@ -27,7 +27,9 @@ class Ntt {
     void forward(u64* dst, const u64* src) const { kernel_->forward(dst, src, table_); }
     // Forward in two parts, as kernel.hpp has it; the second once for each block.
     void forward_begin(u64* dst, const u64* src, const Lift* lift) const { kernel_->forward_begin(dst, src, lift, table_); }
-    void forward_end(u64* values, std::size_t begin, const Ahead& ahead) const { kernel_->forward_end(values, begin, table_, ahead); }
+    void forward_end(u64* values, std::size_t begin, Leave leave, const Ahead& ahead) const {
+        kernel_->forward_end(values, begin, leave, table_, ahead);
+    }
     std::size_t block() const { return kernel_->block(table_.n); }
     void inverse(u64* dst, const u64* src) const { kernel_->inverse(dst, src, table_); }
 

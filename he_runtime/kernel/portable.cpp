@@ -127,8 +127,7 @@ void dot_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* const* b0, c
     dot(dst1, a, b1, count, accumulate, n, m);
 }
 
-void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, const u64*, std::size_t stride,
-                 std::size_t count, bool accumulate, std::size_t n, const Modulus& m) {
+void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, Leave, const u64* key, const u64*, std::size_t stride, std::size_t count, bool accumulate, std::size_t n, const Modulus& m) {
     for (std::size_t i = 0; i < n; ++i) {
         const u64* words = key + i / 8 * stride + i % 8;
         u128 sums[2] = {accumulate ? dst0[i] : 0, accumulate ? dst1[i] : 0};
@@ -171,7 +170,7 @@ void forward_begin(u64* dst, const u64* src, const Lift* how, const NttTable& ta
     forward(dst, dst, table);
 }
 
-void forward_end(u64*, std::size_t, const NttTable&, const Ahead&) {}
+void forward_end(u64*, std::size_t, Leave, const NttTable&, const Ahead&) {}
 
 void round_quotient(u64* dst, const u64* const* v, const double* inverse, std::size_t count, std::size_t n) {
     for (std::size_t i = 0; i < n; ++i) {

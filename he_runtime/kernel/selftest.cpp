@@ -58,6 +58,24 @@ Modulus prime_below(u64 limit, std::size_t n) {
 
 u64 exact(u128 x, const Modulus& m) { return static_cast<u64>(x % m.value); }
 
+// What a transform leaves for products, times keys of q - 1 throughout: the largest sums there are.
+void test_factors(const Ntt& ntt, const Vector& x, const Vector& expected, const std::string& name) {
+    const std::size_t n = ntt.degree();
+    const Modulus& m = ntt.modulus();
+    Vector raised(n), left(n), out0(n), out1(n);
+    for (std::size_t i = 0; i < n; ++i) raised[i] = x[i] + m.value * 3;
+    ntt.forward_begin(left.data(), raised.data(), nullptr);
+    for (std::size_t at = 0; at < n; at += ntt.block()) ntt.forward_end(left.data(), at, Leave::factors, {});
+    for (const std::size_t count : {1, 3, 4, 15, 16, 64}) {
+        const std::vector<const u64*> digits(count, left.data());
+        const std::vector<u64> key(16 * count, m.value - 1);
+        ntt.kernel().gadget_pair(out0.data(), out1.data(), digits.data(), Leave::factors, key.data(), nullptr, 0, count, false, n, m);
+        bool good = out0 == out1;
+        for (std::size_t i = 0; i < n; ++i) good &= exact(static_cast<u128>(expected[i]) * count + out0[i], m) == 0;
+        check(good, name + " products of " + std::to_string(count) + " factors");
+    }
+}
+
 void test_transforms(std::size_t n, const Modulus& m, Path path) {
     const std::string name = std::string(path_name(path)) + " n " + std::to_string(n) + " q " + std::to_string(m.value);
     const Ntt ntt(n, m, path);
@@ -71,13 +89,14 @@ void test_transforms(std::size_t n, const Modulus& m, Path path) {
     Vector parts(n);
     ntt.forward_begin(parts.data(), x.data(), nullptr);
     for (std::size_t at = n; at > 0; at -= ntt.block()) {
-        ntt.forward_end(parts.data(), at - ntt.block(), {values.data(), n / 16 * 8, at < n ? parts.data() : nullptr});
+        ntt.forward_end(parts.data(), at - ntt.block(), Leave::residues, {values.data(), n / 16 * 8, at < n ? parts.data() : nullptr});
     }
     check(parts == expected && n % ntt.block() == 0, name + " forward in two parts");
     const Lift lift{m.value / 2, m.value, nullptr};  // the same residues, lifted by a multiple of the prime
     ntt.forward_begin(parts.data(), x.data(), &lift);
-    for (std::size_t at = 0; at < n; at += ntt.block()) ntt.forward_end(parts.data(), at, {});
+    for (std::size_t at = 0; at < n; at += ntt.block()) ntt.forward_end(parts.data(), at, Leave::residues, {});
     check(parts == expected, name + " lifted forward in two parts");
+    test_factors(ntt, x, expected, name);
     ntt.inverse(back.data(), values.data());
     check(back == x, name + " inverse");
     for (std::size_t i = 0; i < n; ++i) back[i] += m.value * (i % 4);

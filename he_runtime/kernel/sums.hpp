@@ -1,6 +1,7 @@
 // Sums of products for the vector paths. `Arithmetic` has the registers of a path:
 //   Value, Sum, kWidth     registers of operands and of sums, and how many residues one holds
 //   kProducts, kGroup      the most products before a reduction; how many to add before the next chunk of operands
+//   kWideFactors           whether Leave::factors leaves more than residues
 //   value(p), constant(w)  an operand from memory, or the same in all lanes
 //   zero(), load(p), store(p, sum)
 //   multiply_add(high, low, x, y)
@@ -154,10 +155,13 @@ struct Sums {
         sum_products<Arithmetic, 2>(dst, a, Vectors<Arithmetic>{{b0, b1}}, count, accumulate, n, arithmetic);
     }
 
-    static void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, const u64* key, const u64* ahead, std::size_t stride,
-                            std::size_t count, bool accumulate, std::size_t n, const Modulus& modulus) {
+    static void gadget_pair(u64* dst0, u64* dst1, const u64* const* a, Leave a_left, const u64* key, const u64* ahead,
+                            std::size_t stride, std::size_t count, bool accumulate, std::size_t n, const Modulus& modulus) {
         using Sum = typename Arithmetic::Sum;
         const Arithmetic arithmetic(modulus);
+        // Wide factors make larger sums than as many residues.
+        const bool wide = Arithmetic::kWideFactors && a_left == Leave::factors;
+        const std::size_t products = wide ? Arithmetic::kProducts : count;
         const u64* left[64];
         for (std::size_t k = 0; k < count; ++k) left[k] = a[k];
         for (std::size_t j = 0; j < n; j += 8, key += stride) {
@@ -173,8 +177,8 @@ struct Sums {
                     Arithmetic::multiply_add(high[0], low[0], x, Arithmetic::value(words));
                     Arithmetic::multiply_add(high[1], low[1], x, Arithmetic::value(words + 8));
                 }
-                arithmetic.finish(dst0 + at, high[0], low[0], count);
-                arithmetic.finish(dst1 + at, high[1], low[1], count);
+                arithmetic.finish(dst0 + at, high[0], low[0], products);
+                arithmetic.finish(dst1 + at, high[1], low[1], products);
             }
         }
     }

@@ -35,7 +35,7 @@ class Decomposition {
 class InnerProduct {
   public:
     InnerProduct(const Ring& ring, const SwitchKey& key, std::size_t level, std::size_t row, const u64* const* digits,
-                 std::size_t count);
+                 std::size_t count, Leave digits_left = Leave::residues);
     // Meanwhile as many of the key's words are fetched from `ahead` on, unless that is null.
     void piece(u64* out0, u64* out1, std::size_t piece, bool accumulate, const u64* ahead) const;
     // The key's words for a piece, and how many they are.
@@ -46,6 +46,7 @@ class InnerProduct {
     const Ntt& prime_;
     const SwitchKey& key_;
     std::size_t key_row_, count_;
+    Leave digits_left_;
     const u64* const* digits_;
 };
 

@@ -46,12 +46,13 @@ KINDS: dict[str, tuple[Script, ...]] = {
         Script("uploads", "--count", 20, 900),
         Script("tenants", "--count", 5000, 1200),
         Script("memory", "--seconds", 1800, 2400),
+        Script("shared_operands", "--count", 3, 300),
     ),
     "chaos": (
         Script("workers", "--count", 50, 1200),
         Script("commits", "--count", 50, 1200),
         Script("drain", "--count", 10, 900),
-        Script("deadline", "--count", 3, 300),
+        Script("deadline", "--count", 6, 900),
         Script("outages", "--seconds", 30, 600),
     ),
 }

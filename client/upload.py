@@ -93,7 +93,9 @@ class Uploader:
                 return _checked_key_set(found, offer, spool)
             except ServerError as error:
                 breaks += 1
-                if error.reason not in _RESUMABLE or breaks > _BREAKS:
+                # Where pieces were assumed, that may be wrong, and sending the others again would not help.
+                mistaken = bool(spool.assumed) and error.reason is Reason.DIGEST_MISMATCH
+                if mistaken or error.reason not in _RESUMABLE or breaks > _BREAKS:
                     if error.reason not in _WORTH_KEEPING:
                         spool.drop()
                     raise

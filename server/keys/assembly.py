@@ -20,7 +20,7 @@ from .blobs import Blobs, blob_name
 from .db import KeyDb, UploadRow
 from .manifest import Manifest
 from .shelf import Shelf
-from .uploads import Uploads, unknown_upload
+from .uploads import Uploads, needing_part, unknown_upload
 
 __all__ = ["Assembly"]
 
@@ -44,13 +44,11 @@ class Assembly:
         be sent are no longer stored; both drop the upload.
         """
         manifest = self._db.manifest(row.id_hash)
-        try:
+        with needing_part():
             if manifest is not None:
                 return self._put_together(row, manifest)
             self._check(row)
             return row
-        except FileNotFoundError:
-            raise unknown_upload() from None
 
     def _check(self, row: UploadRow) -> None:
         if durable.hash_file(self._uploads.path(row.id_hash)) != row.sha256:

@@ -30,7 +30,7 @@ from .manifest import Manifest, offered_pieces
 from .opening import Opened, open_parts_of_store
 from .settings import KeysConfig
 from .shelf import OUTAGES, Shelf, StoredKeys, hash_token, new_token
-from .uploads import Uploads, unknown_upload
+from .uploads import Uploads, needing_part, unknown_upload
 
 __all__ = ["KeyStore", "ReadyUpload", "StoredKeys"]
 
@@ -228,7 +228,8 @@ class KeyStore:
         row, token = ready.row, new_token()
         with self._uploads.released(row.id_hash):
             if self.db.blob(row.tenant, row.sha256) is None:
-                self._blobs.send(ready.path, ready.name)  # may take long, so nobody else waits for it
+                with needing_part():
+                    self._blobs.send(ready.path, ready.name)  # may take long, so nobody else waits for it
             with self._lock:
                 stored = self.db.blob(row.tenant, row.sha256)
                 if stored is not None:
@@ -246,10 +247,8 @@ class KeyStore:
     def _place(self, ready: ReadyUpload, set_hash: str, evicted: list[tuple[str, str]]) -> None:
         """Bring a part to its place and record it; what is not recorded is brought back."""
         self._on_step("before-move")
-        try:
+        with needing_part():
             self._blobs.place(ready.path, ready.name)
-        except FileNotFoundError:
-            raise unknown_upload() from None
         self._on_step("moved")
         try:
             self._record(ready.row, set_hash, evicted)

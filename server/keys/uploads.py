@@ -28,7 +28,7 @@ from .manifest import Manifest
 from .part import Part
 from .settings import KeysConfig
 
-__all__ = ["Uploads", "unknown_upload"]
+__all__ = ["Uploads", "needing_part", "unknown_upload"]
 
 _SYNC_BYTES = 8 << 20  # at most this much is sent again after a power cut
 _RETRY_SECONDS = 10.0
@@ -41,6 +41,15 @@ def unknown_upload() -> ServiceError:
         Reason.UPLOAD_UNKNOWN,
         subject="upload_id",
     )
+
+
+@contextmanager
+def needing_part() -> Iterator[None]:
+    """Around what uses a part file that somebody may have dropped by now."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise unknown_upload() from None
 
 
 def _no_room(what: str) -> ServiceError:
@@ -215,10 +224,13 @@ class Uploads:
             self._drop(id_hash)
 
     def drop_of(self, tenant: str, digests: Set[str]) -> None:
-        """Forget a tenant's uploads of the same bytes, by digest of file or manifest, which he has just deleted."""
+        """Forget a tenant's uploads of the same bytes, by digest of file or manifest, which he has just deleted, and those
+        that may have copies of pieces of these by now: their clients begin again with what is still stored."""
         with self._lock:
             for row in self._own():
-                if row.tenant == tenant and row.sha256 in digests and row.id_hash not in self._released:
+                filled = row.held_bytes > 0 and row.received == row.sent_bytes
+                concerned = row.tenant == tenant and (filled or row.sha256 in digests)
+                if concerned and row.id_hash not in self._released:
                     self._drop(row.id_hash)
 
     def expire(self) -> None:

@@ -160,6 +160,21 @@ def test_what_is_deleted_before_the_commit_is_not_used(setup: Setup) -> None:
         assert begun_of(store, *TWO).missing == (0, 1, 2, 3)
 
 
+def test_copies_of_what_is_deleted_are_deleted_too(setup: Setup) -> None:
+    """Between putting a set together and recording it."""
+    store = setup.open()
+    with acting_as(ALICE):
+        first, _ = stored_of(store, *ONE)
+        upload = begun_of(store, *TWO)
+        send(store, upload, *TWO)
+        ready = store.complete(upload.upload_id)
+        assert part("c") in ready.path.read_bytes()
+        store.delete(first.key_set_id)
+        assert not any((setup.directory / "keys" / "parts").iterdir()) and blobs(store) == []
+        assert reason(lambda: store.commit(ready)) is Reason.UPLOAD_UNKNOWN
+        assert blobs(store) == [] and held(store) == 0
+
+
 def test_deleting_ends_uploads_of_the_same_manifest_only(setup: Setup) -> None:
     store = setup.open()
     with acting_as(ALICE):

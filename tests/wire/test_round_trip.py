@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -155,6 +157,39 @@ def test_writer_takes_exactly_the_spec() -> None:
         writer.write(key(5, 0, True))
     with pytest.raises(WireError, match="twice"):
         wire.KeySetWriter(io.BytesIO(), PARAMS, KeySetSpec((KeyRequest(3, 1), KeyRequest(3, 0))))
+
+
+def test_a_set_is_its_front_and_its_records_wherever_these_lie() -> None:
+    spec = KeySetSpec((KeyRequest(0, 1), KeyRequest(5, 0), KeyRequest(25, 1)))
+    records = [key(r.element, r.level, True, i) for i, r in enumerate(spec.requests)]
+    whole = io.BytesIO()
+    with wire.KeySetWriter(whole, PARAMS, spec) as writer:
+        for record in records:
+            writer.write(record)
+    encoded = [wire.encode_key(record, PARAMS) for record in records]
+    assert whole.getvalue() == writer.front + b"".join(encoded)
+    assert [r.sha256 for r in writer.records] == [hashlib.sha256(data).hexdigest() for data in encoded]
+
+    some = io.BytesIO()
+    with wire.KeySetWriter(some, PARAMS, spec) as second:
+        second.refer(writer.records[0])
+        second.write(records[1])
+        second.refer(writer.records[2])
+    assert second.front == writer.front and second.records == writer.records
+    assert some.getvalue() == writer.front + encoded[1]
+
+
+def test_a_writer_refers_to_no_other_record_than_the_next() -> None:
+    spec = KeySetSpec((KeyRequest(0, 1), KeyRequest(5, 0)))
+    writer = wire.KeySetWriter(io.BytesIO(), PARAMS, spec)
+    writer.write(key(0, 1, True))
+    (first,) = writer.records
+    with pytest.raises(KeyMismatch, match="element 5 at level 0"):
+        writer.refer(first)
+    with pytest.raises(KeyMismatch, match="none at level 0"):
+        writer.refer(replace(first, element=5, level=0))
+    with pytest.raises(KeyMismatch, match="1 records, need 2"):
+        writer.close()
 
 
 def test_an_abandoned_key_set_is_not_one() -> None:

@@ -18,6 +18,7 @@ from tests.hostile.belongings import BELONGINGS
 from tests.hostile.case import Case, Group
 from tests.hostile.ciphertexts import CIPHERTEXTS
 from tests.hostile.key_sets import KEY_SETS
+from tests.hostile.manifests import MANIFESTS
 from tests.hostile.messages import MESSAGES
 from tests.hostile.processes import Sizes, forget_peaks
 from tests.hostile.secrets_in import SECRETS, traces
@@ -26,7 +27,7 @@ from tests.hostile.world import Outcome, World
 
 __all__ = ["GROUPS", "MOST_SECONDS", "Report", "place", "play"]
 
-GROUPS: dict[str, Group] = {**CIPHERTEXTS, **KEY_SETS, **MESSAGES, **BELONGINGS, **SECRETS, **TRANSPORT}
+GROUPS: dict[str, Group] = {**CIPHERTEXTS, **KEY_SETS, **MESSAGES, **BELONGINGS, **MANIFESTS, **SECRETS, **TRANSPORT}
 # How often in one round of the schedule; what is not named, this often.
 _OFTEN = 12
 _SHARES = {

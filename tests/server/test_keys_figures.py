@@ -26,7 +26,7 @@ def test_the_front_door_does_not_grow_with_an_upload(tmp_path: Path) -> None:
 
 
 def test_a_server_killed_while_it_commits_leaves_nothing_torn(tmp_path: Path) -> None:
-    report = killed_commits(tmp_path, 1, ("moved",))
+    report = killed_commits(tmp_path, 2, ("moved", "pieces: named"))
     assert report["ok"], report
 
 

@@ -7,6 +7,7 @@ set must not stay for as long as an evaluation under other keys takes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from .lru import CostLru
@@ -59,13 +60,17 @@ def digest(name: str) -> bytes:
 class HeldKeys:
     """A worker's loaded key sets, least recently used first to go, by (model directory, name).
 
-    The set that the job under way uses, or is loading, is dropped after the job; any other at once.
+    The set that the job under way uses, or is loading, is dropped after the job; any other at once. `release` is called
+    after a drop, to give the memory back to the system.
     """
 
-    def __init__(self, budget_bytes: int, board: ForgetBoard | None = None) -> None:
+    def __init__(
+        self, budget_bytes: int, board: ForgetBoard | None = None, release: Callable[[], None] = lambda: None
+    ) -> None:
         # Keys belong to a model: a loaded set is checked against one plan and may be cut down to it.
         self._sets: CostLru[tuple[str, str], LoadedKeys] = CostLru(budget_bytes, lambda keys: keys.byte_size)
         self._board = board
+        self._release = release
         self._seen = 0
         self._in_use = ""
         self._drop_in_use = False
@@ -106,6 +111,8 @@ class HeldKeys:
         self._drop(gone - {self._in_use})
 
     def _drop(self, names: set[str]) -> None:
-        for at in self._sets.keys():  # noqa: SIM118 - not a dict
-            if at[1] in names:
-                self._sets.drop(at)
+        gone = [at for at in self._sets.keys() if at[1] in names]  # noqa: SIM118 - not a dict
+        for at in gone:
+            self._sets.drop(at)
+        if gone:
+            self._release()

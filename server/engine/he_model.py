@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -33,9 +35,10 @@ from ..observe.families import layer_families
 from ..observe.logs import event
 from .runtime import OPERANDS, Cost, ModelDescription, WorkerModel
 
-__all__ = ["build", "describe", "estimate", "wire_version"]
+__all__ = ["build", "describe", "estimate", "release", "wire_version"]
 
 _PLAN_DIRECTORY = "plan"
+_KERNEL = "he_runtime.kernel._kernel"
 
 
 def wire_version() -> int:
@@ -169,6 +172,17 @@ class _HeModel:
         on_op = None if operation is None else lambda index: operation(index, planned)
         outputs = self._executor.run(inputs, keys, check, on_layer, on_op)
         return encode_ciphertexts(outputs, self._plan.params), _by_leaf(self._executor.counters)
+
+
+def release() -> None:
+    """Give memory that is free inside this process back to the system. SEAL's own pool, which only its back ends use,
+    keeps what it has for the next keys."""
+    kernel = sys.modules.get(_KERNEL)
+    if kernel is not None:
+        kernel.release_cached()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 def build(directory: Path, backend: str) -> WorkerModel:

@@ -89,7 +89,10 @@ class WorkerModel(Protocol):
 
 
 class Runtime(Protocol):
-    """The module behind `engine.runtime`."""
+    """The module behind `engine.runtime`.
+
+    Where it has a function `release`, a worker calls it after it has dropped keys that were deleted.
+    """
 
     def problems(self, backend: str) -> list[str]:
         """Why no worker could evaluate with this back end; empty when one can."""

@@ -60,7 +60,7 @@ class Worker:
         self._backend = backend
         self._board = board
         self._models: CostLru[str, WorkerModel] = CostLru(max_models, lambda model: 1)
-        self.keys = HeldKeys(key_cache_bytes, gone)
+        self.keys = HeldKeys(key_cache_bytes, gone, getattr(runtime, "release", lambda: None))
 
     def do(self, job: Job, payload: bytes, check: Callable[[], None]) -> tuple[bytes, dict[str, int], _Timed]:
         """Carry out one job; raises errors of the tree."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,8 +19,16 @@ from harness import failure
 from memories import holds, until
 from scraping import Scrape
 
+from benchmarks.service.deadline import wide_model
+from he_runtime import compile
+from he_runtime.backends.tenseal_secret import SecretKey
+from he_runtime.kernel import status
+from he_runtime.wire import KeySetWriter
 from protos.gen.secateur.v1 import keys_pb2
+from server.engine import he_model
 from server.engine.forgetting import ForgetBoard, HeldKeys
+from server.engine.frames import Job
+from server.engine.worker import Worker
 
 SIZE = SimpleNamespace(byte_size=1)
 
@@ -87,6 +98,47 @@ def test_more_names_than_the_board_has_places_drop_everything(held: tuple[Forget
     assert sets.names() == ["c"]
     sets.end()
     assert sets.names() == []
+
+
+def test_memory_is_given_back_after_a_drop_only(held: tuple[ForgetBoard, HeldKeys]) -> None:
+    board, _ = held
+    released: list[int] = []
+    sets = HeldKeys(1 << 20, board, lambda: released.append(len(sets.names())))
+    sets.put("model", "a", SIZE)
+    board.post("another")
+    sets.forget()
+    assert released == []
+    board.post("a")
+    sets.forget()
+    assert released == [0]
+
+
+@pytest.mark.skipif(not status().available, reason="the kernel is not built")
+def test_loaded_keys_of_the_kernel_are_freed(tmp_path: Path) -> None:
+    model = wide_model(16)
+    plan = compile(model, degrees=(8192,))
+    directory = model.save(tmp_path / "1")
+    plan.save(directory / "plan")
+    secret = SecretKey.generate(plan.params)
+    with (tmp_path / "keys").open("wb") as file, KeySetWriter(file, plan.params, plan.keys) as writer:
+        for record in secret.make_keys(plan.keys):
+            writer.write(record)
+    memory = bytearray(ForgetBoard.SIZE)
+    board = ForgetBoard(memory)
+    worker = Worker(he_model, "native", 1 << 30, 1, 1 << 20, gone=ForgetBoard(memory))
+
+    def do(kind: Any, **about: str) -> None:
+        worker.do(Job(1, kind, str(directory), time.monotonic() + 60, **about), b"", lambda: None)
+
+    do("check_keys", key_path=str(tmp_path / "keys"), key_sha256="a")
+    keys = worker.keys.get(str(directory), "a")
+    loaded = weakref.ref(keys)  # type: ignore[arg-type]
+    del keys
+    assert loaded() is not None and worker.keys.figures()["bytes"] > 1 << 20
+    board.post("a")
+    do("forget")
+    kernel = importlib.import_module("he_runtime.kernel._kernel")
+    assert loaded() is None and kernel.cached_bytes() == 0, "neither Python nor the kernel's cache has them"
 
 
 class Held:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from harness import KEYS, PARAMS, sha256, spec_digest
+from pieces import file_of, stored_of
 
 from he_runtime.errors import SecateurError
 from server.errors import ConfigError
 from server.identity.tenant import Caller, acting_as
-from server.keys.schema import VERSION
+from server.keys.schema import MIGRATIONS, VERSION
 from server.keys.settings import KeysConfig
 from server.keys.store import KeyStore
 
@@ -70,6 +71,21 @@ def test_an_earlier_store_goes_on_as_the_anonymous_tenants(first_release: Path) 
     assert store.commit(store.complete("u")).sha256 == sha256(OPEN)
     tables = {name for (name,) in store.db.driver.read("SELECT name FROM sqlite_master WHERE type = 'table'")}
     assert not [name for name in tables if name.endswith("_1")]
+    store.close()
+
+
+def test_sets_and_uploads_of_the_second_schema_go_on_and_take_pieces(first_release: Path) -> None:
+    connection = sqlite3.connect(first_release / "keys.sqlite3", isolation_level=None)
+    script = MIGRATIONS[1].format(integer="INTEGER", real="REAL", strict=" STRICT")
+    connection.executescript(f"BEGIN; {script} UPDATE uploads SET place = 'local'; PRAGMA user_version = 2; COMMIT;")
+    connection.close()
+    store = KeyStore(first_release, KeysConfig())
+    assert store.find("k").path.read_bytes() == KEYS
+    store.append("u", 40_000, OPEN[40_000:])
+    assert store.commit(store.complete("u")).sha256 == sha256(OPEN)
+    stored_of(store, "front 1", "a", "b")
+    keys, sent = stored_of(store, "front 2", "a", "b")
+    assert sent == 5000 and store.find(keys.key_set_id).path.read_bytes() == file_of("front 2", "a", "b")
     store.close()
 
 

@@ -72,16 +72,27 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningSe
         yield server, Caller(channel)
 
 
-def replicas() -> list[list[int]]:
-    """Process ids of each replica and its worker, as found among this machine's processes."""
+def is_below(pid: int, ancestor: int) -> bool:
+    """Whether a process is a child of another one, or of one of its children."""
+    try:
+        while pid > 1 and pid != ancestor:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has just ended
+        return False
+    return pid == ancestor
+
+
+def replicas(server: RunningServer) -> list[list[int]]:
+    """Process ids of each replica of the server's cluster and of its worker; other runs of this test may have theirs."""
+    assert server.process is not None
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             title = path.read_bytes()
         except OSError:
             continue
-        if title.startswith(b"ray::ServeReplica:secateur-"):
-            pid = int(path.parent.name)
+        pid = int(path.parent.name)
+        if title.startswith(b"ray::ServeReplica:secateur-") and is_below(pid, server.process.pid):
             tasks = Path(f"/proc/{pid}/task").glob("*/children")
             found.append([pid, *(int(child) for path in tasks for child in path.read_text().split())])
     return found
@@ -92,7 +103,7 @@ def replicas() -> list[list[int]]:
 @pytest.mark.timeout(180)
 def test_ray_workers(served: tuple[RunningServer, Caller], tmp_path: Path) -> None:
     """One test, as a cluster takes seconds to start."""
-    _, caller = served
+    server, caller = served
     keys = caller.upload(KEYS).key_set_id
     with start(make_config(tmp_path)) as local, grpc.insecure_channel(local.address) as channel:
         other = Caller(channel)
@@ -108,13 +119,13 @@ def test_ray_workers(served: tuple[RunningServer, Caller], tmp_path: Path) -> No
     content = b"KEYS" + os.urandom(1 << 20)
     gone = caller.upload(content).key_set_id
     caller.infer(gone, b"echo:d", timeout=60)
-    workers = [pid for _, *children in replicas() for pid in children]
+    workers = [pid for _, *children in replicas(server) for pid in children]
     assert any(holds(pid, content) for pid in workers)
     caller.keys.DeleteKeySet(keys_pb2.DeleteKeySetRequest(key_set_id=gone), timeout=20)
     until(lambda: not any(holds(pid, content) for pid in workers), seconds=15.0)
 
     # Two at a time.
-    assert len(replicas()) == 2
+    assert len(replicas(server)) == 2
     with ThreadPoolExecutor(2) as pool:
         began = time.monotonic()
         list(pool.map(lambda k: caller.infer(keys, b"sleep:1.0", timeout=60), range(2)))
@@ -135,7 +146,7 @@ def test_ray_workers(served: tuple[RunningServer, Caller], tmp_path: Path) -> No
     with ThreadPoolExecutor(2) as pool:
         calls = [pool.submit(caller.infer, keys, b"sleep:2.0", timeout=60) for _ in range(2)]
         time.sleep(1.0)
-        os.kill(replicas()[0][0], signal.SIGKILL)
+        os.kill(replicas(server)[0][0], signal.SIGKILL)
         lost = [call.exception() for call in calls]
     assert sum(error is not None for error in lost) == 1
     (error,) = [error for error in lost if error is not None]

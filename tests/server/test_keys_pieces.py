@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from harness import OTHER_PARAMS, sha256
@@ -14,10 +12,8 @@ from pieces import begun_of, file_of, offer_of, part, send, stored_of
 from stores import PrivateS3, Setup, make_setup, offer, stored
 
 from he_runtime.errors import Reason, SecateurError
-from protos.manifest import PIECE_BYTES, Piece, pack_manifest
-from protos.native import KeySetInfo, MissingPieces, UploadInfo, UploadOffer
+from protos.native import KeySetInfo, MissingPieces, UploadInfo
 from server.identity.tenant import Caller, acting_as
-from server.keys.manifest import MAX_PIECES, offered_pieces
 from server.keys.store import KeyStore
 
 ALICE, BOB = Caller("alice"), Caller("bob")
@@ -279,48 +275,3 @@ def test_two_commits_at_once_make_one_set(embedded: Setup) -> None:
             assert set(results) - {made} <= {Reason.UPLOAD_UNKNOWN}
             with acting_as(ALICE):
                 assert store.find(made.key_set_id).path.read_bytes() == file_of(*tags)
-
-
-def _manifest(*pieces: Piece, total: int | None = None, **changes: Any) -> UploadOffer:
-    manifest = pack_manifest(pieces)
-    total = sum(p.total_bytes for p in pieces) if total is None else total
-    return replace(UploadOffer("11" * 32, "spec", total, sha256(manifest), manifest), **changes)
-
-
-A, B = Piece("ab" * 32, 100), Piece("cd" * 32, 5000)
-
-
-@pytest.mark.parametrize(
-    ("bad", "expected"),
-    [
-        (_manifest(A, B, B), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, total=5099), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, total=5101), Reason.BYTES_MALFORMED),
-        (_manifest(A, replace(B, total_bytes=2**64 - 1), total=4999), Reason.BYTES_MALFORMED),
-        (_manifest(A, replace(B, total_bytes=2**64 - 100), total=0), Reason.BYTES_MALFORMED),
-        (_manifest(replace(A, total_bytes=0), B), Reason.BYTES_MALFORMED),
-        (_manifest(A, replace(B, total_bytes=4095)), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, sha256="00" * 32), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, manifest=pack_manifest([A, B])[:-1]), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, manifest=pack_manifest([B, A])), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, manifest=bytes(PIECE_BYTES * (MAX_PIECES + 1))), Reason.LIMIT_EXCEEDED),
-        (_manifest(A, B, assumed=b"\x01"), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, assumed=b"\x01\x02"), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, assumed=bytes(1 << 20)), Reason.BYTES_MALFORMED),
-        (_manifest(A, B, manifest=b"", assumed=b"\x00\x00"), Reason.BYTES_MALFORMED),
-    ],
-)
-def test_hostile_manifests_are_refused(bad: UploadOffer, expected: Reason, embedded: Setup) -> None:
-    store = embedded.open()
-    assert reason(lambda: store.create(bad)) is expected
-    assert store.db.uploads() == []
-
-
-def test_the_largest_manifest_is_taken(embedded: Setup) -> None:
-    store = embedded.open()
-    pieces = [Piece(sha256(str(n).encode()), 4096) for n in range(MAX_PIECES)]
-    largest = _manifest(*pieces)
-    assert offered_pieces(largest) == tuple(pieces)
-    found = store.create(largest)
-    assert isinstance(found, UploadInfo) and found.missing == tuple(range(MAX_PIECES))
-    assert store.upload(found.upload_id) == found

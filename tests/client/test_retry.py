@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,15 @@ def test_a_deadline_is_a_timeout_error_and_stops_the_server(
     assert len(echo_server.evaluations()) == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: shells start what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_cancels_at_the_server(client: Client, server: Any, sample: np.ndarray) -> None:
     """Ctrl-C in the middle of a batch: every request under way ends at the server, and none is begun after it."""
     client.prepare("echo")
@@ -206,8 +216,6 @@ def test_an_interrupt_cancels_at_the_server(client: Client, server: Any, sample:
     def interrupt() -> None:
         for _ in range(2):
             began.acquire(timeout=90)
-        import signal
-
         assert main.ident is not None
         signal.pthread_kill(main.ident, signal.SIGINT)
 

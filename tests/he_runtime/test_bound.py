@@ -28,7 +28,7 @@ def planned(last_row: float) -> Plan:
 def test_one_noisy_output_moves_the_bound_more_than_sigma() -> None:
     even, uneven = planned(1.0), planned(20.0)
     assert 1.0 <= even.error_bound / (6 * even.sigma) < 2.0
-    assert uneven.error_bound > 6 * 2.0 * uneven.sigma, "one of eight outputs has nearly all of the error"
+    assert 2.0 < uneven.error_bound / (6 * uneven.sigma) < 3.5, "one of eight outputs has nearly all of the error"
 
 
 def test_alike_samples_are_bound_by_six_sigmas_of_the_noisiest_read_output() -> None:
@@ -55,7 +55,8 @@ def test_no_error_is_bound_by_nothing() -> None:
 
 
 def test_single_random_batches_stay_within_the_bound() -> None:
-    """Outputs whose error follows their value, x^2 of an input with tails: what broke six sigmas of all samples."""
+    """Outputs whose error follows their value, x^2 of an input with tails. Six sigmas of all samples were exceeded by 2 to 5 of
+    these outputs, this bound by 0 to 3, by a quarter at the most."""
     b = Builder((12,))
     b.dense(12, 12)
     b.square((12,))
@@ -66,5 +67,6 @@ def test_single_random_batches_stay_within_the_bound() -> None:
     samples = b.inputs(4096)
     encrypted = [key.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(samples)]
     answers = spec.output.unpack(np.stack([key.decrypt(ct) for ct in executor.run(encrypted, loaded)]), 4096)
-    exceeded = np.abs(answers - run_clear(plan, samples)) > plan.error_bound
-    assert exceeded.sum() <= 30, "about one of the 49,152 is expected beyond the bound where it is tight"
+    errors = np.abs(answers - run_clear(plan, samples)) / plan.error_bound
+    assert (errors > 1).sum() <= 10, "about one of the 49,152 is expected beyond the bound where it is tight"
+    assert 0.3 < errors.max() <= 1.75

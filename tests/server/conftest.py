@@ -13,7 +13,7 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 
 from harness import Caller, make_config
-from stores import PrivatePostgres, PrivateS3, postgres_binaries, s3_credentials
+from stores import PrivatePostgres, PrivateS3, Setup, make_setup, postgres_binaries, s3_credentials
 
 from server.running import RunningServer, start
 
@@ -73,3 +73,11 @@ def s3() -> Iterator[PrivateS3]:
         server = PrivateS3()
         yield server
         server.stop()
+
+
+@pytest.fixture(params=["sqlite-files", "sqlite-s3", "postgres-files", "postgres-s3"])
+def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
+    """A key store on every combination of database and blobs."""
+    made = make_setup(request, tmp_path, *request.param.split("-"))
+    yield made
+    made.close()

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from harness import KEYS, PARAMS, sha256, spec_digest
 
+from he_runtime.errors import Reason, SecateurError
 from protos.native import KeySetInfo, UploadInfo, UploadOffer
 from server.keys.settings import KeysConfig
 from server.keys.store import KeyStore
@@ -249,3 +250,15 @@ def begun_whole(store: KeyStore, data: bytes) -> str:
     upload_id = begun(store, data)
     store.append(upload_id, 0, data)
     return upload_id
+
+
+def reason(call: Callable[[], object]) -> Reason:
+    """Why a call was refused."""
+    with pytest.raises(SecateurError) as caught:
+        call()
+    return caught.value.reason
+
+
+def blobs(store: KeyStore) -> list[str]:
+    """The names of all stored blobs, without their prefix, in order."""
+    return sorted(name.rpartition("/")[2] for name in store._blobs.names())

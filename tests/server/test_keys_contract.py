@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from harness import KEYS, OTHER_PARAMS, PARAMS, sha256
-from stores import Setup, begun, begun_whole, make_setup, offer, stored
+from stores import Setup, begun, begun_whole, blobs, offer, reason, stored
 
 from he_runtime.errors import Reason, SecateurError
 from protos.native import KeySetInfo, UploadInfo
 from server.identity.tenant import Caller, acting_as
 from server.keys import shelf
-from server.keys.store import KeyStore
 
 ALICE, BOB = Caller("alice"), Caller("bob")
-
-
-@pytest.fixture(params=["sqlite-files", "sqlite-s3", "postgres-files", "postgres-s3"])
-def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
-    made = make_setup(request, tmp_path, *request.param.split("-"))
-    yield made
-    made.close()
-
-
-def reason(call: Callable[[], object]) -> Reason:
-    with pytest.raises(SecateurError) as caught:
-        call()
-    return caught.value.reason
-
-
-def blobs(store: KeyStore) -> list[str]:
-    return [name.rpartition("/")[2] for name in store._blobs.names()]
 
 
 def unique(tag: str, size: int = 50_000) -> bytes:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from harness import OTHER_PARAMS, sha256
 from pieces import begun_of, file_of, offer_of, part, send, stored_of
-from stores import PrivateS3, Setup, make_setup, offer, stored
+from stores import PrivateS3, Setup, blobs, make_setup, offer, reason, stored
 
 from he_runtime.errors import Reason, SecateurError
 from protos.native import KeySetInfo, MissingPieces, UploadInfo
@@ -21,28 +21,11 @@ ONE = ("front 1", "a", "b", "c")
 TWO = ("front 2", "a", "new", "c")  # sent: front and one key; the last piece is one that is not sent
 
 
-@pytest.fixture(params=["sqlite-files", "sqlite-s3", "postgres-files", "postgres-s3"])
-def setup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
-    made = make_setup(request, tmp_path, *request.param.split("-"))
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setup]:
     made = make_setup(request, tmp_path, "sqlite", "files")
     yield made
     made.close()
-
-
-def reason(call: Callable[[], object]) -> Reason:
-    with pytest.raises(SecateurError) as caught:
-        call()
-    return caught.value.reason
-
-
-def blobs(store: KeyStore) -> list[str]:
-    return sorted(name.rpartition("/")[2] for name in store._blobs.names())
 
 
 def held(store: KeyStore) -> int:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .backends import default_backend
-from .compile import DEGREES, compile, error_budget, lower
+from .compile import DEGREES, compile, lower
 from .cost import CostTable, load_default, price
 from .errors import DoesNotFit, ParameterError
 from .lower.costs import Costs
 from .lower.integers import integer_steps
 from .model import CompressedModel
 from .plan import Plan
+from .wish import error_budget
 
 __all__ = ["BatchOption", "BatchPlan", "plan_batch"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .backends import default_backend
 from .candidate import MAX_PRIME_BITS, Problem
@@ -28,10 +28,10 @@ from .params import DEGREES, MAX_LOG2_QP
 from .plan import SHAPE, STRUCTURE, Plan, verify
 from .plan.counts import FUSED
 from .refusals import nearest, require_floor, require_memory, require_quadratic, require_width, too_deep
+from .wish import Wish, error_budget, require_positive
 
-__all__ = ["DEGREES", "MAX_PRIMES_PER_LEVEL", "compile", "error_budget", "lower"]
+__all__ = ["DEGREES", "compile", "lower"]
 
-MAX_PRIMES_PER_LEVEL = 3
 _MAX_CIPHERTEXTS = 64  # per tensor and single query: beyond it a larger ring is cheaper
 _MAX_BATCH_CIPHERTEXTS = 4096  # what clients accept
 _OBLIVIOUS = frozenset(INPUT_PACKINGS) - {GATHERED}  # packings that do not follow the zeros
@@ -82,45 +82,19 @@ def compile(
     With two or three `primes_per_level` errors fall to about 1e-6 or 1e-11, which releases of decryptions need, at several
     times the price; activations have to be quadratic then.
 
-    Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, or ModelError for an
-    unsupported op.
+    Raises DoesNotFit naming the layer, what is missing there and the nearest change that would fit, ModelError for an
+    unsupported op, or ParameterError for a wish that no plan can have.
     """
     table = table or load_default(default_backend())
     require_gadget(gadget, table)
     budget = error_budget(model, max_error, margin_share)
-    if not 1 <= primes_per_level <= MAX_PRIMES_PER_LEVEL:
-        raise ParameterError(
-            f"cannot plan with {primes_per_level} primes per level: need 1 to {MAX_PRIMES_PER_LEVEL}; beyond that "
-            "double precision would not tell"
-        )
-    packings = _known(input_packings)
-    wish = _Wish(tuple(degrees), budget, batch, max_bytes, max_key_bytes, packings, primes_per_level)
+    wish = Wish(degrees, budget, batch, max_bytes, max_key_bytes, input_packings, primes_per_level)
     if not _tells_shape_only(disclosure):
         return _planned(model, wish, table, gadget)[0]
-    public = replace(wish, budget=public_budget(max_error), input_packings=_ungathered(wish.input_packings))
+    require_positive("magnitude", magnitude)
+    public = replace(wish, budget=public_budget(max_error), input_packings=_ungathered(frozenset(wish.input_packings)))
     plan, problem = _planned(stand_in(model, magnitude), public, table, gadget)
     return verify(with_weights(plan, problem, model, max_error, budget))
-
-
-@dataclass(frozen=True)
-class _Wish:
-    """What was asked of a plan."""
-
-    degrees: tuple[int, ...]
-    budget: float
-    batch: int
-    max_bytes: int | None
-    max_key_bytes: int | None
-    input_packings: frozenset[str]
-    width: int = 1  # primes that a rescale takes
-
-
-def _known(input_packings: Collection[str]) -> frozenset[str]:
-    """The names as a set; ParameterError unless there are some and each names a packing."""
-    names = frozenset([input_packings] if isinstance(input_packings, str) else input_packings)
-    if not names or not names <= set(INPUT_PACKINGS):
-        raise ParameterError(f"cannot pack an input as {sorted(names)}: need some of {', '.join(INPUT_PACKINGS)}")
-    return names
 
 
 def _tells_shape_only(disclosure: str) -> bool:
@@ -137,7 +111,7 @@ def _ungathered(names: frozenset[str]) -> frozenset[str]:
     return left
 
 
-def _planned(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
+def _planned(model: CompressedModel, wish: Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
     """By the table, or else as for a back end without a fused transform."""
     try:
         return _cheapest(model, wish, table, gadget)
@@ -148,7 +122,7 @@ def _planned(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str 
     return _cheapest(model, wish, load_default("tenseal"), SEAL)
 
 
-def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
+def _cheapest(model: CompressedModel, wish: Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
     """The cheapest plan by the table, on the smallest ring that holds one, or on a larger one that prices lower."""
     reasons: list[DoesNotFit | ParameterError] = []
     found: tuple[Plan, Problem, float] | None = None
@@ -174,17 +148,6 @@ def _cheapest(model: CompressedModel, wish: _Wish, table: CostTable, gadget: str
     raise DoesNotFit(
         f"cannot plan model {model.name!r}: no ring degree of {tried} holds it; nearest: {nearest(reasons).message}"
     )
-
-
-def error_budget(model: CompressedModel, max_error: float | None = None, margin_share: float = 0.25) -> float:
-    """What the error bound may be, in output units."""
-    if max_error is not None:
-        return max_error
-    margin = model.metadata.get("median_margin")
-    if margin is None:
-        low, high = model.ranges.get(model.output.node, (-1.0, 1.0))
-        margin = 0.1 * max(abs(low), abs(high))
-    return margin_share * float(margin)
 
 
 def lower(

@@ -85,8 +85,8 @@ class Study:
     def of(cls, model: CompressedModel, seed: int = 0, backend: str = "tenseal") -> Study:
         """Plans the dense network once, for a back end. Raises DoesNotFit where no ring holds it."""
         from he_runtime import compile
-        from he_runtime.compile import error_budget
         from he_runtime.cost import load_default
+        from he_runtime.wish import error_budget
 
         budget = error_budget(model)
         planned = compile(model, max_error=budget, table=load_default(backend))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from he_runtime import compile
-from he_runtime.compile import error_budget
 from he_runtime.cost import load_default
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 from he_runtime.plan.counts import leaf_totals
 from he_runtime.reference import calibrate, forward
+from he_runtime.wish import error_budget
 from model_prep.channels.permutation import permuted
 from model_prep.graph import weight_keys
 from model_prep.packing.lines import packed_lines

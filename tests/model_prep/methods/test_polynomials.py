@@ -86,7 +86,7 @@ def mixed(digits: Dataset) -> CompressedModel:
 def test_mixed_degrees_answer_under_encryption_as_in_the_clear(mixed: CompressedModel, digits: Dataset) -> None:
     # The default allows errors of a quarter of the median margin. After so little training a few images have margins
     # far below that, and each key would turn over one or two of them: what is asked for here is an error that none has.
-    plan, backend = compile(mixed, max_error=0.02), default_backend()
+    plan, backend = compile(mixed, max_error=0.02, batch=32), default_backend()
     assert levels_of(plan) == closed_form({"relu": 4, "silu": 3}) == 4
     images = digits.normalized("test")[:100].astype(np.float64)
     answers = encrypted_outputs(plan, images, backend)

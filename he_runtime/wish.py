@@ -1,0 +1,90 @@
+"""What is asked of a plan, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from .errors import ParameterError
+from .lower.input_layouts import INPUT_PACKINGS
+from .model import CompressedModel
+from .params import MAX_LOG2_QP
+
+__all__ = ["MAX_PRIMES_PER_LEVEL", "Wish", "error_budget", "require_positive"]
+
+MAX_PRIMES_PER_LEVEL = 3
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Ring degrees, the bound of the error, samples per ciphertext, limits of memory, input packings, primes per level.
+
+    Raises ParameterError naming what is no such thing, and what is.
+    """
+
+    degrees: Sequence[int]
+    budget: float
+    batch: int
+    max_bytes: int | None
+    max_key_bytes: int | None
+    input_packings: Collection[str]
+    width: int = 1  # primes that a rescale takes
+
+    def __post_init__(self) -> None:
+        _require_degrees(self.degrees)
+        _require_batch(self.batch)
+        require_positive("max_bytes", self.max_bytes)
+        require_positive("max_key_bytes", self.max_key_bytes)
+        names = self.input_packings
+        names = frozenset([names] if isinstance(names, str) else names)
+        if not names or not names <= set(INPUT_PACKINGS):
+            raise ParameterError(f"cannot pack an input as {sorted(names)}: need some of {', '.join(INPUT_PACKINGS)}")
+        if not 1 <= self.width <= MAX_PRIMES_PER_LEVEL:
+            raise ParameterError(
+                f"cannot plan with {self.width} primes per level: need 1 to {MAX_PRIMES_PER_LEVEL}; beyond that "
+                "double precision would not tell"
+            )
+        object.__setattr__(self, "degrees", tuple(self.degrees))
+        object.__setattr__(self, "input_packings", names)
+
+
+def require_positive(name: str, value: float | None) -> None:
+    """ParameterError for a number that is given and is not a finite one above 0."""
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise ParameterError(f"cannot plan with {name}={value}: need a finite number above 0; try leaving it out")
+
+
+def error_budget(model: CompressedModel, max_error: float | None = None, margin_share: float = 0.25) -> float:
+    """What the error bound may be, in output units. ParameterError unless that is a finite number above 0."""
+    require_positive("max_error", max_error)
+    require_positive("margin_share", margin_share)
+    if max_error is not None:
+        return max_error
+    margin = model.metadata.get("median_margin")
+    if margin is None:
+        low, high = model.ranges.get(model.output.node, (-1.0, 1.0))
+        margin = 0.1 * max(abs(low), abs(high))
+    if not margin > 0:
+        raise ParameterError(
+            f"cannot bound the error of model {model.name!r}: got a median margin of {margin}, need one above 0 between "
+            "its two largest outputs; try max_error="
+        )
+    return margin_share * float(margin)
+
+
+def _require_degrees(degrees: Sequence[int]) -> None:
+    unknown = [degree for degree in degrees if degree not in MAX_LOG2_QP]
+    if unknown or not degrees:
+        known = ", ".join(map(str, sorted(MAX_LOG2_QP)))
+        raise ParameterError(f"cannot plan for ring degrees {list(degrees)}: need some of {known}; try N=8192")
+
+
+def _require_batch(batch: Any) -> None:
+    whole = isinstance(batch, Integral) and not isinstance(batch, bool)
+    if not whole or batch < 1 or batch & (batch - 1):
+        lower = 1 << max(int(batch).bit_length() - 1, 0) if math.isfinite(batch) and batch >= 1 else 1
+        tried = f"{lower} or {2 * lower}" if lower > 1 else "1"
+        raise ParameterError(f"cannot interleave {batch} samples: need a power of two; try batch={tried}")

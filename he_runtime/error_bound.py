@@ -13,7 +13,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import erfc
 
 from .plan import Plan
 
@@ -59,6 +58,9 @@ def _exceeded(sigmas: Slots) -> float:
     low, high = 0.0, SIGMAS * float(sigmas.max())
     if high == 0.0:
         return 0.0
+    # Here, since importing it would double the time that importing the runtime takes.
+    from scipy.special import erfc
+
     scaled = np.sqrt(2.0) * np.maximum(sigmas, high * 1e-12)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2

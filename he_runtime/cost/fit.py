@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import nnls
 
 from .entry import CostEntry
 from .formulas import SEAL_SHAPE, Shape, leaf_terms, leaf_work
@@ -80,6 +79,9 @@ def fit_leaf(leaf: str, measured: Mapping[_Point, CostEntry]) -> LeafFit:
         price = float(np.mean(seconds / [leaf_work(leaf, *point) for point in measured]))
         prices = np.array([0.0, price, price])
     else:
+        # Here, since importing it takes as long as all of the runtime, and few processes fit anything.
+        from scipy.optimize import nnls
+
         relative = terms / seconds[:, None]
         size = np.maximum(relative.max(axis=0), np.finfo(float).tiny)
         prices = nnls(relative / size, np.ones(len(seconds)))[0] / size

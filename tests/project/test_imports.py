@@ -54,6 +54,12 @@ def test_no_module_of_a_package_loads_what_the_design_forbids(root: Path, packag
     assert not loaded(root, package, whole=True) & absent
 
 
+def test_importing_the_runtime_leaves_out_what_takes_longest(root: Path) -> None:
+    script = WALK.format(package="he_runtime", whole=False, blocked=(), optional=OPTIONAL)
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
+    assert not {"scipy.special", "scipy.optimize", "scipy.stats"} & set(json.loads(done.stdout))
+
+
 def test_every_module_of_the_runtime_imports_without_an_he_library(root: Path) -> None:
     names = loaded(root, "he_runtime", whole=True, blocked=("tenseal", "Pyfhel", "torch", "grpc", "zstandard"))
     assert "he_runtime" in names

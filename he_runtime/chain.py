@@ -65,7 +65,7 @@ def best_chain(problem: Problem) -> Plan:
 class _Search:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self._tried: dict[_Point, Candidate | None] = {}
+        self._tried: dict[_Point, float] = {}  # errors alone: fifty plans of a batch are a million objects
         # A longer special prime quiets the lanes that a batch cannot avoid; a single query reads elsewhere.
         count = _SPECIAL + 1 + _rises(problem)
         self.axes = [k for k in range(count) if k != _SPECIAL or problem.program.batch > 1]
@@ -73,12 +73,13 @@ class _Search:
     def error(self, point: _Point) -> float:
         """The predicted bound; infinite where nothing fits."""
         if point not in self._tried:
-            self._tried[point] = _try(self.problem, point)
-        candidate = self._tried[point]
-        return math.inf if candidate is None else candidate[0].error_bound
+            candidate = _try(self.problem, point)
+            self._tried[point] = math.inf if candidate is None else candidate[0].error_bound
+        return self._tried[point]
 
     def at(self, point: _Point) -> Candidate:
-        candidate = self._tried[point]
+        """The candidate of a point that fits, made again."""
+        candidate = _try(self.problem, point)
         assert candidate is not None
         return candidate
 

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["coefficients", "constant", "faintest", "rounded"]
+__all__ = ["coefficients", "constant", "constants", "faintest", "rounded"]
 
 Indices = npt.NDArray[np.int64]
 Vectors = npt.NDArray[np.float64]
@@ -26,6 +26,12 @@ def constant(value: float, scale: float) -> float:
     return integer / scale
 
 
+def constants(values: Vectors, scale: float) -> Vectors:
+    """`constant` of each."""
+    integers = np.rint(values * scale)
+    return np.asarray(np.where(integers == 0, np.sign(values), integers) / scale)
+
+
 def faintest(vector: Vectors, scale: float) -> float:
     """The constant that stands for a vector all of whose coefficients round to zero; as wrong as that rounding."""
     return (1.0 if vector.sum() >= 0 else -1.0) / scale
@@ -35,7 +41,7 @@ def rounded(vectors: Vectors, scale: float) -> Vectors:
     """Real vectors (count, period) as they are after encoding at `scale` and decoding again: (count, period)."""
     period = vectors.shape[1]
     if period == 1:
-        return np.array([[constant(float(v), scale)] for v in vectors[:, 0]])
+        return constants(vectors, scale)
     integers = coefficients(vectors, scale) / scale
     for row in np.flatnonzero(~integers.any(axis=1)):
         integers[row, 0] = faintest(vectors[row], scale)

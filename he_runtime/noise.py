@@ -29,6 +29,7 @@ from .backends.base import Check, Evaluator, walk
 from .backends.clear import ClearEvaluator
 from .encoding import constant, rounded
 from .gadget import SEAL, Gadget
+from .noise_sums import ConstantOperands, summed
 from .params import CkksParams
 from .plan import Op, Plan
 
@@ -82,6 +83,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         self._lanes = lanes
         self._carried = {value: (base, self.spread(slope)) for value, (base, slope) in (carried or {}).items()}
         self._aside: dict[int, Slots] = {}
+        self._switched: dict[int, Slots] = {}  # by level, times the scale squared
         self._mapped = {base for base, _ in self._carried.values()}
         self._encoding = encoding
         self._squares = squares if squares is not None else {}
@@ -125,13 +127,15 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return float((constant(float(vector[0]), scale) - vector[0]) ** 2)
 
     def _switching(self, x: NoiseValue) -> Slots:
-        params, gadget = self.plan.params, Gadget.parse(self.plan.gadget)
-        degree, special = params.degree, math.prod(params.special)
-        live = [math.prod(params.primes[j] for j in digit) / special for digit in gadget.digits(x.level)]
-        # Digits of several primes are centred; SEAL's are not.
-        spread = degree / 12 + (self._mean_term / 4 if gadget.name == SEAL else 0.0)
-        digits = sum(digit**2 for digit in live) * spread
-        return np.asarray((digits * degree * ERROR_VARIANCE / 2 + self._rounding) / x.scale**2)
+        if x.level not in self._switched:
+            params, gadget = self.plan.params, Gadget.parse(self.plan.gadget)
+            degree, special = params.degree, math.prod(params.special)
+            live = [math.prod(params.primes[j] for j in digit) / special for digit in gadget.digits(x.level)]
+            # Digits of several primes are centred; SEAL's are not.
+            spread = degree / 12 + (self._mean_term / 4 if gadget.name == SEAL else 0.0)
+            digits = sum(digit**2 for digit in live) * spread
+            self._switched[x.level] = np.asarray(digits * degree * ERROR_VARIANCE / 2 + self._rounding)
+        return np.asarray(self._switched[x.level] / x.scale**2)
 
     def add(self, x: NoiseValue, y: NoiseValue) -> NoiseValue:
         if x is y:  # a value and its error twice, not two errors that may cancel
@@ -158,12 +162,31 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
         return NoiseValue(x.mean_square * y.mean_square, error, x.level, x.scale * y.scale)
 
     def linear_transform(self, op: Op, xs: Sequence[NoiseValue], check: Check = lambda: None) -> list[NoiseValue]:
-        """The default expansion, with each sum accumulated in place: cells are many, and fresh arrays are slow."""
+        """The default expansion."""
         assert op.cells is not None
         rotated = {(j, 0): x for j, x in enumerate(xs)} | {(j, a): self.turned(xs[j], a) for j, a in op.babies}
         scale = xs[0].scale * self.plan.plaintexts[int(op.cells[0, 4])].scale
         shape = np.broadcast_shapes(*(v.shape for x in rotated.values() for v in (x.mean_square, x.variance)))
-        sums = {g: NoiseValue(np.zeros(shape), np.zeros(shape), xs[0].level, scale) for g in op.groups}
+        constants = ConstantOperands.of(op, self.plan, math.prod(shape), self._encoding)
+        if constants is None:
+            sums = self._sums_in_place(op, rotated, shape, scale)
+        else:
+            pairs = {source: (x.mean_square, x.variance) for source, x in rotated.items()}
+            found = summed(op, pairs, constants)
+            sums = {group: NoiseValue(*pair, xs[0].level, scale) for group, pair in found.items()}
+        outputs: dict[int, NoiseValue] = {}
+        for i, giant in op.groups:
+            part = self.turned(sums[i, giant], giant) if giant else sums[i, giant]
+            outputs[i] = self.add(outputs[i], part) if i in outputs else part
+        return [outputs[i] for i in range(len(op.outputs))]
+
+    def _sums_in_place(
+        self, op: Op, rotated: Mapping[tuple[int, int], NoiseValue], shape: tuple[int, ...], scale: float
+    ) -> dict[tuple[int, int], NoiseValue]:
+        """Cells are many, and fresh arrays are slow: each sum is accumulated in place."""
+        assert op.cells is not None
+        level = next(iter(rotated.values())).level
+        sums = {g: NoiseValue(np.zeros(shape), np.zeros(shape), level, scale) for g in op.groups}
         scratch = np.empty(shape)
         for i, j, baby, giant, plaintext in op.cells.tolist():
             x, total = rotated[j, baby], sums[i, giant]
@@ -172,11 +195,7 @@ class NoiseEvaluator(Evaluator[NoiseValue]):
             total.mean_square += np.multiply(x.mean_square, squared, out=scratch)
             if variance:
                 total.variance += np.multiply(x.mean_square, variance, out=scratch)
-        outputs: dict[int, NoiseValue] = {}
-        for i, giant in op.groups:
-            part = self.turned(sums[i, giant], giant) if giant else sums[i, giant]
-            outputs[i] = self.add(outputs[i], part) if i in outputs else part
-        return [outputs[i] for i in range(len(op.outputs))]
+        return sums
 
     def square(self, x: NoiseValue) -> NoiseValue:
         error = 4 * x.variance * x.mean_square + 2 * x.variance**2

@@ -7,6 +7,7 @@ log2(Q * P) *including* the special primes, and is stricter than Microsoft SEAL'
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -111,7 +112,11 @@ class CkksParams:
 
     def log2_q(self, level: int) -> float:
         """log2 of the product of the primes live at `level`."""
-        return sum(math.log2(q) for q in self.primes[: level + 1])
+        return self._log2_q[min(level, self.max_level)] if level >= 0 else 0.0
+
+    @cached_property
+    def _log2_q(self) -> tuple[float, ...]:
+        return tuple(itertools.accumulate(math.log2(q) for q in self.primes))
 
     @property
     def name(self) -> str:

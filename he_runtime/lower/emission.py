@@ -54,7 +54,7 @@ class Emission:
     values: list[ValueType] = field(default_factory=list)
     ops: list[Op] = field(default_factory=list)
     plaintexts: list[Plaintext] = field(default_factory=list)
-    _plain_ids: dict[Plaintext, int] = field(default_factory=dict)
+    _plain_ids: dict[tuple[int, int, float], int] = field(default_factory=dict)
     _switched: dict[int, int] = field(default_factory=dict)
     _aligned: dict[tuple[int, int, float], int] = field(default_factory=dict)
 
@@ -64,10 +64,10 @@ class Emission:
 
     def plain(self, vector: int, level: int, scale: float) -> int:
         """Index of the plaintext that encodes a vector of the pool."""
-        plain = Plaintext(vector, level, scale)
+        plain = (vector, level, scale)
         if plain not in self._plain_ids:
             self._plain_ids[plain] = len(self.plaintexts)
-            self.plaintexts.append(plain)
+            self.plaintexts.append(Plaintext(*plain))
         return self._plain_ids[plain]
 
     def op(

@@ -17,7 +17,9 @@ import numpy.typing as npt
 from ..errors import PlanError
 from ..params import CkksParams
 
-__all__ = ["LEAVES", "TYPING", "Kind", "Op", "Plaintext", "ValueType"]
+__all__ = ["LEAVES", "TYPING", "Kind", "Op", "Plaintext", "ValueType", "distinct_pairs"]
+
+Ints = npt.NDArray[np.int64]
 
 RELATIVE_SCALE_TOLERANCE = 2.0**-40  # float64 rounding over a chain of products and quotients stays far below
 
@@ -79,19 +81,26 @@ class Op:
     layer: str
     plaintext: int = -1
     step: int = 0
-    cells: npt.NDArray[np.int64] | None = field(default=None, repr=False, compare=False)
+    cells: Ints | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def babies(self) -> tuple[tuple[int, int], ...]:
         """Distinct (input, baby step) with a non-zero step, in order."""
         assert self.cells is not None
-        return tuple(sorted({(int(j), int(a)) for j, a in self.cells[:, 1:3] if a}))
+        return distinct_pairs(*self.cells[self.cells[:, 2] != 0, 1:3].T)[0]
 
     @cached_property
     def groups(self) -> tuple[tuple[int, int], ...]:
         """Distinct (output, giant step), in order; each is one accumulated sum."""
         assert self.cells is not None
-        return tuple(sorted({(int(i), int(b)) for i, b in self.cells[:, [0, 3]]}))
+        return distinct_pairs(self.cells[:, 0], self.cells[:, 3])[0]
+
+
+def distinct_pairs(first: Ints, second: Ints) -> tuple[tuple[tuple[int, int], ...], Ints]:
+    """Distinct pairs of numbers that are not negative, in order, and which of them each pair is. Planning asks often."""
+    span = int(second.max(initial=0)) + 1
+    codes, which = np.unique(first * span + second, return_inverse=True)
+    return tuple(zip((codes // span).tolist(), (codes % span).tolist(), strict=True)), which
 
 
 Types = Sequence[ValueType]

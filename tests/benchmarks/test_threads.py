@@ -11,7 +11,7 @@ from he_runtime import kernel
 
 @pytest.mark.skipif(not kernel.status().available, reason="the native kernel is not built")
 def test_threads_and_processes_run_in_turn(script: Any, said: Any) -> None:
-    found = said(script("threads"), "--network", "digits-cnn", "--threads", 2, "--rounds", 3, "--seconds", 0.2)
+    found = said(script("threads"), "--network", "digits-cnn", "--threads", 1, "--rounds", 3, "--seconds", 0.1)
     assert found["network"] == "digits-cnn" and len(found["shares"]) == 3
     assert found["share"] == pytest.approx(sorted(found["shares"])[1], abs=1e-3)
     assert found["threads_per_s"] > 0 and found["processes_per_s"] > 0

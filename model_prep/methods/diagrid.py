@@ -40,7 +40,7 @@ from .quadratics import FIT_SAMPLES
 __all__ = ["DiaGrid"]
 
 Floats = npt.NDArray[np.float64]
-_CORRECTIONS = 4
+_CORRECTIONS = 6
 _ANY_ERROR = 1e3  # of a logit
 
 
@@ -102,18 +102,28 @@ class DiaGrid(Method):
         end = pricing.corrected(budget.with_rows(self.rows, exactly=True), _energy(stage, fisher), target)
         self._towards(stage, end, fisher, target)
         way = replace(budget.with_rows(self.rows), fixed_ms=end.fixed_ms)
-        mask = self._descend(stage, way, end, fisher, (dense_ms, target))
+        mask = self._descend(stage, pricing, (way, end), fisher, target)
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep), degree=degree)
 
     def _descend(
-        self, stage: Stage, way: Budget, end: Budget, fisher: Mapping[str, Floats], fall: tuple[float, float]
+        self,
+        stage: Stage,
+        pricing: _Pricing,
+        budgets: tuple[Budget, Budget],
+        fisher: Mapping[str, Floats],
+        target: float,
     ) -> Mask:
         """Train while the budget falls, in equal ratios, by what may be on the way and then at the end; then retrain."""
-        start, target = fall
+        way, end = budgets
+        start = pricing.dense_ms
 
         def choose(share: float) -> Mask:
-            chosen = (way if share < 1 else end).masks(_energy(stage, fisher), start * (target / start) ** share)
+            energy = _energy(stage, fisher)
+            if share < 1:
+                chosen = way.masks(energy, start * (target / start) ** share)
+            else:  # once more: weights, and with them masks, have moved since the first time
+                chosen = pricing.corrected(end, energy, target).masks(energy, target)
             return Mask({key: choice.keep for key, choice in chosen.items()}, "grid", {"target_ms": target})
 
         return gradual(stage, choose, self.training, self.ramp, penalty=stage.penalty)
@@ -168,11 +178,17 @@ class _Pricing:
         return calibrate(model, self._stage.x[:FIT_SAMPLES].astype(np.float64))
 
     def corrected(self, budget: Budget, energy: Mapping[str, Floats], target: float) -> Budget:
-        """The budget whose masks' *plans* meet the target: packing and splits change with what is left."""
+        """The budget whose masks' *plans* meet the target: packing and splits change with what is left.
+
+        Plans change in leaps, so corrections may go to and fro: of those tried, the dearest within the target counts.
+        """
+        best, within = 0.0, budget
         for _ in range(_CORRECTIONS):
             chosen = budget.masks(energy, target)
             planned = self.of({key: choice.keep for key, choice in chosen.items()})
+            if best < planned <= target:
+                best, within = planned, budget
             if 0.97 * target <= planned <= target:
                 break
             budget = budget.corrected(planned, budget.total_ms(chosen))
-        return budget
+        return within if best else budget

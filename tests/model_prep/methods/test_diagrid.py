@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from he_runtime import CompressedModel, Plan, compile, price
@@ -12,7 +15,9 @@ from he_runtime.plan import Kind
 from he_runtime.reference import forward
 from model_prep import Recipe, compress
 from model_prep.data import load
+from model_prep.grid.layer import Choice
 from model_prep.methods import METHODS, DiaGrid
+from model_prep.methods.diagrid import _Pricing
 from model_prep.settings import Training
 from secateur.local import Local
 
@@ -49,6 +54,39 @@ def test_the_plan_meets_its_budget(model: CompressedModel, plan: Plan) -> None:
     assert planned == pytest.approx(report["planned_ms"], rel=0.05)
     assert planned <= 1.03 * report["target_ms"]
     assert model.metadata["accuracy"]["diagrid"] >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("planned", "used"),
+    [
+        ([0.98], 0),
+        ([1.1, 0.7, 1.1, 0.8, 1.2, 0.75], 3),  # to and fro: the dearest within the target
+        ([1.3, 1.1, 0.99], 2),
+        ([1.3, 1.2, 1.1, 1.05, 1.04, 1.03], 6),  # none is: what comes after the last correction
+    ],
+)
+def test_a_budget_whose_plan_meets_the_target_counts(planned: list[float], used: int) -> None:
+    class Leaping(_Pricing):
+        def __init__(self) -> None:
+            self.left = iter(planned)
+
+        def of(self, keep: Mapping[str, npt.NDArray[np.bool_]]) -> float:
+            return next(self.left)
+
+    class Numbered:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def masks(self, *_: object) -> dict[str, Choice]:
+            return {}
+
+        def total_ms(self, _: object) -> float:
+            return 1.0
+
+        def corrected(self, *_: float) -> Numbered:
+            return Numbered(self.number + 1)
+
+    assert Leaping().corrected(Numbered(0), {}, 1.0).number == used  # type: ignore[arg-type, attr-defined]
 
 
 def test_products_are_the_diagonals_that_the_mask_leaves(model: CompressedModel, plan: Plan) -> None:

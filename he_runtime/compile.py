@@ -26,7 +26,6 @@ from .lower.statistics import Statistics
 from .model import CompressedModel
 from .params import DEGREES, MAX_LOG2_QP
 from .plan import SHAPE, STRUCTURE, Plan, verify
-from .plan.counts import FUSED
 from .refusals import nearest, require_floor, require_memory, require_quadratic, require_width, too_deep
 from .wish import Wish, error_budget, require_positive
 
@@ -90,10 +89,10 @@ def compile(
     budget = error_budget(model, max_error, margin_share)
     wish = Wish(degrees, budget, batch, max_bytes, max_key_bytes, input_packings, primes_per_level)
     if not _tells_shape_only(disclosure):
-        return _planned(model, wish, table, gadget)[0]
+        return _cheapest(model, wish, table, gadget)[0]
     require_positive("magnitude", magnitude)
     public = replace(wish, budget=public_budget(max_error), input_packings=_ungathered(frozenset(wish.input_packings)))
-    plan, problem = _planned(stand_in(model, magnitude), public, table, gadget)
+    plan, problem = _cheapest(stand_in(model, magnitude), public, table, gadget)
     return verify(with_weights(plan, problem, model, max_error, budget))
 
 
@@ -111,17 +110,6 @@ def _ungathered(names: frozenset[str]) -> frozenset[str]:
     return left
 
 
-def _planned(model: CompressedModel, wish: Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
-    """By the table, or else as for a back end without a fused transform."""
-    try:
-        return _cheapest(model, wish, table, gadget)
-    except DoesNotFit:
-        if table.backend not in FUSED or gadget not in (None, SEAL):
-            raise
-    # A baby step errs at the scale of what it rotates, a giant step at that of a product: with fewer babies it may fit.
-    return _cheapest(model, wish, load_default("tenseal"), SEAL)
-
-
 def _cheapest(model: CompressedModel, wish: Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
     """The cheapest plan by the table, on the smallest ring that holds one, or on a larger one that prices lower."""
     reasons: list[DoesNotFit | ParameterError] = []
@@ -134,7 +122,7 @@ def _cheapest(model: CompressedModel, wish: Wish, table: CostTable, gadget: str 
             problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
             if found and next(choices(problem, table, gadget))[0] >= found[2]:
                 break
-            plan, seconds = cheapest_plan(problem, table, gadget)
+            plan, problem, seconds = cheapest_plan(problem, table, gadget)
             require_memory(plan, wish.max_bytes, table.backend)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(error)

@@ -2,15 +2,15 @@
 
 A back end that evaluates with SEAL has one gadget and any primes. The native kernel also has digits of several primes
 under as many special ones: fewer transforms and smaller keys, for bits of the modulus that precision could have. It is
-fastest on primes below 2^50, so longer ones are a last resort there.
+fastest on primes below 2^50, so longer ones are a last resort there, after fewer baby steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from .candidate import MAX_PRIME_BITS, Problem
+from .candidate import Problem
 from .chain import best_chain
 from .cost import CostTable
 from .cost.formulas import NARROW_BITS
@@ -36,8 +36,9 @@ def require_gadget(gadget: str | None, table: CostTable) -> None:
         )
 
 
-def cheapest_plan(problem: Problem, table: CostTable, gadget: str | None = None) -> tuple[Plan, float]:
-    """A plan within the budget on the cheapest gadget that has one, and its seconds by the table before scales are known.
+def cheapest_plan(problem: Problem, table: CostTable, gadget: str | None = None) -> tuple[Plan, Problem, float]:
+    """A plan within the budget on the cheapest gadget that has one, the choice that it is of, and its seconds by the table
+    before scales are known.
 
     `gadget` allows no other. DoesNotFit, or ParameterError, when none has one.
     """
@@ -46,30 +47,42 @@ def cheapest_plan(problem: Problem, table: CostTable, gadget: str | None = None)
         try:
             plan = integer_chain(choice) or best_chain(choice)
             require_exactness(plan, problem.budget)
-            return plan, seconds
+            return plan, choice, seconds
         except (DoesNotFit, ParameterError) as error:
             reasons.append(error)
     raise nearest(reasons)
 
 
 def choices(problem: Problem, table: CostTable, gadget: str | None = None) -> Iterator[tuple[float, Problem]]:
-    """(seconds, problem with gadget and longest prime), the cheapest first, the ones of long primes last."""
-    seal = Costs(table, problem.degree)
-    names = [SEAL, *(f"hybrid-{alpha}" for alpha in range(2, _MAX_ALPHA + 1))] if seal.fused else [SEAL]
-    priced: list[tuple[float, float, Gadget]] = []
-    for name in names if gadget is None else [gadget]:
-        found = Gadget.parse(name)
-        costs = Costs(table, problem.degree, (found.alpha, found.alpha))
-        seconds = costs.counted(problem.program.leaf_counts(seal.fused))
-        priced.append((seconds * (_WORTHWHILE if found.name == SEAL else 1.0), seconds, found))
-    if not seal.fused:
-        yield priced[0][1], replace(problem, gadget=priced[0][2])
+    """(seconds, problem with gadget and longest primes), the cheapest first.
+
+    Where the kernel evaluates, primes are short; where that does not hold the budget, with fewer baby steps; then all primes but
+    the first may be long, and then all.
+    """
+    fused = Costs(table, problem.degree).fused
+    if not fused:
+        yield _priced(problem, table, [gadget or SEAL])[0]
         return
-    for _, seconds, found in sorted(priced, key=lambda p: p[0]):
-        yield seconds, replace(problem, gadget=found, prime_bits=NARROW_BITS)
-    if gadget in (None, SEAL):
-        seconds = next(s for _, s, found in priced if found.name == SEAL)
-        yield (
-            seconds * table.widening(problem.degree, (1 << int(NARROW_BITS),)),
-            replace(problem, prime_bits=MAX_PRIME_BITS),
-        )
+    names = [SEAL, *(f"hybrid-{alpha}" for alpha in range(2, _MAX_ALPHA + 1))] if gadget is None else [gadget]
+    yield from _priced(replace(problem, prime_bits=NARROW_BITS), table, names)
+    even = problem.evenly_split()
+    is_other = even.program.leaf_counts(fused) != problem.program.leaf_counts(fused)
+    if is_other:
+        yield from _priced(replace(even, prime_bits=NARROW_BITS), table, names)
+    if SEAL in names:
+        yield from _priced(replace(problem, first_bits=NARROW_BITS), table, [SEAL])
+        for split in (problem, even) if is_other else (problem,):
+            yield from _priced(split, table, [SEAL])
+
+
+def _priced(problem: Problem, table: CostTable, names: Iterable[str]) -> list[tuple[float, Problem]]:
+    """On each of these gadgets, the cheapest first. A prime of a chain is as long as the longest, but for the first."""
+    fused, rows = Costs(table, problem.degree).fused, problem.depth + 1
+    first, longest = (1 << int(min(bits, problem.prime_bits)) - 1 for bits in (problem.first_bits, problem.prime_bits))
+    found = []
+    for gadget in map(Gadget.parse, names):
+        costs = Costs(table, problem.degree, (gadget.alpha, gadget.alpha))
+        seconds = costs.counted(problem.program.leaf_counts(fused))
+        seconds *= table.widening(problem.degree, [first, *[longest] * rows])
+        found.append((seconds, replace(problem, gadget=gadget)))
+    return sorted(found, key=lambda f: f[0] * (_WORTHWHILE if f[1].gadget.name == SEAL else 1.0))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ..errors import DoesNotFit
@@ -51,7 +51,17 @@ class Packing:
 
     def operand(self, stage: LinearStage) -> tuple[LinearMap, LinearLayout]:
         """The map as it is packed, and the layout of all that it is applied to."""
-        return linear_operand(stage, {**self.layouts, self.source: self.input_layout})
+        return linear_operand(stage, self._all_layouts)
+
+    def evenly_split(self, stages: list[Stage]) -> Packing:
+        """The same layouts, where baby steps and giant steps cost the same: fewer baby steps than where they are hoisted."""
+        linear = [s for s in stages if isinstance(s, LinearStage)]
+        sets = {name: packed.diagonals for name, packed in self.packed.items()}
+        return replace(self, packed=_packed(linear, self._all_layouts, sets, dict.fromkeys(sets, 1.0)))
+
+    @property
+    def _all_layouts(self) -> dict[str, InputLayout]:
+        return {**self.layouts, self.source: self.input_layout}
 
 
 def linear_operand(stage: LinearStage, layouts: Mapping[str, InputLayout]) -> tuple[LinearMap, LinearLayout]:
@@ -285,15 +295,30 @@ def choose_packing(
     chosen = search.run()
     by_tensor = {name: chosen[search.group[name]] for name in search.shapes}
     layouts = {n: x for n, x in by_tensor.items() if isinstance(x, Layout)}
-    packed: dict[str, PackedLinear] = {}
     linear = [s for s in stages if isinstance(s, LinearStage)]
-    steps: frozenset[int] = frozenset()
-    # The stage with most rotations chooses its steps first; the others reuse its keys where that costs nothing.
     sets = {s.name: search.diagonals(s, by_tensor) for s in linear}
-    for stage in sorted(linear, key=lambda s: -sets[s.name].rotations):
-        weight = costs.giant_weight(levels[stage.name])
-        found = pack(linear_operand(stage, by_tensor)[0], layouts[stage.name], sets[stage.name], steps, weight)
-        packed[stage.name] = found
-        steps |= found.split.steps | found.diagonals.fold_steps
+    weights = {s.name: costs.giant_weight(levels[s.name]) for s in linear}
+    packed = _packed(linear, by_tensor, sets, weights)
     layouts.setdefault(source, contiguous(shape, slots))
     return Packing(source, layouts, by_tensor[source], packed)
+
+
+def _packed(
+    linear: list[LinearStage],
+    layouts: Mapping[str, InputLayout],
+    sets: Mapping[str, DiagonalSet],
+    weights: Mapping[str, float],
+) -> dict[str, PackedLinear]:
+    """Every linear stage at its cheapest split, where a giant step costs that many baby steps.
+
+    The stage with most rotations chooses its steps first; the others reuse its keys where that costs nothing.
+    """
+    packed: dict[str, PackedLinear] = {}
+    steps: frozenset[int] = frozenset()
+    for stage in sorted(linear, key=lambda s: -sets[s.name].rotations):
+        target = layouts[stage.name]
+        assert isinstance(target, Layout)
+        found = pack(linear_operand(stage, layouts)[0], target, sets[stage.name], steps, weights[stage.name])
+        packed[stage.name] = found
+        steps |= found.split.steps | found.diagonals.fold_steps
+    return packed

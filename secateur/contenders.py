@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "NAMES", "Contenders", "cores", "plan_for", "use_threads", "why_unavailable"]
 
 BACKENDS = ("native", "tenseal")
-_ERROR = 0.04  # of the largest output, for the error bound; what 20 images show is less than half of it
+_ERROR = 0.03  # of the largest output, for the error bound; what 20 images show is less than half of it
 NAMES = ("native", "native_1thread", "tenseal_backend", "tenseal_api", "orion")
 _Run = Callable[[int], "tuple[float, Floats]"]  # image -> seconds from encrypted input to encrypted output, logits
 
@@ -61,7 +61,7 @@ def why_unavailable(backend: str) -> str | None:
 def plan_for(model: CompressedModel, backend: str) -> Plan:
     """The plan that `backend` runs fastest, by the cost table shipped for it where there is one.
 
-    The bound on its error is at most four hundredths of the largest output that calibration saw.
+    The bound on its error is at most three hundredths of the largest output that calibration saw.
     """
     from he_runtime import compile
     from he_runtime.cost import load_default

@@ -1,8 +1,8 @@
 """What DiaGrid saves: a recipe's network against its dense twin, encrypted, in turn, on every back end.
 
 Run `python benchmarks/diagrid.py [RECIPE ...] [--json]` on a machine that does nothing else; MNIST is looked for in
-SECATEUR_DATA. The twin is the recipe without its "diagrid" step: the same teacher, trained once, and the planner's own best
-plan of it. Training goes on where an interrupted run stopped (`--states`). One thread on `native`; `tenseal` has no more.
+SECATEUR_DATA. The twin is the recipe without its "diagrid" step and with every activation: the same teacher, trained once, and
+the planner's own best plan of it. Training goes on where an interrupted run stopped (`--states`). One thread on `native`; `tenseal` has no more.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from he_runtime.reference import forward
 from model_prep import Recipe, compress
 from model_prep.checkpoints import Checkpoints
 from model_prep.data import Dataset, load
+from model_prep.methods.polynomials import ChosenDegrees
 from secateur.artifacts import find_recipe
 from secateur.local import Local
 from secateur.sweep_run import libraries
 from secateur.trained import identity
 
-RECIPES = ("mnist-mlp-diagrid", "mnist-lenet-diagrid")
+RECIPES = ("mnist-mlp-diagrid", "mnist-mlp-linearized", "mnist-lenet-diagrid")
 BACKENDS = ("tenseal", "native")
 Record = dict[str, Any]
 
@@ -39,7 +40,8 @@ Record = dict[str, Any]
 def networks(name: str, states: Path, data: Dataset) -> dict[str, CompressedModel]:
     """The dense twin and the pruned network of a recipe; what they begin with is trained once."""
     recipe, watcher = Recipe.load(find_recipe(name)), Checkpoints(states, identity())
-    dense = replace(recipe, steps=tuple(s for s in recipe.steps if s.card.name != "diagrid"))
+    steps = (s for s in recipe.steps if s.card.name != "diagrid")
+    dense = replace(recipe, steps=tuple(replace(s, remove=()) if isinstance(s, ChosenDegrees) else s for s in steps))
     return {kind: compress(None, r, data, watcher=watcher) for kind, r in (("dense", dense), ("diagrid", recipe))}
 
 

@@ -72,7 +72,8 @@ class Row:
     """One method: `values` of the setting `variable` on digits, `lenet` on LeNet, all else from `settings`.
 
     `packing` is the one in which the method's structure saves operations, by its card. With `before` the method stands
-    where the quadratics would, and the rest of the budget trains its network on.
+    where the quadratics would, and the rest of the budget trains its network on. `removed` names activations that are taken
+    out first, so that their neighbours merge; the others become quadratics as for every method.
     """
 
     method: str
@@ -84,6 +85,7 @@ class Row:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     networks: tuple[str, ...] = tuple(BUDGETS)
     before: bool = False
+    removed: tuple[str, ...] = ()
 
 
 def _rounds(budget: Budget, value: Any) -> Settings:
@@ -136,7 +138,20 @@ ROWS: dict[str, Row] = {
     "diagrid": Row(
         "diagrid", DIAGONAL, "target_share", (0.75, 0.5, 0.35, 0.25), (0.35, 0.2), fixed={"backend": BACKEND}
     ),
+    "diagrid-removed": Row(
+        "diagrid",
+        DIAGONAL,
+        "target_share",
+        (0.6, 0.45, 0.35),
+        (),
+        fixed={"backend": BACKEND, "degree": 4096},
+        networks=("mnist-mlp",),
+        removed=("relu",),
+    ),
     "gather-scatter": Row("gather-scatter", DIAGONAL, "density", _SHARES, (0.25, 0.125)),
+    "gather-scatter-removed": Row(
+        "gather-scatter", DIAGONAL, "density", _SHARES[1:], (), networks=("mnist-mlp",), removed=("relu",)
+    ),
     "block-lasso": Row("block-lasso", COLUMN, "density", _SHARES[:3], (0.25, 0.1), _rounds),
     "block-reweighted": Row("block-reweighted", COLUMN, "density", _SHARES[:3], (0.25, 0.1), _rounds),
     "unified-weights": Row("unified", COLUMN, "density", _SHARES, (0.1, 0.02), _named("weight")),
@@ -197,6 +212,8 @@ def _recipe(network: str, name: str, value: Any, seed: int) -> Recipe:
     if _NOT_A_SETTING.get(row.method) != row.variable:
         settings[row.variable] = value
     quadratics = {"method": "quadratics", "training": budget.training(budget.quadratics)}
+    if row.removed:
+        quadratics |= {"method": "polynomials", "remove": row.removed}
     if row.before:
         settings["training"] = budget.training(budget.quadratics)
         steps = [settings, {"method": "magnitude", "density": 1.0, **budget.whole()}]

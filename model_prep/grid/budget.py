@@ -79,6 +79,18 @@ class Budget:
             raise ModelError(f"cannot gather rows of {length}: need one of {lengths or 'a dense first layer'}; try 0")
         return replace(self, options={**self.options, **{k: [_rows(o, length, exactly)] for k, o in gathered.items()}})
 
+    def divisions(self) -> list[tuple[Budget, Budget]]:
+        """(on the way, at the end) for every way to spend it: the grids alone, and gathers with rows of each length.
+
+        Rows on the way are no shorter than at the end.
+        """
+        grids = {key: [o for o in several if isinstance(o, GridLayer)] for key, several in self.options.items()}
+        lengths = sorted(
+            {n for several in self.options.values() for o in several if isinstance(o, RowLayer) for n in o.lengths}
+        )
+        alone = replace(self, options=grids)
+        return [(alone, alone), *((self.with_rows(n), self.with_rows(n, exactly=True)) for n in lengths)]
+
     def _strongest(self, energy: Mapping[str, Floats]) -> dict[str, Choice]:
         """The end of the cheapest way: one class in each layer, or the shortest rows."""
         shortest = {key: min(several, key=lambda o: o.least_ms) for key, several in self.options.items()}

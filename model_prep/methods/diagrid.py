@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from he_runtime.backends import default_backend
-from he_runtime.compile import compile
+from he_runtime.compile import DEGREES, compile
 from he_runtime.cost import CostTable, load_default, price
 from he_runtime.model import CompressedModel
 from he_runtime.reference import calibrate
@@ -29,6 +29,7 @@ from ..cores.reweighted import Reweighted, reweighted
 from ..cores.session import weights
 from ..folding.folding import fold
 from ..grid.budget import Budget, budget_of
+from ..grid.explained import input_covariances, unexplained
 from ..grid.reorder import moved_net, reordering_for
 from ..grid.towards import budget_projections, grid_groupings
 from ..masks import Bools, Mask
@@ -57,16 +58,18 @@ _ANY_ERROR = 1e3  # of a logit
 class DiaGrid(Method):
     """The plan's predicted latency comes down to `target_ms`, or to `target_share` of the dense plan's.
 
-    Prices are those of `backend`'s shipped cost table (empty: the default back end's). Sparsity rises over the part `ramp`
+    Prices are those of `backend`'s shipped cost table (empty: the default back end's), at ring `degree` (0: that of the dense
+    plan; the pruned network may fit a smaller one, and is then faster than asked). Sparsity rises over the part `ramp`
     of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher information is
-    taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows` weights in each row (0: whichever
-    loses least). `reweighting` and `admm`, off by default, train towards a grid before the descent.
+    taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows` weights in each row (0: where
+    layers still explain most of their outputs). `reweighting` and `admm`, off by default, train towards a grid before the descent.
     Raises ModelError for a target below the floor of the network's shape.
     """
 
     target_ms: float = 0.0
     target_share: float = 0.25
     backend: str = ""
+    degree: int = 0
     gather: bool = True
     rows: int = 0
     reorder: bool = True
@@ -85,10 +88,11 @@ class DiaGrid(Method):
         require(0 < self.target_share <= 1, "diagrid", "target_share in (0, 1]")
         require(self.saliency >= 0 and 0 <= self.ramp <= 1, "diagrid", "saliency >= 0 and ramp in [0, 1]")
         require(self.rows >= 0, "diagrid", "rows >= 0")
+        require(self.degree == 0 or self.degree in DEGREES, "diagrid", f"degree 0 or one of {DEGREES}")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("diagrid")
-        pricing = _Pricing(stage, load_default(self.backend or default_backend()))
+        pricing = _Pricing(stage, load_default(self.backend or default_backend()), self.degree)
         degree, dense_ms = pricing.degree, pricing.dense_ms
         target = self.target_ms or self.target_share * dense_ms
         model = stage.graph().to_model(stage.name, stage.input_spec)
@@ -99,12 +103,34 @@ class DiaGrid(Method):
             order = reordering_for(stage.net, _energy(stage, fisher), budget, target)
             fisher = order.applied(fisher)
             stage.replace_net(moved_net(stage.net, order))
-        end = pricing.corrected(budget.with_rows(self.rows, exactly=True), _energy(stage, fisher), target)
+        way, end = self._division(stage, budget, fisher, target)
+        end = pricing.corrected(end, _energy(stage, fisher), target)
         self._towards(stage, end, fisher, target)
-        way = replace(budget.with_rows(self.rows), fixed_ms=end.fixed_ms)
+        way = replace(way, fixed_ms=end.fixed_ms)
         mask = self._descend(stage, pricing, (way, end), fisher, target)
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep), degree=degree)
+
+    def _division(
+        self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float
+    ) -> tuple[Budget, Budget]:
+        """What may be on the way and at the end: rows of the length asked for, or else whatever explains most of the outputs."""
+        if self.rows:
+            return budget.with_rows(self.rows), budget.with_rows(self.rows, exactly=True)
+        divisions = budget.divisions()
+        if len(divisions) == 1:
+            return divisions[0]
+        energy, now = _energy(stage, fisher), weights(stage.net)
+        covariances = input_covariances(stage.net, stage.x[:FIT_SAMPLES])
+
+        def rank(division: tuple[Budget, Budget]) -> tuple[float, float]:
+            end = division[1]
+            if end.least_ms > target:
+                return end.least_ms, np.inf
+            chosen = end.masks(energy, target)
+            return max(0.0, end.total_ms(chosen) - target), unexplained(chosen, now, covariances)
+
+        return min(divisions, key=rank)
 
     def _descend(
         self,
@@ -157,13 +183,13 @@ def _energy(stage: Stage, fisher: Mapping[str, Floats]) -> dict[str, Floats]:
 class _Pricing:
     """What plans of a stage's network cost by one table."""
 
-    def __init__(self, stage: Stage, table: CostTable) -> None:
+    def __init__(self, stage: Stage, table: CostTable, degree: int = 0) -> None:
         self.table, self._stage = table, stage
-        plan = compile(self._model({}), table=table)
-        self.degree, self.dense_ms = plan.params.degree, price(plan, table).latency_ms
+        self.degree = degree or compile(self._model({}), table=table).params.degree
+        self.dense_ms = self.of({})
 
     def of(self, keep: Mapping[str, Bools]) -> float:
-        """Predicted milliseconds of the network with these weights only, in the ring of the dense plan.
+        """Predicted milliseconds of the network with these weights only (all of a layer that is not named).
 
         Its margins are worth nothing before it is trained again, so the error budget is left out of it.
         """

@@ -40,9 +40,14 @@ Record = dict[str, Any]
 def networks(name: str, states: Path, data: Dataset) -> dict[str, CompressedModel]:
     """The dense twin and the pruned network of a recipe; what they begin with is trained once."""
     recipe, watcher = Recipe.load(find_recipe(name)), Checkpoints(states, identity())
+    both = (("dense", dense_twin(recipe)), ("diagrid", recipe))
+    return {kind: compress(None, r, data, watcher=watcher) for kind, r in both}
+
+
+def dense_twin(recipe: Recipe) -> Recipe:
+    """The recipe without its "diagrid" step and with every activation."""
     steps = (s for s in recipe.steps if s.card.name != "diagrid")
-    dense = replace(recipe, steps=tuple(replace(s, remove=()) if isinstance(s, ChosenDegrees) else s for s in steps))
-    return {kind: compress(None, r, data, watcher=watcher) for kind, r in (("dense", dense), ("diagrid", recipe))}
+    return replace(recipe, steps=tuple(replace(s, remove=()) if isinstance(s, ChosenDegrees) else s for s in steps))
 
 
 def measured(models: dict[str, CompressedModel], data: Dataset, backend: str, runs: int) -> Record:

@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 
+from model_prep import Recipe
+from model_prep.methods.polynomials import ChosenDegrees
+from secateur.artifacts import find_recipe
+
 RECIPE = """
 name = "small"
 network = "digits-mlp"
@@ -39,3 +43,11 @@ def test_a_recipe_is_measured_against_its_dense_twin(script: Any, said: Any, tmp
     again = said(script("diagrid"), *arguments)["recipes"][0]
     assert again["accuracy"] == record["accuracy"]
     assert {file.name: file.stat().st_mtime_ns for file in states.iterdir()} == kept, "nothing was trained again"
+
+
+def test_a_dense_twin_keeps_every_activation(script: Any) -> None:
+    recipe = Recipe.load(find_recipe("mnist-mlp-linearized"))
+    twin = script("diagrid").dense_twin(recipe)
+    assert [step.card.name for step in recipe.steps] == ["polynomials", "diagrid"]
+    (only,) = twin.steps
+    assert isinstance(only, ChosenDegrees) and only.remove == () and twin.teacher == recipe.teacher

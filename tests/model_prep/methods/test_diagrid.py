@@ -14,11 +14,18 @@ from he_runtime.errors import ModelError
 from he_runtime.plan import Kind
 from he_runtime.reference import forward
 from model_prep import Recipe, compress
+from model_prep.cores.session import weights
 from model_prep.data import load
+from model_prep.graph import Graph
+from model_prep.grid.budget import Budget, budget_of
+from model_prep.grid.explained import input_covariances, unexplained
 from model_prep.grid.layer import Choice
 from model_prep.methods import METHODS, DiaGrid
 from model_prep.methods.diagrid import _Pricing
+from model_prep.reference_models import random_reference
 from model_prep.settings import Training
+from model_prep.stage import Stage
+from model_prep.trainable import TrainableGraph
 from secateur.local import Local
 
 TABLE = "tenseal"
@@ -126,7 +133,43 @@ def test_a_target_below_the_floor_is_refused_with_the_floor() -> None:
         )
 
 
+@pytest.fixture(scope="module")
+def stage() -> Stage:
+    """A trained reference network, as a step finds it."""
+    model, data = random_reference("digits-mlp"), load("digits")
+    x, y = data.normalized("train").astype(np.float32), data.y_train
+    net = TrainableGraph(Graph.from_model(model))
+    return Stage("s", net, net, model.input, model.output.labels, x, y, x[:50], y[:50])
+
+
+def test_the_division_explains_no_less_than_any_other_within_the_target(stage: Stage) -> None:
+    method, pricing = DiaGrid(target_share=0.4, backend=TABLE), _Pricing(stage, load_default(TABLE))
+    model = stage.graph().to_model("s", stage.input_spec)
+    budget = budget_of(model, pricing.degree, pricing.table, pricing.dense_ms)
+    fisher = method._fisher(stage)
+    energy = {key: fisher[key] * value**2 for key, value in weights(stage.net).items()}
+    target, covariances = 0.4 * pricing.dense_ms, input_covariances(stage.net, stage.x[:2048])
+
+    def loss(end: Budget) -> float:
+        chosen = end.masks(energy, target)
+        return unexplained(chosen, weights(stage.net), covariances) if end.total_ms(chosen) <= target else np.inf
+
+    losses = [loss(end) for _, end in budget.divisions() if end.least_ms <= target]
+    way, end = method._division(stage, budget, fisher, target)
+    assert len(losses) > 3 and loss(end) == min(losses) < np.inf
+    assert end in [e for w, e in budget.divisions() if w == way]
+    fixed = DiaGrid(target_share=0.4, backend=TABLE, rows=16)._division(stage, budget, fisher, target)
+    assert fixed == (budget.with_rows(16), budget.with_rows(16, exactly=True))
+
+
+def test_prices_are_those_of_the_ring_that_is_asked_for(stage: Stage) -> None:
+    usual, larger = (_Pricing(stage, load_default(TABLE), degree) for degree in (0, 16384))
+    assert (usual.degree, larger.degree) == (8192, 16384) and larger.dense_ms > 1.5 * usual.dense_ms
+
+
 def test_settings_are_checked_and_registered() -> None:
+    with pytest.raises(ModelError, match="degree 0 or one of"):
+        DiaGrid(degree=5000)
     assert METHODS["diagrid"] is DiaGrid and DiaGrid.card.family == "pruning"
     with pytest.raises(ModelError, match="target_share"):
         DiaGrid(target_share=0.0, training=Training())

@@ -32,7 +32,7 @@ from secateur.local import Local
 from secateur.sweep_run import libraries
 from secateur.trained import identity
 
-RECIPES = ("mnist-mlp-diagrid", "mnist-mlp-linearized", "mnist-lenet-diagrid")
+RECIPES = ("mnist-mlp-diagrid", "mnist-mlp-linearized", "mnist-lenet-diagrid", "mnist-lenet-linearized")
 BACKENDS = ("tenseal", "native")
 Record = dict[str, Any]
 

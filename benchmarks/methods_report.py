@@ -177,7 +177,7 @@ def _cells(row: Record) -> list[str]:
 
 
 def write_plot(points: Sequence[Record], path: Path) -> str | None:
-    """Accuracy against measured latency of a query, one panel per network and packing; None without matplotlib.
+    """Accuracy against measured latency of a query, one panel per network and packing that was measured; None without matplotlib.
 
     Filled markers stand in the packing that is best for the method's structure.
     """
@@ -192,15 +192,16 @@ def write_plot(points: Sequence[Record], path: Path) -> str | None:
     networks = list(dict.fromkeys(p["network"] for p in made))
     if not networks:
         return None
-    figure = Figure(figsize=(5.2 * len(networks) + 2.2, 8.4), layout="constrained")
-    axes = figure.subplots(2, len(networks), squeeze=False)
+    packings = [k for k in (DIAGONAL, COLUMN) if any(per_query(p, k) for p in made)] or [DIAGONAL]
+    figure = Figure(figsize=(5.2 * len(networks) + 2.2, 4.2 * len(packings)), layout="constrained")
+    axes = figure.subplots(len(packings), len(networks), squeeze=False)
     methods = list(dict.fromkeys(p["row"] for p in made))
     for column, network in enumerate(networks):
-        for line, packing in enumerate((DIAGONAL, COLUMN)):
+        for line, packing in enumerate(packings):
             _panel(axes[line][column], [p for p in made if p["network"] == network], packing, methods)
             axes[line][column].set(title=f"{network}, {packing} packing", xlabel="measured milliseconds per query")
-    axes[0][0].set(ylabel="test accuracy (%), mean of seeds")
-    axes[1][0].set(ylabel="test accuracy (%), mean of seeds")
+    for line in axes:
+        line[0].set(ylabel="test accuracy (%), mean of seeds")
     known = {
         label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }

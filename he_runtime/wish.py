@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from .errors import ParameterError
@@ -34,7 +34,7 @@ class Wish:
     width: int = 1  # primes that a rescale takes
 
     def __post_init__(self) -> None:
-        _require_degrees(self.degrees)
+        object.__setattr__(self, "degrees", _ring_degrees(self.degrees))
         _require_batch(self.batch)
         require_positive("max_bytes", self.max_bytes)
         require_positive("max_key_bytes", self.max_key_bytes)
@@ -42,18 +42,17 @@ class Wish:
         names = frozenset([names] if isinstance(names, str) else names)
         if not names or not names <= set(INPUT_PACKINGS):
             raise ParameterError(f"cannot pack an input as {sorted(names)}: need some of {', '.join(INPUT_PACKINGS)}")
-        if not 1 <= self.width <= MAX_PRIMES_PER_LEVEL:
+        if not _is_whole(self.width) or not 1 <= self.width <= MAX_PRIMES_PER_LEVEL:
             raise ParameterError(
                 f"cannot plan with {self.width} primes per level: need 1 to {MAX_PRIMES_PER_LEVEL}; beyond that "
                 "double precision would not tell"
             )
-        object.__setattr__(self, "degrees", tuple(self.degrees))
         object.__setattr__(self, "input_packings", names)
 
 
 def require_positive(name: str, value: float | None) -> None:
     """ParameterError for a number that is given and is not a finite one above 0."""
-    if value is not None and not (math.isfinite(value) and value > 0):
+    if value is not None and not (_is_finite(value) and value > 0):
         raise ParameterError(f"cannot plan with {name}={value}: need a finite number above 0; try leaving it out")
 
 
@@ -75,16 +74,29 @@ def error_budget(model: CompressedModel, max_error: float | None = None, margin_
     return margin_share * float(margin)
 
 
-def _require_degrees(degrees: Sequence[int]) -> None:
-    unknown = [degree for degree in degrees if degree not in MAX_LOG2_QP]
-    if unknown or not degrees:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of a float
+        return False
+
+
+def _ring_degrees(degrees: Any) -> tuple[int, ...]:
+    wanted = tuple(degrees) if isinstance(degrees, Iterable) else (degrees,)
+    if not isinstance(degrees, Iterable) or not wanted or any(not _is_whole(n) or n not in MAX_LOG2_QP for n in wanted):
         known = ", ".join(map(str, sorted(MAX_LOG2_QP)))
-        raise ParameterError(f"cannot plan for ring degrees {list(degrees)}: need some of {known}; try N=8192")
+        raise ParameterError(
+            f"cannot plan for ring degrees {list(wanted)}: need several or one of {known} in a sequence; try (8192,)"
+        )
+    return wanted
 
 
 def _require_batch(batch: Any) -> None:
-    whole = isinstance(batch, Integral) and not isinstance(batch, bool)
-    if not whole or batch < 1 or batch & (batch - 1):
-        lower = 1 << max(int(batch).bit_length() - 1, 0) if math.isfinite(batch) and batch >= 1 else 1
+    if not _is_whole(batch) or batch < 1 or batch & (batch - 1):
+        lower = 1 << max(int(batch).bit_length() - 1, 0) if _is_finite(batch) and batch >= 1 else 1
         tried = f"{lower} or {2 * lower}" if lower > 1 else "1"
         raise ParameterError(f"cannot interleave {batch} samples: need a power of two; try batch={tried}")

@@ -30,12 +30,14 @@ def explained_share(covariance: Floats, weight: Floats, keep: Bools) -> float:
     `covariance` (in, in) is that of the layer's inputs; biases take up the mean.
     """
     ridge = _RIDGE * float(np.trace(covariance)) / len(covariance)
-    whole = np.einsum("oi,ij,oj->o", weight, covariance, weight)
+    whole = ((weight @ covariance) * weight).sum(axis=1)
     total, left = float(whole.sum()), np.zeros(len(weight))
     if total <= 0:  # outputs that do not vary lose nothing
         return 1.0
     for row, kept in enumerate(map(np.flatnonzero, keep)):
-        if len(kept):
+        if len(kept) == len(covariance):
+            left[row] = whole[row]
+        elif len(kept):
             shared = covariance[kept] @ weight[row]
             normal = covariance[np.ix_(kept, kept)] + ridge * np.eye(len(kept))
             left[row] = shared @ np.linalg.solve(normal, shared)

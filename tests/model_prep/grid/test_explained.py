@@ -42,6 +42,7 @@ def test_of_equal_inputs_one_stands_for_all_and_of_unrelated_ones_none_does() ->
     assert explained_share(np.ones((4, 4)), weight, one) == pytest.approx(1, abs=0.01)
     assert explained_share(np.eye(4), weight, one) == pytest.approx(0.25, abs=0.01)
     assert explained_share(np.eye(4), weight, ~one & one) == 0
+    assert explained_share(np.eye(4), weight, one | ~one) == 1
     assert explained_share(np.zeros((4, 4)), weight, one) == 1, "nothing varies, so nothing is lost"
 
 

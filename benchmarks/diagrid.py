@@ -1,8 +1,9 @@
 """What DiaGrid saves: a recipe's network against its dense twin, encrypted, in turn, on every back end.
 
 Run `python benchmarks/diagrid.py [RECIPE ...] [--json]` on a machine that does nothing else; MNIST is looked for in
-SECATEUR_DATA. The twin is the recipe without its "diagrid" step and with every activation: the same teacher, trained once, and
-the planner's own best plan of it. Training goes on where an interrupted run stopped (`--states`). One thread on `native`; `tenseal` has no more.
+SECATEUR_DATA. The twin is the recipe without its "diagrid" step and with every activation: the same teacher, trained
+once, and the planner's own best plan of it. Training goes on where an interrupted run stopped (`--states`). One thread on
+`native`; `tenseal` has no more.
 """
 
 from __future__ import annotations

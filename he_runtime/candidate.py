@@ -35,7 +35,8 @@ _LEAST_SAMPLES = 16
 class Problem:
     """What is fixed for one ring degree while scales are searched. `budget` bounds the error, `max_key_bytes` the keys.
 
-    No prime is longer than `prime_bits`, nor the first one than `first_bits`. On a gadget with digits of `alpha` primes there are as many special ones.
+    No prime is longer than `prime_bits`, nor the first one than `first_bits`. On a gadget with digits of `alpha` primes
+    there are as many special ones.
     """
 
     model: CompressedModel

@@ -123,14 +123,13 @@ class DiaGrid(Method):
         energy, now = _energy(stage, fisher), weights(stage.net)
         covariances = input_covariances(stage.net, stage.x[:FIT_SAMPLES])
 
-        def rank(division: tuple[Budget, Budget]) -> tuple[float, float]:
+        def loss(division: tuple[Budget, Budget]) -> float:
             end = division[1]
-            if end.least_ms > target:
-                return end.least_ms, np.inf
             chosen = end.masks(energy, target)
-            return max(0.0, end.total_ms(chosen) - target), unexplained(chosen, now, covariances)
+            return unexplained(chosen, now, covariances) if end.total_ms(chosen) <= target else np.inf
 
-        return min(divisions, key=rank)
+        possible = [division for division in divisions if division[1].least_ms <= target]
+        return min(possible, key=loss)
 
     def _descend(
         self,
@@ -189,7 +188,7 @@ class _Pricing:
         self.dense_ms = self.of({})
 
     def of(self, keep: Mapping[str, Bools]) -> float:
-        """Predicted milliseconds of the network with these weights only (all of a layer that is not named).
+        """Predicted milliseconds of the network with these weights only (all of a layer that is not named), at its ring.
 
         Its margins are worth nothing before it is trained again, so the error budget is left out of it.
         """

@@ -15,6 +15,8 @@ from .gadget import SEAL, Gadget
 from .lower.emission import VectorPool
 from .lower.emit import Program, Scales, Values, emit
 from .lower.lowering import Lowering, Note
+from .lower.packing import Packing
+from .lower.partial_sums import slot_peaks
 from .lower.statistics import Statistics
 from .model import CompressedModel
 from .noise import encoding_error, slot_variance, worst_lane_variance
@@ -51,6 +53,7 @@ class Problem:
     pool: VectorPool = field(default_factory=VectorPool)
     squares: dict[int, Floats] = field(default_factory=dict, repr=False)
     followed: list[Candidate] = field(default_factory=list, repr=False)  # whose error was predicted, in order
+    _peaks: dict[str, float] = field(default_factory=dict, repr=False)
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -63,16 +66,31 @@ class Problem:
         """The largest value that calibration saw of each tensor."""
         return self.statistics.magnitudes
 
+    @property
+    def slot_peaks(self) -> Mapping[str, float]:
+        """The largest values beside pitched copies."""
+        if not self._peaks:
+            self._peaks.update(slot_peaks(self.program, self.statistics))
+        return self._peaks
+
+    def plain(self) -> Problem | None:
+        """The same without pitched copies, where there are some: dearer, but with less rounding of operands."""
+        packing = self.program.packing.plain
+        return None if packing is None else self._repacked(packing)
+
     def evenly_split(self) -> Problem:
         """The same with fewer baby steps, which err at the scale of what they rotate; a giant step at that of a product."""
-        packing = self.program.packing.evenly_split(self.program.stages)
-        return replace(self, program=replace(self.program, packing=packing), pool=VectorPool(), squares={})
+        return self._repacked(self.program.packing.evenly_split(self.program.stages))
+
+    def _repacked(self, packing: Packing) -> Problem:
+        program = replace(self.program, packing=packing)
+        return replace(self, program=program, pool=VectorPool(), squares={}, _peaks={})
 
 
 def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:
     model, packing = problem.model, problem.program.packing
     source, target = model.input.name, model.output.node
-    low, layers = emit(problem.program, params, scales, problem.magnitudes, problem.pool)
+    low, layers = emit(problem.program, params, scales, problem.magnitudes, problem.pool, problem.slot_peaks)
     e, tensors = low.emission, low.tensors
     plan = Plan(
         model_name=model.name,
@@ -153,7 +171,7 @@ def _per_slot(problem: Problem, tensors: Mapping[str, Values], facts: Mapping[st
     for name, values in tensors.items():
         is_input = name == problem.model.input.name
         packing = problem.program.packing
-        slot_map = (packing.input_layout if is_input else packing.layouts[name]).slot_map
+        slot_map = packing.input_layout.slot_map if is_input else packing.layouts[name].likeness
         flat = facts[name].reshape(len(facts[name]), -1)
         padded = np.concatenate([flat, np.zeros((len(flat), 1))], axis=1)
         known.update({value: padded[:, slot_map[k]] for k, value in values.items()})

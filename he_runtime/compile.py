@@ -48,6 +48,7 @@ def compile(
     max_key_bytes: int | None = None,
     gadget: str | None = SEAL,
     input_packings: Collection[str] = INPUT_PACKINGS,
+    pitched: bool = True,
     disclosure: str = STRUCTURE,
     magnitude: float = PUBLIC_MAGNITUDE,
     primes_per_level: int = 1,
@@ -73,6 +74,9 @@ def compile(
     The client packs its input in one of `input_packings`, the cheapest: "plain", "windows" of the first convolution,
     "staggered" copies, or "gathered" by the rows of the first linear layer, which tells it where that has non-zeros.
 
+    Between linear layers, tensors may lie in copies at a pitch of their own (he_runtime/lower/pitch.py), which saves most of
+    a dense layer's products and many rotations; not `pitched`, operations follow the diagonals of each layer.
+
     With the disclosure "structure", parameters, keys, operations and latency follow the model's zeros and ranges, and clients
     can tell. With "shape" they follow its layers and dimensions only, at the price of the dense network: `max_error`
     is then the error that clients are told, and `magnitude` what every tensor may reach; both are public, so neither is to
@@ -87,7 +91,7 @@ def compile(
     table = table or load_default(default_backend())
     require_gadget(gadget, table)
     budget = error_budget(model, max_error, margin_share)
-    wish = Wish(degrees, budget, batch, max_bytes, max_key_bytes, input_packings, primes_per_level)
+    wish = Wish(degrees, budget, batch, max_bytes, max_key_bytes, input_packings, primes_per_level, pitched)
     if not _tells_shape_only(disclosure):
         return _cheapest(model, wish, table, gadget)[0]
     require_positive("magnitude", magnitude)
@@ -118,7 +122,9 @@ def _cheapest(model: CompressedModel, wish: Wish, table: CostTable, gadget: str 
         try:
             # A ring that is no last resort need not be packed to be refused.
             budget = math.inf if degree == wish.degrees[-1] else wish.budget
-            program, depth = lower(model, degree, wish.batch, table, budget, wish.input_packings, wish.width)
+            program, depth = lower(
+                model, degree, wish.batch, table, budget, wish.input_packings, wish.width, pitched=wish.pitched
+            )
             problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
             if found and next(choices(problem, table, gadget))[0] >= found[2]:
                 break
@@ -146,6 +152,8 @@ def lower(
     budget: float = math.inf,
     input_packings: Collection[str] = INPUT_PACKINGS,
     width: int = 1,
+    *,
+    pitched: bool = True,
 ) -> tuple[Program, int]:
     """Everything but scales: the packed stages on a ring, and how many primes they take beyond the first.
 
@@ -167,6 +175,6 @@ def lower(
         require_floor(error_floor(stages, Statistics(model, tuple(stages)), degree, MAX_PRIME_BITS), degree, budget)
         require_width(stages, model.input.name, model.input.shape, slots, limit, degree)
     source, costs = model.input, Costs(table, degree)
-    packing = choose_packing(stages, source.name, source.shape, slots, levels, costs, limit, input_packings)
+    packing = choose_packing(stages, source.name, source.shape, slots, levels, costs, limit, input_packings, pitched)
     check_output(model.output.node, constants, packing.layouts[model.output.node])
     return Program(stages, constants, packing, model.input.name, batch, width - 1, width), depth

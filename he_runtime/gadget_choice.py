@@ -56,23 +56,29 @@ def cheapest_plan(problem: Problem, table: CostTable, gadget: str | None = None)
 def choices(problem: Problem, table: CostTable, gadget: str | None = None) -> Iterator[tuple[float, Problem]]:
     """(seconds, problem with gadget and longest primes), the cheapest first.
 
-    Where the kernel evaluates, primes are short; where that does not hold the budget, with fewer baby steps; then all primes but
-    the first may be long, and then all.
+    Without pitched copies errors are smaller, so that comes next. Where the kernel evaluates, primes are short; where that
+    does not hold the budget, with fewer baby steps; then all primes but the first may be long, and then all.
     """
     fused = Costs(table, problem.degree).fused
+    packings = [p for p in (problem, problem.plain()) if p is not None]
     if not fused:
-        yield _priced(problem, table, [gadget or SEAL])[0]
+        for packing in packings:
+            yield _priced(packing, table, [gadget or SEAL])[0]
         return
     names = [SEAL, *(f"hybrid-{alpha}" for alpha in range(2, _MAX_ALPHA + 1))] if gadget is None else [gadget]
-    yield from _priced(replace(problem, prime_bits=NARROW_BITS), table, names)
-    even = problem.evenly_split()
-    is_other = even.program.leaf_counts(fused) != problem.program.leaf_counts(fused)
-    if is_other:
-        yield from _priced(replace(even, prime_bits=NARROW_BITS), table, names)
-    if SEAL in names:
-        yield from _priced(replace(problem, first_bits=NARROW_BITS), table, [SEAL])
-        for split in (problem, even) if is_other else (problem,):
+    splits = [_splits(packing) for packing in packings]
+    for split in (split for both in splits for split in both):
+        yield from _priced(replace(split, prime_bits=NARROW_BITS), table, names)
+    for both in splits if SEAL in names else ():
+        yield from _priced(replace(both[0], first_bits=NARROW_BITS), table, [SEAL])
+        for split in both:
             yield from _priced(split, table, [SEAL])
+
+
+def _splits(problem: Problem) -> list[Problem]:
+    """The problem, and where it is another one, the problem with fewer baby steps."""
+    even = problem.evenly_split()
+    return [problem, even] if even.program.leaf_counts(True) != problem.program.leaf_counts(True) else [problem]
 
 
 def _priced(problem: Problem, table: CostTable, names: Iterable[str]) -> list[tuple[float, Problem]]:

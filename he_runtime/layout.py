@@ -41,7 +41,7 @@ class Layout:
 
     `plane` and `gap` describe images: the physical (height, width) of a channel plane and the pixel distance of
     neighbours in it (1 = dense); they are (0, 0) and 1 for vectors. The elements `alone` have the last ciphertexts, in
-    this order; their places among the others hold zeros.
+    this order; their places among the others hold zeros. A span of at least `padded`, a power of two, spares folds.
     """
 
     shape: tuple[int, ...]
@@ -50,6 +50,7 @@ class Layout:
     plane: tuple[int, int] = (0, 0)
     gap: int = 1
     alone: tuple[int, ...] = ()
+    padded: int = 1
 
     @cached_property
     def positions(self) -> Positions:
@@ -84,7 +85,7 @@ class Layout:
     def span(self) -> int:
         """Padded size in slots of all that is not alone: the period, or a multiple of `slots` over several ciphertexts."""
         needed = int(self._regular[self._together].max(initial=0)) + 1
-        return _pow2(needed) if needed <= self.slots else -(-needed // self.slots) * self.slots
+        return max(_pow2(needed), self.padded) if needed <= self.slots else -(-needed // self.slots) * self.slots
 
     @property
     def period(self) -> int:
@@ -110,6 +111,11 @@ class Layout:
         """(ciphertexts, slots): flat element index in each slot, replicas included, -1 where the slot is zero."""
         elements = self.rows(np.arange(self.size, dtype=np.int32), -1)
         return np.ascontiguousarray(np.tile(elements, self.slots // self.period))
+
+    @property
+    def likeness(self) -> npt.NDArray[np.int32]:
+        """`slot_map`, with an element of like size for slots that hold neither one nor zero."""
+        return self.slot_map
 
     def spread(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Elements (size,) -> one period of slots (ciphertexts, period), zeros in the padding."""

@@ -20,7 +20,7 @@ MAX_PRIMES_PER_LEVEL = 3
 
 @dataclass(frozen=True)
 class Wish:
-    """Ring degrees, the bound of the error, samples per ciphertext, limits of memory, input packings, primes per level.
+    """Ring degrees, the bound of the error, samples per ciphertext, limits of memory, input packings, primes per level, pitched copies.
 
     Raises ParameterError naming what is no such thing, and what is.
     """
@@ -32,6 +32,7 @@ class Wish:
     max_key_bytes: int | None
     input_packings: Collection[str]
     width: int = 1  # primes that a rescale takes
+    pitched: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "degrees", _ring_degrees(self.degrees))

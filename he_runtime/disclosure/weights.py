@@ -86,7 +86,7 @@ def _require_range(real: Problem, low: Lowering) -> None:
     """DoesNotFit where a tensor of the model is larger than what the moduli of the stand-in's plan have room for."""
     try:
         for stage in real.program.stages:
-            require_room(low, stage, real.magnitudes.get(stage.name, 1.0))
+            require_room(low, stage, max(real.magnitudes.get(stage.name, 1.0), real.slot_peaks.get(stage.name, 0.0)))
     except DoesNotFit as error:
         raise DoesNotFit(
             f"cannot hide the structure of model {real.model.name!r}: its values are larger than clients are told "

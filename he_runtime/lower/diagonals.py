@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from .split import Split, best_split
 __all__ = ["DiagonalSet", "PackedLinear", "diagonal_set", "fill", "pack"]
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,17 @@ class DiagonalSet:
     columns: Ints  # input slot of each matrix entry
     uniform_inputs: frozenset[int] = frozenset()  # ciphertexts of one element each
     uniform_outputs: frozenset[int] = frozenset()
+    entries: Ints | None = None  # which of the map's entries each of these is, unless they are all, in order
+    chain: tuple[int, ...] | None = None  # the folds, unless they halve the input's period down to the output's
 
     @property
     def folds(self) -> tuple[int, ...]:
         """Rotation steps of the rotate-and-add chain, largest first."""
-        return _halvings(self.input_period, self.output_period)
+        return _halvings(self.input_period, self.output_period) if self.chain is None else self.chain
+
+    def of_entries(self, values: npt.NDArray[T]) -> npt.NDArray[T]:
+        """Values per entry of the map -> per entry here."""
+        return values if self.entries is None else values[self.entries]
 
     def folds_of(self, output: int) -> tuple[int, ...]:
         """The same of one output ciphertext: longer where that is one element."""
@@ -197,7 +205,7 @@ def fill(map_: LinearMap, target: Layout, diagonals: DiagonalSet, split: Split) 
     else:
         slot = (diagonals.rows + giant) % period
     vectors = np.zeros((len(diagonals.cells), period))
-    vectors[diagonals.entry_cell, slot] = map_.matrix.data
+    vectors[diagonals.entry_cell, slot] = diagonals.of_entries(map_.matrix.data)
     for cell in np.flatnonzero(np.isin(diagonals.cells[:, 0], list(diagonals.uniform_outputs))):
         vectors[cell] = np.resize(
             vectors[cell, : diagonals.input_period], period

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from ..params import CkksParams
 from ..plan import LayerInfo
@@ -36,18 +37,24 @@ _EMIT: dict[type, Callable[..., Values]] = {
 
 
 def emit(
-    program: Program, params: CkksParams, scales: Scales, magnitudes: Mapping[str, float], pool: VectorPool
+    program: Program,
+    params: CkksParams,
+    scales: Scales,
+    magnitudes: Mapping[str, float],
+    pool: VectorPool,
+    slot_peaks: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Lowering, tuple[LayerInfo, ...]]:
     """The ops and the values of every tensor, and what listings say of each layer.
 
-    Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor) would overflow its modulus.
+    Raises DoesNotFit when a calibrated magnitude (`magnitudes`, per tensor; `slot_peaks`, partial sums beside it) would
+    overflow its modulus.
     """
     low = Lowering(program, params, scales, pool)
     info = []
     for stage in program.stages:
         low.tensors[stage.name] = _EMIT[type(stage)](low, stage)
         magnitude = magnitudes.get(stage.name, 1.0)
-        require_room(low, stage, magnitude)
+        require_room(low, stage, max(magnitude, slot_peaks.get(stage.name, 0.0)))
         layout = program.packing.layouts[stage.name].describe()
         if program.source in stage.inputs and isinstance(program.packing.input_layout, GatheredLayout):
             layout = f"{layout}; {program.packing.input_layout.describe()}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..layout import Layout, WindowLayout
 from .gather import GatheredLayout
+from .pitch import PitchedLayout, writable
 from .stagger import StaggeredLayout
 
 __all__ = ["GATHERED", "INPUT_PACKINGS", "InputLayout", "packing_name", "reaches"]
@@ -25,8 +28,13 @@ def packing_name(layout: InputLayout) -> str:
     return _NAMES[type(layout)]
 
 
-def reaches(source: InputLayout, target: InputLayout) -> bool:
-    """Whether a staggered input's copies can be folded onto the target, or a gathered one is gathered for it."""
+def reaches(sources: Sequence[InputLayout], target: InputLayout) -> bool:
+    """Whether a linear stage can lead there: from staggered copies, from a gather for it, or from or to pitched copies."""
+    source = sources[0]
     if isinstance(source, GatheredLayout):
         return source.target == target
-    return not isinstance(source, StaggeredLayout) or target.period <= source.block
+    if isinstance(source, StaggeredLayout):
+        return target.period <= source.block
+    if isinstance(target, PitchedLayout):
+        return len(sources) == 1 and writable(source.inner if isinstance(source, WindowLayout) else source, target)
+    return len(sources) == 1 or not any(isinstance(x, PitchedLayout) for x in sources)

@@ -22,7 +22,7 @@ from he_runtime.lower.levels import stage_levels
 from he_runtime.model import CompressedModel
 
 from ..graph import weight_keys
-from ..packing.packing import packed_weights
+from ..packing.packing import packed_ways
 from .layer import Choice, GridLayer, GridPath, grid_layer
 from .rows import Fixed, RowLayer, row_layer
 
@@ -126,38 +126,34 @@ def _rows(option: RowLayer, length: int, exactly: bool) -> RowLayer:
 def budget_of(
     model: CompressedModel, degree: int, table: CostTable, planned_ms: float, *, gather: bool = True
 ) -> Budget:
-    """The budget of a network that nothing has pruned yet; `planned_ms` is the price of its plan at `degree`.
+    """The budget of a network that nothing has pruned yet; `planned_ms` is the price of its plan without pitched copies.
 
-    With `gather`, a dense first layer may take a gathered input instead of diagonals.
+    A layer that may have pitched copies is a grid for each number of lanes: rotations that fold lanes add more diagonals
+    than those that turn diagonals. With `gather`, a dense first layer may take a gathered input instead of diagonals.
     """
     costs = Costs(table, degree)
-    grids = {key: grid_layer(packed, costs) for key, packed in packed_weights(model, degree, table).items()}
-    dense = sum(g.cost(np.ones(g.class_count, dtype=np.bool_)) for g in grids.values())
-    options: dict[str, Sequence[Option]] = {key: [grid] for key, grid in grids.items()}
-    fixed = planned_ms - dense
+    ways = {key: [grid_layer(p, costs) for p in packed] for key, packed in packed_ways(model, degree, table).items()}
+    fixed = planned_ms - sum(grids[0].whole_ms for grids in ways.values())
+    options: dict[str, Sequence[Option]] = {key: grids[1:] or grids for key, grids in ways.items()}
     if gather and (found := _gathered(model, degree, table, costs)) is not None:
-        key, rows, folds_ms = found
-        # The folds of a staggered or plain input belong to its grid: a gather has its own.
-        options[key] = [*options[key], RowLayer(rows.lengths, tuple(ms - folds_ms for ms in rows.ms))]
+        key, rows = found
+        options[key] = [*options[key], rows]
     return Budget(options, fixed)
 
 
-def _gathered(
-    model: CompressedModel, degree: int, table: CostTable, costs: Costs
-) -> tuple[str, RowLayer, float] | None:
-    """The array of a dense layer that alone reads the input, its gathers, and what folds its diagonals take."""
+def _gathered(model: CompressedModel, degree: int, table: CostTable, costs: Costs) -> tuple[str, RowLayer] | None:
+    """The array of a dense layer that alone reads the input, and its gathers."""
     readers = [n for n in model.nodes if model.input.name in n.inputs]
     while len(readers) == 1 and readers[0].op == "reshape":
         readers = [n for n in model.nodes if readers[0].name in n.inputs]
     if len(readers) != 1 or readers[0].op != "dense":
         return None
     (node,) = readers
-    program, _ = lower(model, degree, 1, table, input_packings=[n for n in INPUT_PACKINGS if n != "gathered"])
+    packings = [n for n in INPUT_PACKINGS if n != "gathered"]
+    program, _ = lower(model, degree, 1, table, input_packings=packings, pitched=False)
     packing, level = program.packing, stage_levels(program.stages)[node.name]
     key = node.arrays["weight"]
     if key not in weight_keys(model):
         return None
     rows = row_layer(model.arrays[key].shape, packing.layouts[node.name], costs, level)
-    folds = packing.packed[node.name].diagonals.fold_count
-    folds_ms = 1e3 * folds * costs.leaves((leaf, level, 1) for leaf in ("rotate", "add"))
-    return None if rows is None else (key, rows, folds_ms)
+    return None if rows is None else (key, rows)

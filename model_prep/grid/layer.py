@@ -31,12 +31,13 @@ class Choice:
     """Weights to keep (the array's shape), their cost in milliseconds, and what is lost: -log of the kept share of saliency.
 
     What a network can still do is taken to be the product of its layers' kept shares: no layer can be emptied for the sake
-    of another, whatever sums of saliencies say, which hold for small changes only.
+    of another, whatever sums of saliencies say, which hold for small changes only. `grid` is none where rows were chosen.
     """
 
     keep: Bools
     ms: float
     lost: float
+    grid: GridLayer | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class GridLayer:
     """The cells and lines of one weight array when nothing is pruned.
 
     `classes` numbers the weights by their set of cells; `cells` has a row (class, cell) for each cell that a class
-    occupies; `lines` has the baby line and the giant line of each cell, -1 for a step of zero, which costs nothing.
+    occupies; `lines` has the baby line and the giant line of each cell, -1 for a step of zero, which costs nothing. What
+    the layer costs whatever is left of it is `fold_ms`.
     """
 
     classes: Ints
@@ -52,6 +54,7 @@ class GridLayer:
     lines: Ints
     line_ms: Floats
     cell_ms: float
+    fold_ms: float = 0.0
 
     ways: ClassVar[int] = 1  # paths
 
@@ -65,10 +68,14 @@ class GridLayer:
         return min(self.cost(np.arange(self.class_count) == c) for c in range(self.class_count))
 
     def cost(self, alive: Bools) -> float:
-        """Milliseconds of products and rotations, were these classes (classes,) kept."""
+        """Milliseconds of products, rotations and folds, were these classes (classes,) kept."""
         cells = np.unique(self.cells[alive[self.cells[:, 0]], 1])
         lines = np.unique(self.lines[cells])
-        return float(self.cell_ms * len(cells) + self.line_ms[lines[lines >= 0]].sum())
+        return float(self.fold_ms + self.cell_ms * len(cells) + self.line_ms[lines[lines >= 0]].sum())
+
+    @property
+    def whole_ms(self) -> float:
+        return self.cost(np.ones(self.class_count, dtype=np.bool_))
 
     def paths(self, energy: Floats) -> list[GridPath]:
         """The way down from the whole layer; `energy` (the array's shape) is the saliency of each weight."""
@@ -110,7 +117,8 @@ class GridPath:
     @property
     def choice(self) -> Choice:
         keep = np.asarray(self._alive[self._layer.classes])
-        return Choice(keep, self.ms, loss_of(float(self._sums[self._alive].sum()), float(self._sums.sum())))
+        lost = loss_of(float(self._sums[self._alive].sum()), float(self._sums.sum()))
+        return Choice(keep, self.ms, lost, self._layer)
 
     def _cheapest(self) -> tuple[float, Ints]:
         """The step that loses least per millisecond: the classes of a line, or one class."""
@@ -165,14 +173,17 @@ def grid_layer(packed: PackedWeights, costs: Costs) -> GridLayer:
     unit = _unit_ms(costs, packed.level)
     line_ms = np.concatenate([np.full(count, unit["baby"]), np.full(len(giants) - first_giant, unit["giant"])])
     pairs = np.unique(np.stack([packed.classes.ravel()[packed.pairs[0]], packed.pairs[1]], axis=1), axis=0)
-    return GridLayer(packed.classes, pairs, np.stack([baby_line, giant_line], axis=1), line_ms, unit["cell"])
+    folds_ms = unit["fold"] * diagonals.fold_count
+    lines = np.stack([baby_line, giant_line], axis=1)
+    return GridLayer(packed.classes, pairs, lines, line_ms, unit["cell"], folds_ms)
 
 
 def _unit_ms(costs: Costs, level: int) -> Mapping[str, float]:
-    """Milliseconds of a baby line, a giant line and a cell."""
-    leaves = (
+    """Milliseconds of a baby line, a giant line, a cell and a fold."""
+    leaves: dict[str, tuple[str, ...]] = (
         {"baby": ("hoisted",), "giant": ("giant",), "cell": ("product",)}
         if costs.fused
         else {"baby": (Kind.ROTATE,), "giant": (Kind.ROTATE, Kind.ADD), "cell": (Kind.MUL_PLAIN, Kind.ADD)}
     )
+    leaves["fold"] = (Kind.ROTATE, Kind.ADD)
     return {what: 1e3 * costs.leaves((leaf, level, 1) for leaf in names) for what, names in leaves.items()}

@@ -37,11 +37,6 @@ class RowLayer:
         """Paths."""
         return len(self.lengths)
 
-    def length_of(self, keep: npt.NDArray[np.bool_]) -> int:
-        """The length of a mask's rows; 0 where they differ or it is none of `lengths`."""
-        rows = keep.reshape(len(keep), -1).sum(axis=1)
-        return int(rows[0]) if (rows == rows[0]).all() and int(rows[0]) in self.lengths else 0
-
     @property
     def least_ms(self) -> float:
         return self.ms[0]

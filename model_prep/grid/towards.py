@@ -19,23 +19,13 @@ __all__ = ["budget_projections", "grid_groupings"]
 Floats = npt.NDArray[np.float64]
 
 
-def grid_groupings(budget: Budget, chosen: Mapping[str, Choice]) -> dict[str, list[Grouping]]:
+def grid_groupings(chosen: Mapping[str, Choice]) -> dict[str, list[Grouping]]:
     """Array name -> nested groups, each weighted by its measured cost over the mean cost: baby lines, giant lines, cells.
 
     Layers whose choice is a row length have no groups that share a cost and are left out. Weights on a step of zero
     cost no rotation, and their line group has weight 0.
     """
-    found = {}
-    for key, choice in chosen.items():
-        grid = next((o for o in budget.options[key] if isinstance(o, GridLayer)), None)
-        if grid is None or _is_row_choice(budget, key, choice):
-            continue
-        found[key] = _groupings(grid)
-    return found
-
-
-def _is_row_choice(budget: Budget, key: str, choice: Choice) -> bool:
-    return any(isinstance(o, RowLayer) and o.length_of(choice.keep) for o in budget.options[key])
+    return {key: _groupings(choice.grid) for key, choice in chosen.items() if choice.grid is not None}
 
 
 def _groupings(grid: GridLayer) -> list[Grouping]:
@@ -62,8 +52,7 @@ def budget_projections(budget: Budget, fisher: Mapping[str, Floats], chosen: Map
 
 
 def _projection(budget: Budget, key: str, fisher: Floats, choice: Choice) -> Projection:
-    rows = _is_row_choice(budget, key, choice)
-    option = next(o for o in budget.options[key] if isinstance(o, RowLayer) == rows)
+    option = choice.grid or next(o for o in budget.options[key] if isinstance(o, RowLayer))
 
     def project(values: Floats) -> Floats:
         best: Choice | None = None

@@ -96,7 +96,7 @@ class DiaGrid(Method):
         degree, dense_ms = pricing.degree, pricing.dense_ms
         target = self.target_ms or self.target_share * dense_ms
         model = stage.graph().to_model(stage.name, stage.input_spec)
-        budget = budget_of(model, degree, pricing.table, dense_ms, gather=self.gather)
+        budget = budget_of(model, degree, pricing.table, pricing.of({}, pitched=False), gather=self.gather)
         budget.need(target)
         fisher = self._fisher(stage)
         if self.reorder:
@@ -156,7 +156,7 @@ class DiaGrid(Method):
     def _towards(self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float) -> None:
         """Training that moves the weights towards a grid within the budget, before any is cut."""
         if self.reweighting.epochs:
-            groupings = grid_groupings(budget, budget.masks(_energy(stage, fisher), target))
+            groupings = grid_groupings(budget.masks(_energy(stage, fisher), target))
             settings = Reweighted(self.reweighting, self.reweighting_rounds, self.strength)
             if groupings:
                 reweighted(stage, groupings, settings, penalty=stage.penalty)
@@ -187,12 +187,14 @@ class _Pricing:
         self.degree = degree or compile(self._model({}), table=table).params.degree
         self.dense_ms = self.of({})
 
-    def of(self, keep: Mapping[str, Bools]) -> float:
+    def of(self, keep: Mapping[str, Bools], *, pitched: bool = True) -> float:
         """Predicted milliseconds of the network with these weights only (all of a layer that is not named), at its ring.
 
         Its margins are worth nothing before it is trained again, so the error budget is left out of it.
         """
-        plan = compile(self._model(keep), table=self.table, degrees=(self.degree,), max_error=_ANY_ERROR)
+        plan = compile(
+            self._model(keep), table=self.table, degrees=(self.degree,), max_error=_ANY_ERROR, pitched=pitched
+        )
         return price(plan, self.table).latency_ms
 
     def _model(self, keep: Mapping[str, Bools]) -> CompressedModel:

@@ -1,4 +1,4 @@
-"""Which diagonal each weight lies on in the packing that the planner would choose.
+"""Which diagonal each weight lies on in the packings that the planner would choose.
 
 The planner is asked, not imitated: the layers are lowered as usual, first with every weight one and then with every
 weight replaced by its own number, and what the packed matrices hold says which weight lies where. So gaps, multiplexed
@@ -16,10 +16,15 @@ import numpy.typing as npt
 from he_runtime.backends import default_backend
 from he_runtime.compile import compile, lower
 from he_runtime.cost import CostTable, load_default
-from he_runtime.lower.diagonals import DiagonalSet, PackedLinear
+from he_runtime.layout import Layout
+from he_runtime.lower.costs import Costs
+from he_runtime.lower.diagonals import DiagonalSet
+from he_runtime.lower.groups import Groups
 from he_runtime.lower.input_layouts import INPUT_PACKINGS
 from he_runtime.lower.levels import stage_levels
 from he_runtime.lower.maps import LinearMap
+from he_runtime.lower.pitch import lanes_of, pitches, write_set
+from he_runtime.lower.program import Program
 from he_runtime.lower.split import Split
 from he_runtime.lower.stages import LinearStage, build_stages
 from he_runtime.model import CompressedModel, InputSpec
@@ -29,7 +34,7 @@ from ..folding.folding import fold
 from ..graph import LINEAR_OPS, Graph, weight_keys
 from .diagonals import Ints, contiguous_classes, set_ids
 
-__all__ = ["PackedWeights", "packed_classes", "packed_weights", "planned_degree"]
+__all__ = ["PackedWeights", "packed_classes", "packed_ways", "packed_weights", "planned_degree"]
 
 Floats = npt.NDArray[np.float64]
 Stages = dict[str, LinearStage]
@@ -77,25 +82,51 @@ def packed_classes(graph: Graph, degree: int, table: CostTable | None = None) ->
 def packed_weights(model: CompressedModel, degree: int, table: CostTable | None = None) -> dict[str, PackedWeights]:
     """Array name -> where its weights lie when nothing is pruned, with one query per ciphertext.
 
-    Packings are weighed by `table`, by default the one that ships with the default back end, as in `compile`.
+    Packings are weighed by `table`, by default the one that ships with the default back end, as in `compile`; those with
+    pitched copies, where few diagonals are left to tell apart, are not among them.
 
     A layer is left out where an entry of a packed matrix mixes several of its weights (a convolution merged with the
     pool after it). An array that several layers share lies where the first has it.
     """
+    return {key: next(ways) for key, ways in _all_ways(model, degree, table).items()}
+
+
+def packed_ways(model: CompressedModel, degree: int, table: CostTable | None = None) -> dict[str, list[PackedWeights]]:
+    """Array name -> where its weights lie by `packed_weights`, and in each number of lanes that pitched copies allow."""
+    return {key: list(ways) for key, ways in _all_ways(model, degree, table).items()}
+
+
+def _all_ways(model: CompressedModel, degree: int, table: CostTable | None) -> dict[str, Iterator[PackedWeights]]:
     ones = _probed(model, {})
-    program, _ = lower(ones, degree, 1, table or load_default(default_backend()), input_packings=_DIAGONAL)
-    packing, levels = program.packing, stage_levels(program.stages)
-    base = _linear_stages(ones, degree)
-    found: dict[str, PackedWeights] = {}
+    table = table or load_default(default_backend())
+    program, _ = lower(ones, degree, 1, table, input_packings=_DIAGONAL, pitched=False)
+    levels, base = stage_levels(program.stages), _linear_stages(ones, degree)
+    found: dict[str, Iterator[PackedWeights]] = {}
     for key_of in _rounds(model, base):
         numbers, marks = (probe(model, key_of.values()) for probe in (_numbers, _marks))
         numbered, marked = (_linear_stages(_probed(model, values), degree) for values in (numbers, marks))
         for name, key in key_of.items():
-            one, number, mark = (packing.operand(stages[name])[0] for stages in (base, numbered, marked))
+            one, number, mark = (program.packing.operand(stages[name])[0] for stages in (base, numbered, marked))
             weights = _weight_of_each_entry(one, number, mark, marks[key])
             if weights is not None and key not in found:
-                found[key] = _located(weights, packing.packed[name], model.arrays[key].shape, levels[name])
+                sets = _sets(program, base[name], Costs(table, degree))
+                found[key] = _located(weights, sets, model.arrays[key].shape, levels[name])
     return found
+
+
+def _sets(program: Program, stage: LinearStage, costs: Costs) -> Iterator[tuple[DiagonalSet, Split]]:
+    """A stage as it is packed, and with its output in pitched copies."""
+    packed = program.packing.packed[stage.name]
+    yield packed.diagonals, packed.split
+    groups = Groups(program.stages, program.source, ())
+    map_, source = program.packing.operand(stage)
+    if groups.pitchable.get(groups.of[stage.name]) is None or not isinstance(source, Layout):
+        return
+    weight = costs.giant_weight(program.levels[stage.name])
+    narrowest = {lanes_of(source, x): x for x in reversed(pitches(source, program.packing.layouts[stage.name]))}
+    for target in narrowest.values():
+        found = write_set(map_, source, target)
+        yield found, found.split_at(weight)
 
 
 def _numbers(model: CompressedModel, keys: Iterable[str]) -> dict[str, Floats]:
@@ -138,12 +169,15 @@ def _weight_of_each_entry(base: LinearMap, numbered: LinearMap, marked: LinearMa
     return index if unmixed.all() else None
 
 
-def _located(weights: Ints, packed: PackedLinear, shape: tuple[int, ...], level: int) -> PackedWeights:
-    diagonals = packed.diagonals
-    pairs = np.unique(np.stack([weights, diagonals.entry_cell.ravel().astype(np.int64)]), axis=1)
+def _located(
+    weights: Ints, sets: Iterable[tuple[DiagonalSet, Split]], shape: tuple[int, ...], level: int
+) -> Iterator[PackedWeights]:
     size = int(np.prod(shape))
-    counts = np.bincount(pairs[0], minlength=size)
-    place = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
-    table: npt.NDArray[np.int64] = np.full((size, max(1, int(counts.max()))), -1, dtype=np.int64)
-    table[pairs[0], place] = pairs[1]
-    return PackedWeights(pairs, diagonals, packed.split, set_ids(table).reshape(shape), level)
+    for diagonals, split in sets:
+        entries = np.stack([diagonals.of_entries(weights), diagonals.entry_cell.ravel().astype(np.int64)])
+        pairs = np.unique(entries, axis=1)
+        counts = np.bincount(pairs[0], minlength=size)
+        place = np.arange(pairs.shape[1]) - np.repeat(np.cumsum(counts) - counts, counts)
+        table: npt.NDArray[np.int64] = np.full((size, max(1, int(counts.max()))), -1, dtype=np.int64)
+        table[pairs[0], place] = pairs[1]
+        yield PackedWeights(pairs, diagonals, split, set_ids(table).reshape(shape), level)

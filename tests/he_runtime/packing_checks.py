@@ -22,10 +22,13 @@ __all__ = ["SLOTS", "assert_equals_graph", "encrypted_error", "packed"]
 SLOTS = 2048
 
 
-def packed(model: CompressedModel, slots: int = SLOTS, table: CostTable | None = None) -> Packing:
+def packed(
+    model: CompressedModel, slots: int = SLOTS, table: CostTable | None = None, *, pitched: bool = False
+) -> Packing:
     stages = build_stages(model, slots)
     costs = Costs(table or load_default("tenseal"), 2 * slots)
-    return choose_packing(stages, model.input.name, model.input.shape, slots, stage_levels(stages), costs, 64)
+    source, levels = model.input, stage_levels(stages)
+    return choose_packing(stages, source.name, source.shape, slots, levels, costs, 64, pitched=pitched)
 
 
 def encrypted_error(builder: Builder, plan: Plan, backend: str = "tenseal") -> npt.NDArray[np.float64]:
@@ -37,7 +40,7 @@ def encrypted_error(builder: Builder, plan: Plan, backend: str = "tenseal") -> n
     samples = builder.inputs(1, seed=3)
     sent = [secret.encrypt(slots, spec.input.level, spec.input.scale) for slots in spec.input.pack(samples)]
     answer = executor.run(sent, keys)
-    assert executor.counters == plan.counts
+    assert executor.counters == plan.counts_on(backend)
     got = spec.output.unpack(np.stack([secret.decrypt(ciphertext) for ciphertext in answer]))
     return np.asarray(np.abs(got - run_clear(plan, samples))[0])
 

@@ -113,8 +113,8 @@ def test_the_gather_follows_the_layout_of_the_output() -> None:
     out, _ = evaluated(map_, target, x)
     np.testing.assert_allclose(out, np.append(weight @ x, 0.0)[target.slot_map], atol=1e-9)
     source = gathered(map_, target, 64)
-    assert source is not None and reaches(source, target)
-    assert not reaches(source, contiguous((18,), 256)), "it is of no use for another"
+    assert source is not None and reaches([source], target)
+    assert not reaches([source], contiguous((18,), 256)), "it is of no use for another"
 
 
 @settings(max_examples=12, deadline=None)

@@ -92,7 +92,7 @@ def test_an_unknown_gadget_is_refused(model: CompressedModel, table: CostTable) 
 
 
 def test_choices_come_cheapest_first_and_long_primes_last(model: CompressedModel, table: CostTable) -> None:
-    program, depth = lower(model, 16384, 1, table)
+    program, depth = lower(model, 16384, 1, table, pitched=False)
     problem = Problem(model, program, 16384, depth, 1.0)
     found = list(choices(problem, table))
     narrow, wide = found[:-3], found[-3:]

@@ -138,7 +138,7 @@ def test_the_missing_bits_are_a_number_too() -> None:
 def test_an_error_out_of_budget_says_by_how_many_bits() -> None:
     model = mlp().calibrated()
     table = load_default("tenseal")
-    bound = compile(model, degrees=(8192,), max_error=1.0, table=table).error_bound
+    bound = compile(model, degrees=(8192,), max_error=1.0, table=table, pitched=False).error_bound
     message = refusal(model, degrees=(8192,), max_error=bound / 4, table=table)
     stated, missing, layer = found(
         r"bound is ([\d.e-]+), .* ([\d.]+) bits missing; the widest .* layer '(\w+)'", message

@@ -106,7 +106,7 @@ def made(name: str) -> CompressedModel:
 
 def products(model: CompressedModel) -> dict[str, int]:
     """Plaintext products per linear stage as the planner lowers the model."""
-    packed = lower(model, 8192, 1, SEAL)[0].packing.packed
+    packed = lower(model, 8192, 1, SEAL, pitched=False)[0].packing.packed
     return {name: layer.diagonals.products for name, layer in packed.items()}
 
 

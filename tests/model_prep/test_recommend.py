@@ -63,11 +63,11 @@ def test_nothing_asked_prunes_nothing() -> None:
 
 
 def test_latency_asks_for_pruning_to_it() -> None:
-    found = asked(max_ms=45.0, accuracy=0.97)
+    found = asked(max_ms=30.0, accuracy=0.97)
     assert names(found) == ["quadratics", "diagrid", "integers"]
     (pruning,) = (step for step in found.recipe.to_dict()["steps"] if step["method"] == "diagrid")
-    assert 0.8 * 45 < pruning["target_ms"] <= 45 and pruning["backend"] == BACKEND
-    assert any("45 ms allowed" in reason for reason in found.reasons)
+    assert 0.8 * 30 < pruning["target_ms"] <= 30 and pruning["backend"] == BACKEND
+    assert any("30 ms allowed" in reason for reason in found.reasons)
     assert any(reason.startswith("accuracy: at least 97.00%") for reason in found.reasons)
 
 

@@ -80,8 +80,9 @@ def mlp() -> CompressedModel:
 def budget(model: CompressedModel, backend: str, *, gather: bool = True) -> tuple[Budget, float]:
     table = load_default(backend)
     plan = compile(model, table=table)
-    ms = price(plan, table).latency_ms
-    return budget_of(model, plan.params.degree, table, ms, gather=gather), ms
+    plain = compile(model, table=table, degrees=(plan.params.degree,), pitched=False)
+    ms, plain_ms = (price(p, table).latency_ms for p in (plan, plain))
+    return budget_of(model, plan.params.degree, table, plain_ms, gather=gather), ms
 
 
 def energies(model: CompressedModel, keys: object) -> dict[str, np.ndarray]:
@@ -103,7 +104,7 @@ def test_masks_are_within_the_budget_and_so_are_their_plans(mlp: CompressedModel
 
 def test_a_dense_network_is_left_alone_by_a_budget_of_its_own_size(mlp: CompressedModel) -> None:
     found, dense_ms = budget(mlp, "tenseal", gather=False)
-    chosen = found.masks(energies(mlp, found.options), dense_ms * 1.001)
+    chosen = found.masks(energies(mlp, found.options), dense_ms * 1.03)  # what reads pitched copies is a little cheaper
     assert all(choice.keep.all() for choice in chosen.values())
 
 

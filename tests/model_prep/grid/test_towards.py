@@ -38,7 +38,7 @@ def energy() -> dict[str, np.ndarray]:
 
 def test_groups_are_lines_and_cells_with_their_costs(budget: Budget, energy: dict[str, np.ndarray]) -> None:
     chosen = budget.masks(energy, 25.0)
-    groupings = grid_groupings(budget, chosen)
+    groupings = grid_groupings(chosen)
     assert set(groupings) == {"grid"}, "rows of equal length have no group that shares a cost"
     cells, babies, giants = groupings["grid"]
     mean = np.mean([2.0] * (BABIES - 1) + [3.0] * (GIANTS - 1) + [0.5])

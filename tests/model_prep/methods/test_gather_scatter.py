@@ -121,9 +121,10 @@ def test_the_report_counts_gathers(model: CompressedModel) -> None:
     assert report["nonzeros"] == sum(int(m.sum()) for m in masks(model).values())
 
 
-def test_products_follow_from_the_mask(model: CompressedModel, plan: Plan) -> None:
-    """First layer: ceil(row length * rows / slots), of uploads too; hidden layers: the shifts left."""
+def test_products_follow_from_the_mask(model: CompressedModel) -> None:
+    """First layer: ceil(row length * rows / slots), of uploads too; hidden layers: the shifts left, in plain copies."""
     kept = masks(model)
+    plan = compile(model, degrees=(2 * SLOTS,), table=TENSEAL, input_packings=("gathered",), pitched=False)
     steps = int(kept["first"].sum(axis=1).max())
     assert products(plan, "first") == len(plan.inputs[0].values) == -(-steps * ROWS // SLOTS) == 1
     assert products(plan, "first") == -(-int(kept["first"].sum()) // SLOTS), "as many as the non-zeros fill"
@@ -139,7 +140,7 @@ def test_as_many_weights_unbalanced_take_more_products(digits: Dataset) -> None:
     found = {}
     for name, mask in {"dense": weight != 0, "unbalanced": unstructured}.items():
         pruned = dense.with_(arrays={**dense.arrays, "first.weight": weight * mask})
-        gathered = compile(pruned, degrees=(2 * SLOTS,), table=TENSEAL, input_packings=("gathered",))
+        gathered = compile(pruned, degrees=(2 * SLOTS,), table=TENSEAL, input_packings=("gathered",), pitched=False)
         found[name] = products(gathered, "first")
         assert found[name] == -(-int(mask.sum(axis=1).max()) * ROWS // SLOTS)
         second = masks(pruned)["second"]

@@ -17,7 +17,7 @@ hybrid diagonals of Gazelle (USENIX Security'18, section 4) are the case of one 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -151,10 +151,19 @@ def _copies(diagonal: Ints, source: PitchedLayout, period: int) -> Ints:
     cycle = period // step
     if source.copies >= cycle:  # the copies reach every multiple of the step
         return -(diagonal // step) * _inverse(source.pitch // step, cycle) % cycle
-    forth = source.pitch % period
-    if 2 * forth <= period:
-        return np.asarray(source.copies - 1 - diagonal // max(1, forth) % source.copies if forth else 0 * diagonal)
-    return np.asarray(diagonal // (period - forth) % source.copies)
+    occupied = np.unique(diagonal)
+    ways = [np.zeros_like(occupied), *_strides(occupied, source, period)]
+    best = min(ways, key=lambda copy: len(np.unique((occupied + copy * source.pitch) % period)))
+    return np.asarray(best[np.searchsorted(occupied, diagonal)])
+
+
+def _strides(diagonals: Ints, source: PitchedLayout, period: int) -> Iterator[Ints]:
+    """Every copy, every other one, ..: runs of as many diagonals, a stride apart, meet at the end of the run or at its start."""
+    for stride in (2**k for k in range(source.copies.bit_length())):
+        count, forth = (source.copies - 1) // stride + 1, source.pitch * stride % period
+        if forth:
+            yield (count - 1 - diagonals // forth % count) * stride
+            yield diagonals // (period - forth) % count * stride
 
 
 def _inverse(number: int, modulus: int) -> int:

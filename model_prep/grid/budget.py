@@ -134,7 +134,7 @@ def budget_of(
     costs = Costs(table, degree)
     ways = {key: [grid_layer(p, costs) for p in packed] for key, packed in packed_ways(model, degree, table).items()}
     fixed = planned_ms - sum(grids[0].whole_ms for grids in ways.values())
-    options: dict[str, Sequence[Option]] = {key: grids[1:] or grids for key, grids in ways.items()}
+    options: dict[str, Sequence[Option]] = dict(ways)
     if gather and (found := _gathered(model, degree, table, costs)) is not None:
         key, rows = found
         options[key] = [*options[key], rows]

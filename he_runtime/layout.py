@@ -3,7 +3,7 @@
 A layout writes every tensor axis in mixed radix and gives each digit a stride, so strides, gaps, tiles and channel
 multiplexing are one idea. The *flat position* of an element is the sum of digit times stride; ciphertext = position
 // slots, slot = position % slots. `span` is the padded size of the tensor, a power of two or a multiple of the slots:
-a tensor that fits one ciphertext is replicated with period `span`; unused positions hold exact zeros. A few elements may
+a tensor that fits one ciphertext is replicated with period `span`; unused positions hold exact zeros (but see pitch.py). A few elements may
 stand *alone*, each in every slot of a ciphertext of its own.
 """
 

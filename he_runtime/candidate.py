@@ -53,7 +53,7 @@ class Problem:
     pool: VectorPool = field(default_factory=VectorPool)
     squares: dict[int, Floats] = field(default_factory=dict, repr=False)
     followed: list[Candidate] = field(default_factory=list, repr=False)  # whose error was predicted, in order
-    _peaks: dict[str, float] = field(default_factory=dict, repr=False)
+    peaks: dict[str, float] = field(default_factory=dict, repr=False)  # of `slot_peaks`, once they are known
 
     @cached_property
     def statistics(self) -> Statistics:
@@ -69,9 +69,9 @@ class Problem:
     @property
     def slot_peaks(self) -> Mapping[str, float]:
         """The largest values beside pitched copies."""
-        if not self._peaks:
-            self._peaks.update(slot_peaks(self.program, self.statistics))
-        return self._peaks
+        if not self.peaks:
+            self.peaks.update(slot_peaks(self.program, self.statistics))
+        return self.peaks
 
     def plain(self) -> Problem | None:
         """The same without pitched copies, where there are some: dearer, but with less rounding of operands."""
@@ -84,7 +84,7 @@ class Problem:
 
     def _repacked(self, packing: Packing) -> Problem:
         program = replace(self.program, packing=packing)
-        return replace(self, program=program, pool=VectorPool(), squares={}, _peaks={})
+        return replace(self, program=program, pool=VectorPool(), squares={}, peaks={})
 
 
 def assemble(problem: Problem, params: CkksParams, scales: Scales) -> Candidate:

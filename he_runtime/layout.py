@@ -3,8 +3,8 @@
 A layout writes every tensor axis in mixed radix and gives each digit a stride, so strides, gaps, tiles and channel
 multiplexing are one idea. The *flat position* of an element is the sum of digit times stride; ciphertext = position
 // slots, slot = position % slots. `span` is the padded size of the tensor, a power of two or a multiple of the slots:
-a tensor that fits one ciphertext is replicated with period `span`; unused positions hold exact zeros (but see pitch.py). A few elements may
-stand *alone*, each in every slot of a ciphertext of its own.
+a tensor that fits one ciphertext is replicated with period `span`; unused positions hold exact zeros, but for the partial
+sums between pitched copies (lower/pitch.py). A few elements may stand *alone*, each in every slot of a ciphertext of its own.
 """
 
 from __future__ import annotations

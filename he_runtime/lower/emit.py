@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from ..params import CkksParams
 from ..plan import LayerInfo
@@ -42,7 +41,7 @@ def emit(
     scales: Scales,
     magnitudes: Mapping[str, float],
     pool: VectorPool,
-    slot_peaks: Mapping[str, float] = MappingProxyType({}),
+    slot_peaks: Mapping[str, float],
 ) -> tuple[Lowering, tuple[LayerInfo, ...]]:
     """The ops and the values of every tensor, and what listings say of each layer.
 

@@ -30,7 +30,7 @@ from .costs import Costs
 from .diagonals import DiagonalSet, entry_positions, group_cells
 from .maps import LinearMap
 
-__all__ = ["PitchedLayout", "pitched", "pitches", "proposals", "read_set", "writable", "write_set"]
+__all__ = ["PitchedLayout", "lanes_of", "pitched", "pitches", "proposals", "read_set", "writable", "write_set"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -104,9 +104,7 @@ def lanes_of(source: Layout, target: PitchedLayout) -> int:
 
 def writable(source: object, target: PitchedLayout) -> bool:
     """Whether a layer can sum up the target from the copies of its input."""
-    if not isinstance(source, Layout) or isinstance(source, PitchedLayout):
-        return False
-    if source.ciphertexts > 1 or source.uniform or source.period == source.slots:
+    if not isinstance(source, Layout) or isinstance(source, PitchedLayout) or not _repeats(source):
         return False
     lanes = lanes_of(source, target)
     return lanes > 1 and (target.copies + lanes - 2) * target.pitch + target.extent <= target.slots
@@ -191,13 +189,7 @@ def proposals(
 
 def pitches(source: Layout, base: Layout) -> list[PitchedLayout]:
     """For every number of lanes the narrowest pitches that hold the base layout; none where the input has no copies."""
-    if (
-        base.ciphertexts > 1
-        or base.uniform
-        or source.ciphertexts > 1
-        or source.uniform
-        or source.period == source.slots
-    ):
+    if base.ciphertexts > 1 or base.uniform or not _repeats(source):
         return []
     found = []
     for lanes in (2**k for k in range(1, source.period.bit_length())):
@@ -205,6 +197,11 @@ def pitches(source: Layout, base: Layout) -> list[PitchedLayout]:
         first = -(-_extent(base) // step) | 1
         found += [pitched(base, (first + 2 * k) * step, lanes) for k in range(_PITCHES)]
     return [x for x in found if x is not None]
+
+
+def _repeats(source: Layout) -> bool:
+    """Whether it is one ciphertext with copies."""
+    return source.ciphertexts == 1 and not source.uniform and source.period < source.slots
 
 
 def _extent(layout: Layout) -> int:

@@ -83,9 +83,9 @@ def mlp() -> Builder:
     return b
 
 
-def cnn() -> Builder:
-    b = Builder((1, 8, 8))
-    shape = b.conv((1, 8, 8), 8, 3, 1, 1)
+def cnn(channels: int = 1) -> Builder:
+    b = Builder((channels, 8, 8))
+    shape = b.conv((channels, 8, 8), 8, 3, 1, 1)
     b.quadratic(shape)
     shape = b.conv(shape, 16, 3, 2, 1)
     b.square(shape)

@@ -42,7 +42,7 @@ def planned(model: CompressedModel, degree: int, batch: int) -> Plan:
     primes = find_primes(degree, [58.0, 58.0, *[54.0] * max(levels.values())])
     params = CkksParams(degree, tuple(primes[1:]), (primes[0],), insecure=True)
     program = Program(stages, constants, packing, source.name, batch)
-    low, layers = emit(program, params, Scales(2.0**30, 2.0**14), {}, VectorPool())
+    low, layers = emit(program, params, Scales(2.0**30, 2.0**14), {}, VectorPool(), {})
     ports = [
         Port(source.name, source.shape, tuple(low.tensors[source.name].values()), packing.input_layout.slot_map),
         Port(target, model.shape_of(target), tuple(low.tensors[target].values()), packing.layouts[target].slot_map),

@@ -30,7 +30,7 @@ from he_runtime.lower.statistics import Statistics
 from he_runtime.model import CompressedModel
 from he_runtime.plan.counts import layer_counts, leaf_totals
 from he_runtime.reference import calibrate, forward
-from tests.he_runtime.networks import Builder, mlp
+from tests.he_runtime.networks import Builder, cnn, mlp
 from tests.he_runtime.packing_checks import assert_equals_graph, encrypted_error, packed
 
 Floats = npt.NDArray[np.float64]
@@ -166,13 +166,7 @@ def test_copies_compute_the_graph_also_encrypted(backend: str, sizes: tuple[int,
 
 
 def test_a_convolution_may_make_copies() -> None:
-    b = Builder((4, 8, 8))
-    shape = b.conv((4, 8, 8), 8, 3, 1, 1)
-    b.quadratic(shape)
-    shape = b.conv(shape, 16, 3, 2, 1)
-    b.quadratic(shape)
-    b.add("reshape", (math.prod(shape),))
-    b.dense(math.prod(shape), 10)
+    b = cnn(channels=4)
     model = b.calibrated()
     plan = planned(model)
     assert any("plane" in layout for layout in copies_of(plan).values())
@@ -273,7 +267,7 @@ def test_large_partial_sums_get_room() -> None:
     plan = planned(model, degrees=(16384,))
     assert copies_of(plan)
     assert encrypted_error(builder, plan).max() <= plan.error_bound
-    problem._peaks[second] = 1e30
+    problem.peaks[second] = 1e30
     with pytest.raises(DoesNotFit, match=f"layer '{second}'"):
         assemble(problem, plan.params, Scales(2.0**30, 2.0**20))
 

@@ -68,9 +68,11 @@ def reordering(model: CompressedModel, energy: Mapping[str, Floats], masks: Mask
 
     `energy` holds the saliency of each weight by array (a squared weight, or better) and `masks` maps it, as the weights
     would then lie, to the places that may stay. Only tensors between two layers with nothing but activations, pools and
-    reshapes between them are permuted.
+    reshapes between them are permuted, and only where `energy` lists both layers.
     """
-    hidden = _hidden_tensors(model)
+    hidden = [x for x in _hidden_tensors(model) if {x.rows[0], x.columns} <= energy.keys()]
+    if not hidden:
+        return Reordering(())
     energy = dict(energy)
     moves: list[tuple[_Hidden, Ints]] = []
     best, count = _kept(energy, masks(energy)), 0

@@ -59,9 +59,8 @@ def fit_chebyshev(
     return np.asarray(np.linalg.solve(gram, moments[:, :, None])[:, :, 0])
 
 
-def fit_line(function: Mapping[str, object], samples: Floats) -> tuple[Floats, Floats]:
-    """The slope and shift (channels,) nearest in mean square to an activation on `samples` (channels, n)."""
-    values = evaluate(function, samples)
+def fit_line(samples: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """The slope and shift (channels,) nearest in mean square to the `values` (channels, n) of something on `samples`."""
     center, mean = samples.mean(1, keepdims=True), values.mean(1, keepdims=True)
     variance = np.maximum(((samples - center) ** 2).mean(1), MIN_STD**2)
     slope = ((samples - center) * (values - mean)).mean(1) / variance
@@ -129,7 +128,7 @@ def _replaced(graph: Graph, node: Node, seen: Floats, degree: int, spread: float
     samples = seen.reshape(1, -1) if shared else np.moveaxis(seen, 1, 0).reshape(seen.shape[1], -1)
     site = Site(dict(node.attrs), np.ones(1), RANGE_MARGIN * float(np.abs(seen).max()))
     if degree < 2:
-        slope, shift = fit_line(node.attrs, samples)
+        slope, shift = fit_line(samples, evaluate(node.attrs, samples))
         made = replace(node, op="affine", attrs={}, arrays={})
         roles = {"scale": slope, "shift": shift}
     else:

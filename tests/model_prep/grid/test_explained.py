@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from he_runtime import compile, price
 from he_runtime.cost import load_default
 from model_prep.data import load
-from model_prep.graph import Graph
+from model_prep.graph import LINEAR_OPS, Graph
 from model_prep.grid.budget import budget_of
-from model_prep.grid.explained import explained_share, input_covariances, unexplained
+from model_prep.grid.explained import explained_share, input_covariances, outputs_of, unexplained
 from model_prep.grid.layer import Choice, loss_of
 from model_prep.grid.rows import RowLayer
 from model_prep.reference_models import random_reference
 from model_prep.trainable import TrainableGraph
+from tests.he_runtime.networks import Builder
 
 
 @settings(max_examples=40, deadline=None)
@@ -27,12 +27,17 @@ def test_it_is_what_least_squares_explains(seed: int, outputs: int, inputs: int)
     x = random.standard_normal((200, inputs)) @ random.standard_normal((inputs, inputs)) + 3.0
     weight, keep = random.standard_normal((outputs, inputs)), random.random((outputs, inputs)) < 0.5
     centred, left = x - x.mean(axis=0), 0.0
+    ridge = np.sqrt(1e-3 * (centred**2).sum() / inputs) * np.eye(inputs)  # as rows of a least-squares problem
     for row, kept in zip(weight, keep, strict=True):
-        fitted = np.linalg.lstsq(centred[:, kept], centred @ row, rcond=None)[0] if kept.any() else np.zeros(0)
-        left += float(((centred[:, kept] @ fitted) ** 2).sum())
+        y = centred @ row
+        if kept.all():  # nothing is to be fitted
+            left += float(y @ y)
+            continue
+        rows, values = np.vstack([centred, ridge])[:, kept], np.append(y, np.zeros(inputs))
+        left += float(y @ centred[:, kept] @ np.linalg.lstsq(rows, values, rcond=None)[0])
     wanted = left / float(((centred @ weight.T) ** 2).sum())
     found = explained_share(np.cov(x, rowvar=False, ddof=0), weight, keep)
-    assert found == pytest.approx(wanted, abs=0.05) and 0 <= found <= 1
+    assert found == pytest.approx(wanted, abs=1e-6) and 0 <= found <= 1
     more = keep | (random.random(keep.shape) < 0.5)
     assert explained_share(np.cov(x, rowvar=False, ddof=0), weight, more) >= found - 1e-3
 
@@ -46,19 +51,29 @@ def test_of_equal_inputs_one_stands_for_all_and_of_unrelated_ones_none_does() ->
     assert explained_share(np.zeros((4, 4)), weight, one) == 1, "nothing varies, so nothing is lost"
 
 
-def test_covariances_are_of_what_each_dense_layer_reads() -> None:
+def test_covariances_are_of_what_each_layer_sums_over() -> None:
+    """A layer's outputs w x have the covariance w C w', whatever the layer."""
     net = TrainableGraph(Graph.from_model(random_reference("digits-cnn")))
     x = load("digits").normalized("test")[:50].astype(np.float32)
     net.train()
     found = input_covariances(net, x)
     assert net.training and not net.observers and not net.pre_activations
-    dense = [n for n in net.graph.nodes if n.op == "dense"]
-    assert set(found) == {n.arrays["weight"] for n in dense} != set(net.weight_keys())
-    seen = {}
-    net.observers = {dense[0].inputs[0]: lambda values: seen.setdefault("x", values)}
-    net.eval()(torch.from_numpy(x))
-    values = seen["x"].detach().numpy().reshape(50, -1)
-    assert found[dense[0].arrays["weight"]] == pytest.approx(np.cov(values.T, ddof=0), rel=1e-3, abs=1e-4)
+    layers = {n.arrays["weight"]: n for n in net.graph.nodes if n.op in LINEAR_OPS}
+    assert set(found) == set(layers) == set(net.weight_keys())
+    outputs = outputs_of(net, {node.name for node in layers.values()}, x)
+    for key, node in layers.items():
+        weight = net.graph.array(node, "weight").reshape(len(outputs[node.name][0]), -1)
+        values = np.moveaxis(outputs[node.name], 1, 0).reshape(len(weight), -1)
+        assert weight @ found[key] @ weight.T == pytest.approx(np.cov(values, ddof=0), rel=1e-3, abs=1e-4)
+
+
+def test_wide_layers_and_grouped_convolutions_have_no_covariance() -> None:
+    wide, grouped = Builder((4200,)), Builder((4, 6, 6))
+    wide.dense(4200, 2)
+    grouped.conv((4, 6, 6), 4, 3, 1, 0, groups=2)
+    for builder in (wide, grouped):
+        net = TrainableGraph(Graph.from_model(builder.calibrated()))
+        assert input_covariances(net, builder.inputs(3).astype(np.float32)) == {}
 
 
 def test_layers_without_a_covariance_count_by_their_saliency() -> None:

@@ -17,11 +17,12 @@ from model_prep import Recipe, compress
 from model_prep.cores.session import weights
 from model_prep.data import load
 from model_prep.graph import Graph
-from model_prep.grid.budget import Budget, budget_of
+from model_prep.grid.budget import Budget
 from model_prep.grid.explained import input_covariances, unexplained
 from model_prep.grid.layer import Choice
+from model_prep.grid.pricing import Pricing
+from model_prep.grid.start import Search, energy
 from model_prep.methods import METHODS, DiaGrid
-from model_prep.methods.diagrid import _Pricing
 from model_prep.reference_models import random_reference
 from model_prep.settings import Training
 from model_prep.stage import Stage
@@ -32,14 +33,8 @@ TABLE = "tenseal"
 SHARE = 0.8
 
 
-@pytest.fixture(scope="module")
-def model() -> CompressedModel:
-    step = {
-        "method": "diagrid",
-        "target_share": SHARE,
-        "backend": TABLE,
-        "training": {"epochs": 20, "learning_rate": 4e-3},
-    }
+def made(**settings: object) -> CompressedModel:
+    step = {"method": "diagrid", "backend": TABLE, **settings}
     table = {
         "name": "gridded",
         "network": "digits-mlp",
@@ -47,6 +42,18 @@ def model() -> CompressedModel:
         "steps": [{"method": "quadratics", "training": {"epochs": 4, "learning_rate": 2e-3}}, step],
     }
     return compress(None, Recipe.from_dict(table), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> CompressedModel:
+    """With both activations."""
+    return made(target_share=SHARE, removal=False, training={"epochs": 20, "learning_rate": 4e-3})
+
+
+@pytest.fixture(scope="module")
+def linearized() -> CompressedModel:
+    """At a budget that no network with both activations fits."""
+    return made(target_share=0.24, training={"epochs": 12, "learning_rate": 4e-3})
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +80,11 @@ def test_the_plan_meets_its_budget(model: CompressedModel, plan: Plan) -> None:
     ],
 )
 def test_a_budget_whose_plan_meets_the_target_counts(planned: list[float], used: int) -> None:
-    class Leaping(_Pricing):
-        def __init__(self) -> None:
-            self.left = iter(planned)
+    class Leaping(Pricing):
+        def of(self, keep: Mapping[str, npt.NDArray[np.bool_]], *, pitched: bool = True) -> float:
+            return next(left)
 
-        def of(self, keep: Mapping[str, npt.NDArray[np.bool_]]) -> float:
-            return next(self.left)
+    left = iter(planned)
 
     class Numbered:
         def __init__(self, number: int) -> None:
@@ -93,7 +99,8 @@ def test_a_budget_whose_plan_meets_the_target_counts(planned: list[float], used:
         def corrected(self, *_: float) -> Numbered:
             return Numbered(self.number + 1)
 
-    assert Leaping().corrected(Numbered(0), {}, 1.0).number == used  # type: ignore[arg-type, attr-defined]
+    pricing = Leaping(None, None, 8192)  # type: ignore[arg-type]
+    assert pricing.corrected(Numbered(0), {}, 1.0).number == used  # type: ignore[arg-type, attr-defined]
 
 
 def test_products_are_the_diagonals_that_the_mask_leaves(model: CompressedModel, plan: Plan) -> None:
@@ -111,7 +118,10 @@ def test_products_are_the_diagonals_that_the_mask_leaves(model: CompressedModel,
     assert cells["fc2"] < 64
 
 
-def test_encrypted_answers_are_the_clear_ones(model: CompressedModel, plan: Plan) -> None:
+@pytest.mark.parametrize("which", ["model", "linearized"])
+def test_encrypted_answers_are_the_clear_ones(which: str, request: pytest.FixtureRequest) -> None:
+    model: CompressedModel = request.getfixturevalue(which)
+    plan = compile(model, table=load_default(TABLE))
     local = Local(plan, TABLE)
     x = load("digits").normalized("test")[:100].astype(np.float64)
     wanted = forward(model, x)
@@ -119,6 +129,32 @@ def test_encrypted_answers_are_the_clear_ones(model: CompressedModel, plan: Plan
     assert local.executor.counters == plan.counts_on(TABLE)
     assert (got.argmax(1) == wanted.argmax(1)).sum() >= 99
     assert np.abs(got - wanted).max() <= 1.5 * plan.error_bound
+
+
+def test_where_the_budget_is_tight_activations_go(linearized: CompressedModel) -> None:
+    """As many squares fewer, as many layers merged, and half of the ring holds what is left."""
+    report = linearized.metadata["steps"][1]
+    gone = len(report["removed"])
+    assert gone >= 1 and report["degree"] == 4096
+    ops = [node.op for node in linearized.nodes]
+    assert (ops.count("dense"), ops.count("quadratic")) == (3 - gone, 2 - gone)
+    plan = compile(linearized, table=load_default(TABLE))
+    assert plan.params.degree == 4096
+    assert price(plan, load_default(TABLE)).latency_ms <= 1.03 * report["target_ms"] < 0.25 * report["dense_ms"]
+    assert linearized.metadata["accuracy"]["final"] >= 0.95
+
+
+def test_a_ring_on_which_the_trained_network_errs_too_much_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def never(self: Pricing, keep: object) -> bool:
+        asked.append(self.degree)
+        return False
+
+    monkeypatch.setattr(Pricing, "holds", never)
+    found = made(target_share=0.24, training={"epochs": 1, "learning_rate": 4e-3}).metadata["steps"][1]
+    assert asked == [4096] and found["degree"] == 8192, "that of the dense plan is not asked about"
+    assert found["planned_ms"] <= found["target_ms"]
 
 
 def test_a_target_below_the_floor_is_refused_with_the_floor() -> None:
@@ -143,28 +179,27 @@ def stage() -> Stage:
 
 
 def test_the_division_explains_no_less_than_any_other_within_the_target(stage: Stage) -> None:
-    method, pricing = DiaGrid(target_share=0.6, backend=TABLE), _Pricing(stage, load_default(TABLE))
-    model = stage.graph().to_model("s", stage.input_spec)
-    budget = budget_of(model, pricing.degree, pricing.table, pricing.of({}, pitched=False))
-    fisher = method._fisher(stage)
-    energy = {key: fisher[key] * value**2 for key, value in weights(stage.net).items()}
-    target, covariances = 0.6 * pricing.dense_ms, input_covariances(stage.net, stage.x[:2048])
+    pricing = Pricing(stage, load_default(TABLE), 8192)
+    target = 0.6 * pricing.of({})
+    start = Search(pricing, target, reorder=False).run([8192])
+    salient, covariances = energy(stage, start.fisher), input_covariances(stage.net, stage.x[:2048])
 
     def loss(end: Budget) -> float:
-        chosen = end.masks(energy, target)
+        chosen = end.masks(salient, target)
         return unexplained(chosen, weights(stage.net), covariances) if end.total_ms(chosen) <= target else np.inf
 
-    losses = [loss(end) for _, end in budget.divisions() if end.least_ms <= target]
-    way, end = method._division(stage, budget, fisher, target)
-    assert len(losses) > 3 and loss(end) == min(losses) < np.inf
-    assert end in [e for w, e in budget.divisions() if w == way]
-    fixed = DiaGrid(target_share=0.6, backend=TABLE, rows=16)._division(stage, budget, fisher, target)
-    assert fixed == (budget.with_rows(16), budget.with_rows(16, exactly=True))
+    losses = [loss(end) for _, end in start.budget.divisions() if end.least_ms <= target]
+    way, end = start.division
+    assert len(losses) > 3 and loss(end) == min(losses) == start.loss < np.inf and not start.removed
+    assert end in [e for w, e in start.budget.divisions() if w == way]
+    fixed = Search(pricing, target, reorder=False, rows=16).run([8192])
+    assert fixed.division == (fixed.budget.with_rows(16), fixed.budget.with_rows(16, exactly=True))
+    np.testing.assert_array_equal(fixed.fisher["fc1.weight"], start.fisher["fc1.weight"])
 
 
 def test_prices_are_those_of_the_ring_that_is_asked_for(stage: Stage) -> None:
-    usual, larger = (_Pricing(stage, load_default(TABLE), degree) for degree in (0, 16384))
-    assert (usual.degree, larger.degree) == (8192, 16384) and larger.dense_ms > 1.5 * usual.dense_ms
+    usual, larger = (Pricing(stage, load_default(TABLE), degree).of({}) for degree in (8192, 16384))
+    assert larger > 1.5 * usual
 
 
 def test_settings_are_checked_and_registered() -> None:

@@ -105,7 +105,8 @@ def test_the_uniform_fit_reproduces_polynomials_and_orders_degrees() -> None:
     # On one side of its kink ReLU is a line.
     c = fit_chebyshev({"function": "relu"}, x / 4 + 3, np.array([1.0]), np.array([5.0]), 7)[0]
     assert np.allclose(c, [3.0, 2.0, 0, 0, 0, 0, 0, 0], atol=1e-9)
-    slope, shift = fit_line({"function": "relu"}, np.stack([x[0] + 8, x[0] - 8]))
+    sides = np.stack([x[0] + 8, x[0] - 8])
+    slope, shift = fit_line(sides, evaluate({"function": "relu"}, sides))
     assert np.allclose(slope, [1, 0], atol=1e-6) and np.allclose(shift, 0, atol=1e-6)
 
 

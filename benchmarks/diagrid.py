@@ -1,9 +1,9 @@
 """What DiaGrid saves: a recipe's network against its dense twin, encrypted, in turn, on every back end.
 
 Run `python benchmarks/diagrid.py [RECIPE ...] [--json]` on a machine that does nothing else; MNIST is looked for in
-SECATEUR_DATA. The twin is the recipe without its "diagrid" step and with every activation: the same teacher, trained
-once, and the planner's own best plan of it. Training goes on where an interrupted run stopped (`--states`). One thread on
-`native`; `tenseal` has no more.
+SECATEUR_DATA. The twin is the recipe without its "diagrid" step: the same teacher and quadratics, trained once, and the
+planner's own best plan of it. Training goes on where an interrupted run stopped (`--states`). One thread on `native`;
+`tenseal` has no more.
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from he_runtime.reference import forward
 from model_prep import Recipe, compress
 from model_prep.checkpoints import Checkpoints
 from model_prep.data import Dataset, load
-from model_prep.methods.polynomials import ChosenDegrees
 from secateur.artifacts import find_recipe
 from secateur.local import Local
 from secateur.sweep_run import libraries
 from secateur.trained import identity
 
-RECIPES = ("mnist-mlp-diagrid", "mnist-mlp-linearized", "mnist-lenet-diagrid", "mnist-lenet-linearized")
+RECIPES = ("mnist-mlp-diagrid", "mnist-lenet-diagrid")
 BACKENDS = ("tenseal", "native")
 Record = dict[str, Any]
 
@@ -46,9 +45,8 @@ def networks(name: str, states: Path, data: Dataset) -> dict[str, CompressedMode
 
 
 def dense_twin(recipe: Recipe) -> Recipe:
-    """The recipe without its "diagrid" step and with every activation."""
-    steps = (s for s in recipe.steps if s.card.name != "diagrid")
-    return replace(recipe, steps=tuple(replace(s, remove=()) if isinstance(s, ChosenDegrees) else s for s in steps))
+    """The recipe without its "diagrid" step."""
+    return replace(recipe, steps=tuple(s for s in recipe.steps if s.card.name != "diagrid"))
 
 
 def measured(models: dict[str, CompressedModel], data: Dataset, backend: str, runs: int) -> Record:

@@ -30,6 +30,7 @@ Division = tuple[Budget, Budget]  # what may be on the way, and at the end
 Floats = npt.NDArray[np.float64]
 _SAMPLES = 2048  # to measure on
 _COST_SAMPLES = 256  # to calibrate plans that are only compared
+_SPENT = (1.0, 0.85, 0.7, 0.55)  # of the target, on a ring that holds no more
 
 
 def energy(stage: Stage, fisher: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -39,10 +40,11 @@ def energy(stage: Stage, fisher: Mapping[str, Floats]) -> dict[str, Floats]:
 
 @dataclass(frozen=True)
 class Start:
-    """A network in its order, what it may cost, and -log of what pruning and removed activations leave explained."""
+    """A network in its order, what it is to cost, and -log of what pruning and removed activations leave explained."""
 
     pricing: Pricing
     fisher: Mapping[str, Floats]
+    target: float
     budget: Budget
     division: Division
     pruning_loss: float
@@ -57,9 +59,9 @@ class Start:
         """What explains most; where nothing meets the target, what comes nearest."""
         return self.loss, self.budget.least_ms
 
-    def bound(self, target: float) -> float:
-        """The error bound of its plan at the end."""
-        chosen = self.division[1].masks(energy(self.pricing.stage, self.fisher), target)
+    def bound(self) -> float:
+        """The error bound of its plan at the end, with the weights of now."""
+        chosen = self.division[1].masks(energy(self.pricing.stage, self.fisher), self.target)
         return self.pricing.plan({key: choice.keep for key, choice in chosen.items()}).error_bound
 
 
@@ -75,74 +77,78 @@ class Search:
     rows: int = 0
     removal: bool = True
 
-    def run(self, rings: Sequence[int]) -> Start:
+    def run(self, rings: Sequence[int], headroom: float = 1.0) -> Start:
         """The network as it stands, or without activations as long as what is left explains more; then on one of `rings`.
 
+        On a smaller ring than the dense plan's, the error bound may be the budget of the whole network over `headroom`.
         ModelError, with the floor, for a target below all of their floors.
         """
-        best, stage = self.prepared(self.dense), self.dense.stage
+        best, stage = self.prepared(self.dense, self.target), self.dense.stage
         fixed = bool(self.rows or stage.net.masks or stage.net.rounding or stage.quantizers)
         while self.removal and not fixed:
-            found = min(self._rivals(best, rings), key=Start.rank, default=best)
+            found = min(self._rivals(best, rings, headroom), key=Start.rank, default=best)
             if found.rank() >= best.rank():
                 break
             best = found
         best.budget.need(self.target)
         return best
 
-    def _rivals(self, start: Start, rings: Sequence[int]) -> Iterator[Start]:
+    def _rivals(self, start: Start, rings: Sequence[int], headroom: float) -> Iterator[Start]:
         """With one activation less, what loses least by that first; what loses too much by that alone is left out."""
         stage, least = start.pricing.stage, start.loss
         stand_ins = lines(stage.net, stage.x[:_SAMPLES])
         for name, line in sorted(stand_ins.items(), key=lambda item: item[1].lost):
-            if start.removal_loss + line.lost < least and (found := self._without(start, name, line, rings)):
+            if start.removal_loss + line.lost < least and (found := self._without(start, name, line, rings, headroom)):
                 least = min(least, found.loss)
                 yield found
 
-    def _without(self, start: Start, name: str, line: Line, rings: Sequence[int]) -> Start | None:
-        """On the smallest ring whose error the margins of the whole network allow; what ring the target needs is open there."""
+    def _without(self, start: Start, name: str, line: Line, rings: Sequence[int], headroom: float) -> Start | None:
+        """On the smallest ring whose error the margins of the whole network allow: fewer weights err less."""
         stage, table = start.pricing.stage, self.dense.table
         cost = planned_ms(stage.x[:_COST_SAMPLES], table)
         stage = replace(stage, net=without(stage.net, {name: line}, stage.x[:_SAMPLES], cost))
-        allowed = error_budget(calibrated(self.dense.stage, {}))
-        loss, removed = start.removal_loss + line.lost, (*start.removed, name)
+        allowed = error_budget(calibrated(self.dense.stage, {})) / headroom
         for degree in sorted(rings):
-            try:
-                found = replace(self.prepared(Pricing(stage, table, degree)), removal_loss=loss, removed=removed)
-            except DoesNotFit:
-                continue
-            if degree >= self.dense.degree or np.isinf(found.loss) or found.bound(self.target) <= allowed:
-                return found
+            for share in _SPENT:
+                try:
+                    found = self.prepared(Pricing(stage, table, degree), share * self.target)
+                except DoesNotFit:
+                    break
+                if degree >= self.dense.degree or np.isinf(found.loss) or found.bound() <= allowed:
+                    return replace(found, removal_loss=start.removal_loss + line.lost, removed=(*start.removed, name))
         return None
 
-    def prepared(self, pricing: Pricing) -> Start:
+    def prepared(self, pricing: Pricing, target: float) -> Start:
         """A network with its channels in order and its budget divided, where the target is not below its floor."""
         stage = pricing.stage
         model = stage.graph().to_model(stage.name, stage.input_spec)
         plain_ms = pricing.of({}, pitched=False)
         budget = budget_of(model, pricing.degree, pricing.table, plain_ms, gather=self.gather)
         fisher = self._fisher(stage)
-        if self.target < budget.least_ms:
-            return Start(pricing, fisher, budget, (budget, budget), np.inf)
+        if target < budget.least_ms:
+            return Start(pricing, fisher, target, budget, (budget, budget), np.inf)
         if self.reorder:
-            order = reordering_for(stage.net, energy(stage, fisher), budget, self.target)
+            order = reordering_for(stage.net, energy(stage, fisher), budget, target)
             fisher = order.applied(fisher)
             stage = replace(stage, net=moved_net(stage.net, order))
-        return Start(replace(pricing, stage=stage), fisher, budget, *self._division(stage, budget, fisher))
+        division, loss = self._division(stage, budget, fisher, target)
+        return Start(replace(pricing, stage=stage), fisher, target, budget, division, loss)
 
-    def _division(self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats]) -> tuple[Division, float]:
+    def _division(
+        self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float
+    ) -> tuple[Division, float]:
         """What may be on the way and at the end, and what that fails to explain: rows of the length asked for, or the best."""
         now, covariances = weights(stage.net), input_covariances(stage.net, stage.x[:_SAMPLES])
 
         def loss(division: Division) -> float:
             end = division[1]
-            chosen = end.masks(energy(stage, fisher), self.target)
-            return unexplained(chosen, now, covariances) if end.total_ms(chosen) <= self.target else np.inf
+            chosen = end.masks(energy(stage, fisher), target)
+            return unexplained(chosen, now, covariances) if end.total_ms(chosen) <= target else np.inf
 
         if self.rows:
             divisions = [(budget.with_rows(self.rows), budget.with_rows(self.rows, exactly=True))]
         else:
-            divisions = [division for division in budget.divisions() if division[1].least_ms <= self.target]
+            divisions = [division for division in budget.divisions() if division[1].least_ms <= target]
         losses = [loss(division) for division in divisions]
         best = int(np.argmin(losses))
         return divisions[best], losses[best]

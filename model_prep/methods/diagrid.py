@@ -35,6 +35,7 @@ from .method import Card, Method, register
 __all__ = ["DiaGrid"]
 
 Floats = npt.NDArray[np.float64]
+_HEADROOMS = (1.0, 2.0, np.inf)  # of the error on a smaller ring; with the last one only the dense plan's is left
 
 
 @register(
@@ -93,21 +94,20 @@ class DiaGrid(Method):
         target = self.target_ms or self.target_share * dense_ms
         search = Search(dense, target, self.saliency, self.gather, self.reorder, self.rows, self.removal)
         whole, rings = stage.net, [self.degree] if self.degree else [n for n in DEGREES if n <= dense.degree]
-        while True:
-            start = search.run(rings)
-            pricing, mask = self._pruned(stage, start, target)
-            if len(rings) == 1 or pricing.degree == dense.degree or pricing.holds(mask.keep):
+        for headroom in _HEADROOMS:
+            start = search.run(rings, headroom)
+            pricing, mask = self._pruned(stage, start)
+            if pricing.degree == dense.degree or pricing.holds(mask.keep):
                 break
-            rings = [n for n in rings if n > pricing.degree]  # trained, it errs too much there: once more
-            stage.replace_net(whole)
+            stage.replace_net(whole)  # trained, it errs too much on that ring: once more
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep))
         stage.report(degree=pricing.degree, removed=list(start.removed))
 
-    def _pruned(self, stage: Stage, start: Start, target: float) -> tuple[Pricing, Mask]:
+    def _pruned(self, stage: Stage, start: Start) -> tuple[Pricing, Mask]:
         """The network of a start, trained while its plan comes down to the target."""
         stage.replace_net(start.pricing.stage.net)
-        pricing, fisher = replace(start.pricing, stage=stage), start.fisher
+        pricing, fisher, target = replace(start.pricing, stage=stage), start.fisher, start.target
         way, end = start.division
         end = pricing.corrected(end, energy(stage, fisher), target)
         self._towards(stage, end, fisher, target)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from model_prep import Recipe
-from model_prep.methods.polynomials import ChosenDegrees
 from secateur.artifacts import find_recipe
 
 RECIPE = """
@@ -45,9 +44,8 @@ def test_a_recipe_is_measured_against_its_dense_twin(script: Any, said: Any, tmp
     assert {file.name: file.stat().st_mtime_ns for file in states.iterdir()} == kept, "nothing was trained again"
 
 
-def test_a_dense_twin_keeps_every_activation(script: Any) -> None:
-    recipe = Recipe.load(find_recipe("mnist-mlp-linearized"))
+def test_a_dense_twin_is_all_but_diagrid(script: Any) -> None:
+    recipe = Recipe.load(find_recipe("mnist-mlp-diagrid"))
     twin = script("diagrid").dense_twin(recipe)
-    assert [step.card.name for step in recipe.steps] == ["polynomials", "diagrid"]
-    (only,) = twin.steps
-    assert isinstance(only, ChosenDegrees) and only.remove == () and twin.teacher == recipe.teacher
+    assert [step.card.name for step in recipe.steps] == ["quadratics", "diagrid"]
+    assert twin.steps == recipe.steps[:1] and twin.teacher == recipe.teacher

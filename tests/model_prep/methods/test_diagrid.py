@@ -153,7 +153,7 @@ def test_a_ring_on_which_the_trained_network_errs_too_much_is_left(monkeypatch: 
 
     monkeypatch.setattr(Pricing, "holds", never)
     found = made(target_share=0.24, training={"epochs": 1, "learning_rate": 4e-3}).metadata["steps"][1]
-    assert asked == [4096] and found["degree"] == 8192, "that of the dense plan is not asked about"
+    assert set(asked) == {4096} and len(asked) <= 2 and found["degree"] == 8192, "the dense plan's is not asked about"
     assert found["planned_ms"] <= found["target_ms"]
 
 

@@ -36,6 +36,8 @@ def test_a_recipe_is_measured_against_its_dense_twin(script: Any, said: Any, tmp
     assert set(record["accuracy"]) == set(row["measured_ms"]) == {"dense", "diagrid"}
     assert row["predicted_ms"]["diagrid"] <= 0.75 * row["predicted_ms"]["dense"]
     assert row["ratio"] == pytest.approx(row["measured_ms"]["dense"] / row["measured_ms"]["diagrid"])
+    assert set(row["prediction_error"]) == {"dense", "diagrid"}
+    assert all(abs(wrong) < 1 for wrong in row["prediction_error"].values())
     assert row["argmax_same"] == 3 and 0 < row["largest_error"] <= 1.5 * row["error_bound"]
     kept = {file.name: file.stat().st_mtime_ns for file in states.iterdir()}
     assert len(kept) == 3, "the teacher and the quadratics once for both networks, and DiaGrid"

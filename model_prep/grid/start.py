@@ -67,7 +67,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Search:
-    """The start for a `target` in milliseconds, from a network priced as it stands (`dense`); settings are DiaGrid's."""
+    """The start for a `target` in milliseconds, from a network priced as it stands (`dense`); the rest are DiaGrid's settings."""
 
     dense: Pricing
     target: float
@@ -83,7 +83,7 @@ class Search:
         On a smaller ring than the dense plan's, the error bound may be the budget of the whole network over `headroom`.
         ModelError, with the floor, for a target below all of their floors.
         """
-        best, stage = self.prepared(self.dense, self.target), self.dense.stage
+        best, stage = self._prepared(self.dense, self.target), self.dense.stage
         fixed = bool(self.rows or stage.net.masks or stage.net.rounding or stage.quantizers)
         while self.removal and not fixed:
             found = min(self._rivals(best, rings, headroom), key=Start.rank, default=best)
@@ -111,14 +111,14 @@ class Search:
         for degree in sorted(rings):
             for share in _SPENT:
                 try:
-                    found = self.prepared(Pricing(stage, table, degree), share * self.target)
+                    found = self._prepared(Pricing(stage, table, degree), share * self.target)
                 except DoesNotFit:
                     break
                 if degree >= self.dense.degree or np.isinf(found.loss) or found.bound() <= allowed:
                     return replace(found, removal_loss=start.removal_loss + line.lost, removed=(*start.removed, name))
         return None
 
-    def prepared(self, pricing: Pricing, target: float) -> Start:
+    def _prepared(self, pricing: Pricing, target: float) -> Start:
         """A network with its channels in order and its budget divided, where the target is not below its floor."""
         stage = pricing.stage
         model = stage.graph().to_model(stage.name, stage.input_spec)

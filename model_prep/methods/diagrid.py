@@ -4,7 +4,7 @@ A layer in diagonal packing is a grid of products on baby and giant lines of rot
 information times the squared weight; neurons are reordered so that the grid that may stay holds most of it; then what loses
 least saliency per predicted millisecond goes, line by line and cell by cell over all layers together, while training goes
 on, until the plan meets its budget. A dense first layer may instead be gathered by the client, where rows of equal length
-cost next to nothing. (ckks-compression.md, section F2; grids: Halevi, Shoup, CRYPTO 2018; reweighted groups: Ma et al.,
+cost next to nothing. Where the budget is tight, activations go before weights (model_prep.grid.start). (ckks-compression.md, section F2; grids: Halevi, Shoup, CRYPTO 2018; reweighted groups: Ma et al.,
 arXiv 2001.08357; load-balanced rows: Sun et al., arXiv 2112.10898.)
 """
 
@@ -54,11 +54,13 @@ class DiaGrid(Method):
     Prices are those of `backend`'s shipped cost table (empty: the default back end's), at ring `degree` (0: that of the dense
     plan; the pruned network may fit a smaller one, and is then faster than asked). With `removal`, activations go where the
     network without them, merged and often on a smaller ring, explains more within the target than pruning leaves of the
-    network with them; not where `rows` are given, nor in a network that is pruned or quantized already. Sparsity rises
-    over the part `ramp` of the epochs, the budget falling in equal ratios. `saliency` is how many training samples the Fisher information is
-    taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows` weights in each row (0: where
-    layers still explain most of their outputs). `reweighting` and `admm`, off by default, train towards a grid before the descent.
-    Raises ModelError for a target below the floor of the network's shape.
+    network with them; not where `rows` are given, nor in a network that is pruned or quantized already. Should the trained
+    network err too much for such a ring, training starts over with more headroom there.
+
+    Sparsity rises over the part `ramp` of the epochs, the budget falling in equal ratios. `saliency` is how many training
+    samples the Fisher information is taken over; 0 ranks by squared weights alone. A gathered first layer keeps `rows`
+    weights in each row (0: where layers still explain most of their outputs). `reweighting` and `admm`, off by default,
+    train towards a grid before the descent. Raises ModelError for a target below the floor of the network's shape.
     """
 
     target_ms: float = 0.0
@@ -92,7 +94,10 @@ class DiaGrid(Method):
         dense = Pricing(stage, table, self.degree or compile(calibrated(stage, {}), table=table).params.degree)
         dense_ms = dense.of({})
         target = self.target_ms or self.target_share * dense_ms
-        search = Search(dense, target, self.saliency, self.gather, self.reorder, self.rows, self.removal)
+        search = Search(
+            dense, target, saliency=self.saliency, gather=self.gather, reorder=self.reorder, rows=self.rows,
+            removal=self.removal,
+        )  # fmt: skip
         whole, rings = stage.net, [self.degree] if self.degree else [n for n in DEGREES if n <= dense.degree]
         for headroom in _HEADROOMS:
             start = search.run(rings, headroom)

@@ -2,8 +2,11 @@
 
 Run `python benchmarks/sparsity.py [--json]` on a machine that does nothing else. Five checks on the tenseal back end:
 unstructured zeros do nothing in diagonal packing; they pay in proportion in column packing; a grid of diagonals makes the
-MLP and a 1024-1024 layer faster than the planner's own best dense plan; by the ratio that was planned; and 512 queries in
+MLP and a 1024-1024 layer faster than the best dense plan in diagonals; by the ratio that was planned; and 512 queries in
 the packing that the planner chooses, with the crossover it states.
+
+The first and the third are about diagonals alone. What the planner does beyond them changes both answers, and is told
+beside: gathered inputs let unstructured zeros of a first layer pay, pitched copies make hidden dense layers cheap.
 """
 
 from __future__ import annotations
@@ -13,15 +16,16 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from he_runtime import run_clear
+from he_runtime import price, run_clear
 from he_runtime.batching import plan_batch
+from he_runtime.cost import load_default
 from he_runtime.cost.calibrate import machine_name
 from he_runtime.model import CompressedModel, InputSpec, Node, OutputSpec
 from he_runtime.reference import calibrate
@@ -45,6 +49,7 @@ TARGETS = {
 Record = dict[str, Any]
 _DENSE = Point(DIAGONAL, DENSE, 0.0)
 _GRID = Point(DIAGONAL, "grid", GRID_SPARSITY)
+_DIAGONALS_ALONE = {"pitched": False, "input_packings": ("plain", "windows", "staggered")}
 
 
 def layer(size: int, seed: int = 0) -> CompressedModel:
@@ -84,11 +89,12 @@ class Bench:
         there = {record["name"] for record in self.log.records}
         missing = [point for point in points if names[point] not in there]
         if missing:
-            study = Study.of(make())
+            study = Study.of(make(), backend=BACKEND, **_DIAGONALS_ALONE)
             plans = {point: study.plan(point) for point in missing}
-            found = self.timer.records(plans)
+            found, free = self.timer.records(plans), replace(study, wish={})
             for point in missing:
-                facts = model_facts(study.sparse(point))
+                best = price(free.plan(point), load_default(BACKEND)).latency_ms
+                facts = model_facts(study.sparse(point)) | {"planner_ms": best}
                 self.log.append({"name": names[point]} | asdict(point) | facts | found[point])
         records = {record["name"]: record for record in self.log.records}
         return [records[names[point]] for point in points]
@@ -109,6 +115,7 @@ def unstructured(bench: Bench, network: str, sparsities: Sequence[float]) -> Rec
         "dense_ms": dense["measured_ms"],
         "sparsities": list(sparsities),
         "measured_ms": [row["measured_ms"] for row in rows],
+        "planner_speedups": [dense["planner_ms"] / row["planner_ms"] for row in rows],
         "largest_change": max(changes, key=abs),
         "ok": max(map(abs, changes)) < TARGETS["unstructured_change"],
     }
@@ -135,7 +142,7 @@ def column(bench: Bench, network: str, sparsities: Sequence[float]) -> Record:
 
 
 def grid(bench: Bench, name: str, make: Callable[[], CompressedModel], target: float) -> Record:
-    """Speedup of a grid of diagonals over the planner's own dense plan, measured and planned."""
+    """Speedup of a grid of diagonals over the dense plan in diagonals, measured and planned; and of all that the planner can."""
     points = [_DENSE, _GRID]
     dense, sparse = bench.points(name, make, points)
     measured, planned = (dense[key] / sparse[key] for key in ("measured_ms", "predicted_ms"))
@@ -148,6 +155,7 @@ def grid(bench: Bench, name: str, make: Callable[[], CompressedModel], target: f
         "products": [dense["products"], sparse["products"]],
         "measured_speedup": measured,
         "planned_speedup": planned,
+        "planner_speedup": dense["planner_ms"] / sparse["planner_ms"],
         "ratio_error": measured / planned - 1,
         "target": target,
         "ok": measured >= target and abs(measured / planned - 1) <= TARGETS["planned_ratio_error"],
@@ -215,7 +223,8 @@ def render(record: Record) -> None:
     for c in (record["grid_mlp"], record["grid_layer"]):
         print(
             f"{_word(c)} grid at {c['sparsity']:.1%} zeros on {c['network']}: {c['measured_speedup']:.2f} times faster "
-            f"(planned {c['planned_speedup']:.2f}, target {c['target']}): {c['dense_ms']:.0f} to {c['sparse_ms']:.0f} ms"
+            f"(planned {c['planned_speedup']:.2f}, target {c['target']}): {c['dense_ms']:.0f} to {c['sparse_ms']:.0f} ms; "
+            f"of all that the planner can {c['planner_speedup']:.2f} times"
         )
     for d in record["batches"]:
         print(

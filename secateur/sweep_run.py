@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ class Study:
     """A network with nothing pruned, from which sparse ones are made and planned.
 
     All are held to the error bound of the dense network, `max_error`, and their patterns follow its packing on the ring
-    `degree` that its plan needs.
+    `degree` that its plan needs. `wish` is passed on to `compile`.
     """
 
     model: CompressedModel
@@ -79,18 +79,19 @@ class Study:
     max_error: float
     degree: int
     backend: str = "tenseal"
+    wish: Mapping[str, Any] = field(default_factory=dict)
     _sparse: dict[tuple[str, float], CompressedModel] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, model: CompressedModel, seed: int = 0, backend: str = "tenseal") -> Study:
+    def of(cls, model: CompressedModel, seed: int = 0, backend: str = "tenseal", **wish: Any) -> Study:
         """Plans the dense network once, for a back end. Raises DoesNotFit where no ring holds it."""
         from he_runtime import compile
         from he_runtime.cost import load_default
         from he_runtime.wish import error_budget
 
         budget = error_budget(model)
-        planned = compile(model, max_error=budget, table=load_default(backend))
-        return cls(model, seed, budget, planned.params.degree, backend)
+        planned = compile(model, max_error=budget, table=load_default(backend), **wish)
+        return cls(model, seed, budget, planned.params.degree, backend, wish)
 
     def sparse(self, point: Point) -> CompressedModel:
         """The network of a point; the last one is kept."""
@@ -119,7 +120,9 @@ class Study:
             try:
                 batch = _batch(point.packing, degree // 2)
                 table = load_default(self.backend)
-                return compile(model, degrees=(degree,), max_error=self.max_error, batch=batch, table=table)
+                return compile(
+                    model, degrees=(degree,), max_error=self.max_error, batch=batch, table=table, **self.wish
+                )
             except DoesNotFit as error:
                 why = why or error.message
         raise DoesNotFit(why)

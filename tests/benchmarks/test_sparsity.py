@@ -23,6 +23,7 @@ def test_every_check_is_made(
         assert speedup["rotations"][1] < speedup["rotations"][0]
         assert speedup["measured_speedup"] == pytest.approx(speedup["dense_ms"] / speedup["sparse_ms"])
         assert speedup["ratio_error"] == pytest.approx(speedup["measured_speedup"] / speedup["planned_speedup"] - 1)
+    assert record["grid_layer"]["planner_speedup"] > 1
     assert record["column"]["weights"] == sorted(record["column"]["weights"], reverse=True)
     (batch,) = record["batches"]
     assert batch["samples"] == 8 and 1 < batch["batch"] <= 8
@@ -44,9 +45,10 @@ def bench_with(module: Any, path: Path, times: dict[str, float]) -> Any:
                 "predicted_ms": ms,
                 "nonzeros": ms,
                 "actual_sparsity": 0.9,
+                "planner_ms": ms / 2,
                 "rotations": 1,
+                "products": 1,
             }
-            | {"products": 1}
         )
     return module.Bench(log, runs=1)
 
@@ -58,6 +60,7 @@ def test_unstructured_zeros_must_not_matter(script: Any, tmp_path: Path, sparse_
     found = module.unstructured(bench_with(module, tmp_path / "log", times), "net", (0.9,))
     assert found["ok"] is ok
     assert found["largest_change"] == pytest.approx(sparse_ms / 100 - 1)
+    assert found["planner_speedups"] == pytest.approx([100 / sparse_ms])
 
 
 @pytest.mark.parametrize(
@@ -67,11 +70,13 @@ def test_a_grid_must_pay_as_planned(script: Any, tmp_path: Path, sparse: float, 
     module = script("sparsity")
     log = PointLog(tmp_path / "log", {})
     shared = {"actual_sparsity": 0.9, "rotations": 1, "products": 1}
-    log.append({"name": "net, diagonal, dense, 0", "measured_ms": 100.0, "predicted_ms": 100.0, **shared})
-    log.append({"name": "net, diagonal, grid, 0.9", "measured_ms": sparse, "predicted_ms": planned, **shared})
+    dense = {"measured_ms": 100.0, "predicted_ms": 100.0, "planner_ms": 60.0}
+    log.append({"name": "net, diagonal, dense, 0", **dense, **shared})
+    grid = {"measured_ms": sparse, "predicted_ms": planned, "planner_ms": 40.0}
+    log.append({"name": "net, diagonal, grid, 0.9", **grid, **shared})
     found = module.grid(module.Bench(log, 1), "net", lambda: None, 2.5)
     assert found["ok"] is ok
-    assert found["measured_speedup"] == pytest.approx(100 / sparse)
+    assert found["measured_speedup"] == pytest.approx(100 / sparse) and found["planner_speedup"] == 1.5
 
 
 @pytest.mark.parametrize(("middle", "ok"), [(55.0, True), (80.0, False)])

@@ -136,7 +136,7 @@ ROWS: dict[str, Row] = {
     "trace": Row("trace", COLUMN, "ratio", (0.25, 0.5, 0.75), (0.5, 0.75)),
     "diagonals": Row("diagonals", DIAGONAL, "density", _SHARES, (0.25, 0.1)),
     "diagrid": Row(
-        "diagrid", DIAGONAL, "target_share", (0.75, 0.5, 0.25, 0.15), (0.35, 0.12), fixed={"backend": BACKEND}
+        "diagrid", DIAGONAL, "target_share", (0.75, 0.6, 0.5, 0.25, 0.15), (0.35, 0.12), fixed={"backend": BACKEND}
     ),
     "gather-scatter": Row("gather-scatter", DIAGONAL, "density", _SHARES, (0.25, 0.125)),
     "gather-scatter-removed": Row(

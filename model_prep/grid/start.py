@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +94,11 @@ class Search:
         best.budget.need(self.target)
         return best
 
+    @cached_property
+    def _allowed(self) -> float:
+        """What the margins of the whole network allow an error bound to be."""
+        return error_budget(calibrated(self.dense.stage, {}))
+
     def _rivals(self, start: Start, rings: Sequence[int], headroom: float) -> Iterator[Start]:
         """With one activation less, what loses least by that first; what loses too much by that alone is left out."""
         stage, least = start.pricing.stage, start.loss
@@ -107,14 +113,13 @@ class Search:
         stage, table = start.pricing.stage, self.dense.table
         cost = planned_ms(stage.x[:_COST_SAMPLES], table)
         stage = replace(stage, net=without(stage.net, {name: line}, stage.x[:_SAMPLES], cost))
-        allowed = error_budget(calibrated(self.dense.stage, {})) / headroom
         for degree in sorted(rings):
             for share in _SPENT:
                 try:
                     found = self._prepared(Pricing(stage, table, degree), share * self.target)
                 except DoesNotFit:
                     break
-                if degree >= self.dense.degree or np.isinf(found.loss) or found.bound() <= allowed:
+                if degree >= self.dense.degree or np.isinf(found.loss) or found.bound() * headroom <= self._allowed:
                     return replace(found, removal_loss=start.removal_loss + line.lost, removed=(*start.removed, name))
         return None
 

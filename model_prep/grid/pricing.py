@@ -20,10 +20,10 @@ from ..masks import Bools
 from ..stage import Stage
 from .budget import Budget
 
-__all__ = ["Pricing", "calibrated"]
+__all__ = ["SAMPLES", "Pricing", "calibrated"]
 
 Floats = npt.NDArray[np.float64]
-_SAMPLES = 2048  # to calibrate on
+SAMPLES = 2048  # to calibrate and measure on
 _CORRECTIONS = 6
 _ANY_ERROR = 1e3  # of a logit
 
@@ -34,7 +34,7 @@ def calibrated(stage: Stage, keep: Mapping[str, Bools]) -> CompressedModel:
     cut = {key: np.asarray(graph.arrays[key]) * mask for key, mask in keep.items()}
     graph = replace(graph, arrays={**graph.arrays, **cut})
     model = fold(graph).to_model("diagrid", stage.input_spec)
-    return calibrate(model, stage.x[:_SAMPLES].astype(np.float64))
+    return calibrate(model, stage.x[:SAMPLES].astype(np.float64))
 
 
 @dataclass(frozen=True)

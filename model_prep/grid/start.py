@@ -21,7 +21,7 @@ from ..polynomials.merging import planned_ms
 from ..stage import Stage
 from .budget import Budget, budget_of
 from .explained import input_covariances, unexplained
-from .pricing import Pricing, calibrated
+from .pricing import SAMPLES, Pricing, calibrated
 from .removal import Line, lines, without
 from .reorder import moved_net, reordering_for
 
@@ -29,7 +29,6 @@ __all__ = ["Search", "Start", "energy"]
 
 Division = tuple[Budget, Budget]  # what may be on the way, and at the end
 Floats = npt.NDArray[np.float64]
-_SAMPLES = 2048  # to measure on
 _COST_SAMPLES = 256  # to calibrate plans that are only compared
 _SPENT = (1.0, 0.85, 0.7, 0.55)  # of the target, on a ring that holds no more
 
@@ -102,7 +101,7 @@ class Search:
     def _rivals(self, start: Start, rings: Sequence[int], headroom: float) -> Iterator[Start]:
         """With one activation less, what loses least by that first; what loses too much by that alone is left out."""
         stage, least = start.pricing.stage, start.loss
-        stand_ins = lines(stage.net, stage.x[:_SAMPLES])
+        stand_ins = lines(stage.net, stage.x[:SAMPLES])
         for name, line in sorted(stand_ins.items(), key=lambda item: item[1].lost):
             if start.removal_loss + line.lost < least and (found := self._without(start, name, line, rings, headroom)):
                 least = min(least, found.loss)
@@ -112,7 +111,7 @@ class Search:
         """On the smallest ring whose error the margins of the whole network allow: fewer weights err less."""
         stage, table = start.pricing.stage, self.dense.table
         cost = planned_ms(stage.x[:_COST_SAMPLES], table)
-        stage = replace(stage, net=without(stage.net, {name: line}, stage.x[:_SAMPLES], cost))
+        stage = replace(stage, net=without(stage.net, {name: line}, stage.x[:SAMPLES], cost))
         for degree in sorted(rings):
             for share in _SPENT:
                 try:
@@ -143,7 +142,7 @@ class Search:
         self, stage: Stage, budget: Budget, fisher: Mapping[str, Floats], target: float
     ) -> tuple[Division, float]:
         """What may be on the way and at the end, and what that fails to explain: rows of the length asked for, or the best."""
-        now, covariances = weights(stage.net), input_covariances(stage.net, stage.x[:_SAMPLES])
+        now, covariances = weights(stage.net), input_covariances(stage.net, stage.x[:SAMPLES])
 
         def loss(division: Division) -> float:
             end = division[1]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..polynomials.approximation import fit_line
+from ..polynomials.approximation import by_channel, fit_line
 from ..polynomials.merging import Cost, simplified
 from ..trainable import TrainableGraph
 from .explained import outputs_of
@@ -41,7 +41,7 @@ def lines(net: TrainableGraph, x: Float32) -> dict[str, Line]:
     """
     nodes = [net.graph.node(name) for name in net.sites if net.graph.node(name).op in ("quadratic", "polynomial")]
     seen = outputs_of(net, {name for node in nodes for name in (*node.inputs, node.name)}, x)
-    return {node.name: _nearest(_by_channel(seen[node.inputs[0]]), _by_channel(seen[node.name])) for node in nodes}
+    return {node.name: _nearest(by_channel(seen[node.inputs[0]]), by_channel(seen[node.name])) for node in nodes}
 
 
 def without(net: TrainableGraph, removed: Mapping[str, Line], x: Float32, cost: Cost) -> TrainableGraph:
@@ -60,8 +60,3 @@ def _nearest(inputs: Floats, outputs: Floats) -> Line:
     return Line(
         scale, shift, loss_of(float(outputs.var(1).sum() - (missed**2).mean(1).sum()), float(outputs.var(1).sum()))
     )
-
-
-def _by_channel(values: Floats) -> Floats:
-    """(n, channels, *plane) -> (channels, n * plane)."""
-    return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)

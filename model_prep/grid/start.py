@@ -17,7 +17,7 @@ from he_runtime.wish import error_budget
 
 from ..channels.fisher import diagonal_fisher
 from ..cores.session import weights
-from ..polynomials.merging import planned_ms
+from ..polynomials.merging import COST_SAMPLES, planned_ms
 from ..stage import Stage
 from .budget import Budget, budget_of
 from .explained import input_covariances, unexplained
@@ -29,7 +29,6 @@ __all__ = ["Search", "Start", "energy"]
 
 Division = tuple[Budget, Budget]  # what may be on the way, and at the end
 Floats = npt.NDArray[np.float64]
-_COST_SAMPLES = 256  # to calibrate plans that are only compared
 _SPENT = (1.0, 0.85, 0.7, 0.55)  # of the target, on a ring that holds no more
 
 
@@ -110,7 +109,7 @@ class Search:
     def _without(self, start: Start, name: str, line: Line, rings: Sequence[int], headroom: float) -> Start | None:
         """On the smallest ring whose error the margins of the whole network allow: fewer weights err less."""
         stage, table = start.pricing.stage, self.dense.table
-        cost = planned_ms(stage.x[:_COST_SAMPLES], table)
+        cost = planned_ms(stage.x[:COST_SAMPLES], table)
         stage = replace(stage, net=without(stage.net, {name: line}, stage.x[:SAMPLES], cost))
         for degree in sorted(rings):
             for share in _SPENT:

@@ -17,7 +17,7 @@ from he_runtime.errors import ModelError
 from ..graph import LINEAR_OPS, Graph
 from ..polynomials.approximation import replace_progressively
 from ..polynomials.degrees import DEGREES, choose_degrees, measure_losses, measure_ms, planned_levels
-from ..polynomials.merging import planned_ms, simplified
+from ..polynomials.merging import COST_SAMPLES, planned_ms, simplified
 from ..polynomials.polynomial import constrain
 from ..settings import require
 from ..stage import Stage
@@ -29,7 +29,6 @@ from .quadratics import FIT_SAMPLES, Quadratics
 __all__ = ["ChosenDegrees"]
 
 ORDERS = ("together", "progressive")
-_COST_SAMPLES = 256  # to calibrate plans that are only compared
 
 
 @register(
@@ -82,7 +81,7 @@ class ChosenDegrees(Quadratics):
             self._progressively(stage, degrees)
         layers = _layers(stage.net.graph)
         if min(degrees.values(), default=2) < 2:
-            cost = planned_ms(stage.x[:_COST_SAMPLES])
+            cost = planned_ms(stage.x[:COST_SAMPLES])
             stage.replace_net(simplified(stage.net, stage.x[:FIT_SAMPLES], cost))
         merged = layers - _layers(stage.net.graph)
         levels = planned_levels(before, degrees)
@@ -98,7 +97,7 @@ class ChosenDegrees(Quadratics):
             return dict.fromkeys(names, 2 if self.degree is None else self.degree) | fixed
         x = stage.x[:FIT_SAMPLES]
         losses = measure_losses(graph, x, self.candidates, keep=fixed)
-        ms = measure_ms(graph, x[:_COST_SAMPLES], self.candidates, keep=fixed) if self.loss_per_ms else None
+        ms = measure_ms(graph, x[:COST_SAMPLES], self.candidates, keep=fixed) if self.loss_per_ms else None
         selection = choose_degrees(graph, losses, self.levels, ms=ms, loss_per_ms=self.loss_per_ms)
         stage.report(selection=selection.to_json())
         return dict(selection.chosen.degrees)

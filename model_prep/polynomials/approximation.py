@@ -26,7 +26,7 @@ from ..trainable import Site, TrainableGraph
 from .activations import evaluate
 from .polynomial import MIN_STD, RANGE_MARGIN, quadratic_site
 
-__all__ = ["Train", "fit_chebyshev", "fit_line", "replace_progressively", "replace_sites"]
+__all__ = ["Train", "by_channel", "fit_chebyshev", "fit_line", "replace_progressively", "replace_sites"]
 
 Float32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
@@ -65,6 +65,11 @@ def fit_line(samples: Floats, values: Floats) -> tuple[Floats, Floats]:
     variance = np.maximum(((samples - center) ** 2).mean(1), MIN_STD**2)
     slope = ((samples - center) * (values - mean)).mean(1) / variance
     return slope, mean[:, 0] - slope * center[:, 0]
+
+
+def by_channel(values: Floats) -> Floats:
+    """(n, channels, *plane) -> (channels, n * plane)."""
+    return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1)
 
 
 @torch.no_grad()
@@ -125,7 +130,7 @@ def _replaced(graph: Graph, node: Node, seen: Floats, degree: int, spread: float
     if degree == 2:
         return quadratic_site(graph, node, seen)
     shared = seen.ndim == 2
-    samples = seen.reshape(1, -1) if shared else np.moveaxis(seen, 1, 0).reshape(seen.shape[1], -1)
+    samples = seen.reshape(1, -1) if shared else by_channel(seen)
     site = Site(dict(node.attrs), np.ones(1), RANGE_MARGIN * float(np.abs(seen).max()))
     if degree < 2:
         slope, shift = fit_line(samples, evaluate(node.attrs, samples))

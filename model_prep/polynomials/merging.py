@@ -31,10 +31,11 @@ from ..graph import LINEAR_OPS, Graph
 from ..trainable import Site, TrainableGraph
 from .polynomial import MIN_STD, RANGE_MARGIN
 
-__all__ = ["merge_linear", "planned_ms", "simplified"]
+__all__ = ["COST_SAMPLES", "merge_linear", "planned_ms", "simplified"]
 
 Floats = npt.NDArray[np.float64]
 Cost = Callable[[Graph], float]
+COST_SAMPLES = 256  # to calibrate plans that are only compared
 
 
 def merge_linear(graph: Graph, cost: Cost | None = None) -> Graph:

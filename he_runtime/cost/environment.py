@@ -10,7 +10,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-__all__ = ["MAX_AGE_DAYS", "Environment", "here", "machine_name"]
+__all__ = ["MAX_AGE_DAYS", "Environment", "here", "machine_name", "processor_name"]
 
 MAX_AGE_DAYS = 180  # firmware and kernels change too
 
@@ -64,10 +64,17 @@ def _version(package: str) -> str | None:
 
 @cache
 def machine_name() -> str:
-    """The processor as /proc/cpuinfo names it, else the platform's word for it."""
+    """The processor as /proc/cpuinfo describes it, else the platform's word for it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = processor_name(Path("/proc/cpuinfo").read_text())
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        found = ""
+    return found or platform.processor() or platform.machine()
+
+
+def processor_name(cpuinfo: str) -> str:
+    """The first processor's name with its family and model: virtual machines call many generations the same."""
+    first, _, _ = cpuinfo.partition("\n\n")
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    known = [f"{what} {fields[key]}" for what, key in (("family", "cpu family"), ("model", "model")) if key in fields]
+    return fields.get("model name", "") + (f" ({', '.join(known)})" if known and "model name" in fields else "")

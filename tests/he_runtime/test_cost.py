@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 
 from he_runtime.cost import price
+from he_runtime.cost.environment import processor_name
 from he_runtime.errors import PlanError
 from he_runtime.ring import KeySetSpec
 from he_runtime.wire import ciphertexts_byte_size, key_set_byte_size
@@ -107,6 +108,22 @@ def test_a_foreign_or_stale_table_is_named(change: dict[str, object], says: str)
     assert report.confidence == f"order of magnitude, {says}"
     assert report.high_ms / report.low_ms == pytest.approx(10), "spreads of elsewhere say nothing of here"
     assert table().doubts(HERE) == ()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        (
+            "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nmodel name\t: other\n",
+            "AMD EPYC (family 25, model 17)",
+        ),
+        ("model name\t: ARMv7 Processor rev 3: v7l\n", "ARMv7 Processor rev 3: v7l"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\ncpu family\t: 6\n", ""),
+        ("", ""),
+    ],
+)
+def test_generations_of_processors_of_one_name_differ(cpuinfo: str, name: str) -> None:
+    assert processor_name(cpuinfo) == name
 
 
 def test_a_table_is_of_one_back_end() -> None:

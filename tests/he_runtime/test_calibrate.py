@@ -82,3 +82,14 @@ def test_calibration_measures_only_what_is_asked_for() -> None:
     assert set(t.entries) == {("rotate", N, 1), ("upload", N, 1), ("download", N, 1)}
     with pytest.raises(ParameterError):
         calibrate("tenseal", params(), [2])
+
+
+def test_uploads_are_timed_in_a_row() -> None:
+    """As plans take them: after other work the first is up to twice as slow as those that follow it."""
+    pytest.importorskip("tenseal")
+    from he_runtime.cost.calibrate import single_operations
+
+    operations = single_operations("tenseal", params(), seconds=0.5)
+    for level in (0, 1):
+        run, calls = operations["upload", N, level]
+        assert run() == calls > 1

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from methods_equal import at_equal_accuracy, render_equal
 from methods_grid import BACKEND, BUDGETS, ROWS, Candidate, candidates, missing
 from methods_report import render, summary, write_plot
 
@@ -26,6 +27,7 @@ from he_runtime.compile import DEGREES
 from he_runtime.cost import CostTable, load_default
 from he_runtime.cost.calibrate import machine_name
 from he_runtime.errors import DoesNotFit, SecateurError
+from he_runtime.lower.input_layouts import GATHERED, INPUT_PACKINGS
 from model_prep import compress
 from model_prep.checkpoints import Checkpoints
 from model_prep.graph import Graph
@@ -105,6 +107,8 @@ class Bench:
             try:
                 plans[packing] = planned(model, packing, self.table)
                 found[packing] = {"fits": True} | priced(plans[packing], self.table)
+                if packing == DIAGONAL:
+                    found[packing]["ungathered_ms"] = ungathered_ms(model, self.table)
             except DoesNotFit as error:
                 found[packing] = {"fits": False, "why": error.message}
         for packing, plan in plans.items():
@@ -129,6 +133,11 @@ def planned(model: CompressedModel, packing: str, table: CostTable) -> Plan:
         except DoesNotFit as error:
             reasons.append(error.message)
     raise DoesNotFit(reasons[0])
+
+
+def ungathered_ms(model: CompressedModel, table: CostTable) -> float:
+    """The price where the client does not order its input by the zeros of the first layer, which it would learn."""
+    return price(compile(model, table=table, input_packings=set(INPUT_PACKINGS) - {GATHERED}), table).latency_ms
 
 
 def priced(plan: Plan, table: CostTable) -> Record:
@@ -233,6 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         "budgets": {name: vars(BUDGETS[name]) for name in dict.fromkeys(c.network for c in wanted)},
         "asked": len(wanted),
         **missing(),
+        "at_equal_accuracy": at_equal_accuracy(points),
         "plot": write_plot(points, options.plot or options.log.with_suffix(".png")),
         "points": points,
     }  # fmt: skip
@@ -240,6 +250,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(record))
     else:
         render(record)
+        render_equal(record["at_equal_accuracy"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from secateur.sweep_run import COLUMN, DIAGONAL
 
 @pytest.fixture
 def modules(script: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """methods.py with the two files that it imports from its own directory."""
+    """methods.py with the files that it imports from its own directory."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     return script("methods")
 
@@ -28,6 +28,11 @@ def grid(modules: Any) -> Any:
 @pytest.fixture
 def report(modules: Any) -> Any:
     return importlib.import_module("methods_report")
+
+
+@pytest.fixture
+def equal(modules: Any) -> Any:
+    return importlib.import_module("methods_equal")
 
 
 def runs_of(settings: Any) -> list[Training]:
@@ -107,6 +112,36 @@ def test_a_packing_that_does_not_fit_gives_way(report: Any) -> None:
     assert found["left_out"] == [{"network": "net", "row": "column", "packing": COLUMN, "why": "too many features"}]
 
 
+def ours(accuracy: float, ms: float, setting: str) -> dict[str, Any]:
+    return point("diagrid", accuracy, ms, 4096.0, setting=setting)
+
+
+def test_times_at_equal_accuracy_lie_between_diagrids_networks(equal: Any, capsys: Any) -> None:
+    grid = [ours(0.98, 40.0, "a"), ours(0.96, 20.0, "b"), ours(0.95, 25.0, "beaten in both"), ours(0.9, 10.0, "c")]
+    others = [
+        point("between", 0.97, 60.0, 4096.0),
+        point("close", 0.98, 44.0, 4096.0),
+        point("below", 0.8, 12.0, 4096.0),
+        point("better", 0.99, 100.0, 4096.0),
+        point("seeds", 0.95, 30.0, 4096.0),
+        point("seeds", 0.97, 50.0, 4096.0, seed=1),
+    ]
+    others[0]["packings"][DIAGONAL]["ungathered_ms"] = 90.0
+    found = {row["method"]: row for row in equal.at_equal_accuracy([*grid, *others])}
+    by_price = {name: row["times"]["by price"] for name, row in found.items()}
+    assert by_price == pytest.approx({"between": 2.0, "close": 1.1, "below": 1.2, "better": None, "seeds": 2.0})
+    assert [name for name, row in found.items() if row["at_least"]] == ["below"]
+    assert found["between"]["times"]["not gathered"] == pytest.approx(3.0)
+    assert found["close"]["times"]["not gathered"] is None
+    equal.render_equal(list(found.values()))
+    out = capsys.readouterr().out
+    assert "by price: met at 2 points, missed at 1, 2 cannot be compared" in out and "> 1.20" in out
+
+
+def test_networks_that_diagrid_was_not_run_on_are_not_compared(equal: Any) -> None:
+    assert equal.at_equal_accuracy([point("alone", 0.9, 10.0, 10.0)]) == []
+
+
 def test_a_picture_and_a_table_are_drawn(report: Any, tmp_path: Path, capsys: Any) -> None:
     points = [point("dense", 0.99, 60.0, 4096.0), point("lossy", 0.9, 20.0, 2048.0)]
     path = tmp_path / "plot.png"
@@ -136,7 +171,8 @@ def test_points_are_made_once_per_recipe_and_code(
     first = said(modules, *arguments)
     assert made == ["dense"] and first["asked"] == 1
     (one,) = first["points"]
-    assert one["packings"][DIAGONAL]["counters_equal"] and one["packings"][DIAGONAL]["measured_ms"] > 0
+    cost = one["packings"][DIAGONAL]
+    assert cost["counters_equal"] and cost["measured_ms"] > 0 and cost["ungathered_ms"] >= cost["predicted_ms"]
     assert one["epochs"] == 2 and one["nonzeros"] == one["flops"] == 64 * 64 * 2 + 640
     second = said(modules, *arguments)
     assert made == ["dense"] and second["points"] == json.loads(json.dumps(first["points"]))

@@ -24,7 +24,7 @@ from ..kernel import status
 from ..plan import SHAPE, Op, Plan
 from ..plan.counts import product_leaf
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, SeededPoly
-from ..wire.expansion import expand_seed
+from ..wire.expansion import expand_seed, expanded
 from .base import Check, Evaluator, no_check
 from .shared_operands import SharedOperands, shapes
 
@@ -181,11 +181,9 @@ class NativeEvaluator(Evaluator[NativeValue]):
         self.stage_seconds: defaultdict[tuple[str, int], float] = defaultdict(float)
 
     def upload(self, data: CiphertextData) -> NativeValue:
-        params = self.plan.params
-        primes = params.primes[: data.level + 1]
-        polys = [expand_seed(p, primes, params.degree) if isinstance(p, SeededPoly) else p for p in data.polys]
+        full = expanded(data, self.plan.params)
         try:
-            return NativeValue(self._kernel.upload(self._ring, data.level, polys), data.scale)
+            return NativeValue(self._kernel.upload(self._ring, data.level, full.polys), data.scale)
         except ValueError as error:
             raise CiphertextMismatch(f"cannot use a ciphertext: {error}", Reason.SIZE_MISMATCH) from error
 

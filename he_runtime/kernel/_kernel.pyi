@@ -14,6 +14,9 @@ def paths() -> list[str]:
 def default_path() -> str:
     """The path of this process; SECATEUR_KERNEL forces one. Raises RuntimeError if that is unavailable."""
 
+def blake2xb_nodes(dst: _U64, roots: _U64, path: str) -> None:
+    """BLAKE2Xb on one path: each root digest of 8 words to 512, for seeds of public polynomials."""
+
 class Ntt:
     def __init__(self, n: int, q: int, path: str) -> None: ...
     @property
@@ -61,9 +64,6 @@ def cached_bytes() -> int:
 
 def release_cached() -> None:
     """Give them back."""
-
-def blake2xb_nodes(out: _U64, roots: _U64) -> None:
-    """Root digests, 8 words each -> the 4096 bytes that each expands to."""
 
 class Task:
     """One call, stopped by `cancel` from any thread (RuntimeError) or by what `poll` raises; a stopped one stays so.

@@ -1,6 +1,7 @@
 // Elementwise operations in four lanes (AVX2 and FMA).
 
 #include "avx2_ntt.hpp"
+#include "blake2xb.hpp"
 #include "lanes4.hpp"
 #include "sums.hpp"
 
@@ -213,6 +214,30 @@ void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& tabl
     }
 }
 
+// Four nodes of BLAKE2Xb.
+struct Quads {
+    typedef u64 Words __attribute__((vector_size(32)));
+    static constexpr std::size_t kCount = 4;
+    template <int bits>
+    static Words rotate_right(Words x) {
+        const auto y = reinterpret_cast<__m256i>(x);
+        if constexpr (bits == 32) return reinterpret_cast<Words>(_mm256_shuffle_epi32(y, 0xb1));
+        if constexpr (bits == 24) return reinterpret_cast<Words>(_mm256_shuffle_epi8(y, bytes_from(3)));
+        if constexpr (bits == 16) return reinterpret_cast<Words>(_mm256_shuffle_epi8(y, bytes_from(2)));
+        return (x >> bits) | (x << (64 - bits));
+    }
+
+  private:
+    // Of every word the bytes from that one on, then those before it.
+    static __m256i bytes_from(long long first) {
+        const long long low = 0x0706050403020100, high = 0x0f0e0d0c0b0a0908;
+        const auto turned = [&](long long word) {
+            return static_cast<long long>(static_cast<u64>(word) >> (8 * first) | static_cast<u64>(word) << (64 - 8 * first));
+        };
+        return _mm256_set_epi64x(turned(high), turned(low), turned(high), turned(low));
+    }
+};
+
 }  // namespace
 
 const Kernel avx2_kernel = {
@@ -222,7 +247,7 @@ const Kernel avx2_kernel = {
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Splits>::dot, Sums<Splits>::dot_pair, Sums<Splits>::gadget_pair, Sums<Splits>::dot_constants,
     convert,           all_below,     lift,
-    round_quotient,    permute,
+    round_quotient,    permute,       Blake2xb<Quads>::nodes,
 };
 
 }  // namespace secateur

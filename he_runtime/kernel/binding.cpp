@@ -213,6 +213,18 @@ void permute(const Galois& galois, AnyArray dst, AnyReadOnly src, const std::str
     kernel.permute(out, in, 0, galois.table(), 0, n);
 }
 
+void blake2xb_nodes(AnyArray dst, AnyReadOnly roots, const std::string& path) {
+    const std::size_t words = roots.size();
+    check_array(roots, words, "roots");
+    if (words % 8 != 0) throw nb::value_error("cannot expand: need 8 words a root");
+    u64* out = output(dst, 64 * words);
+    const u64* in = static_cast<const u64*>(roots.data());
+    if (in < out + 64 * words && out < in + words) throw nb::value_error("cannot use overlapping arrays; try separate ones");
+    const Kernel& kernel = kernel_of(path_named(path));
+    nb::gil_scoped_release release;
+    kernel.blake2xb_nodes(out, in, words / 8);
+}
+
 }  // namespace
 
 NB_MODULE(_kernel, module) {
@@ -227,6 +239,9 @@ NB_MODULE(_kernel, module) {
     }, "The paths that this machine can run, slowest first.");
     module.def("default_path", [] { return std::string(path_name(default_path())); },
                "The path of this process; SECATEUR_KERNEL forces one. Raises RuntimeError if that is unavailable.");
+
+    module.def("blake2xb_nodes", &blake2xb_nodes, nb::arg("dst"), nb::arg("roots"), nb::arg("path"),
+               "BLAKE2Xb on one path: each root digest of 8 words to 512, for seeds of public polynomials.");
 
     nb::class_<Ntt>(module, "Ntt", "Transforms of length n modulo the prime q on one path.")
         .def("__init__", [](Ntt* self, std::size_t n, u64 q, const std::string& path) {

@@ -18,7 +18,6 @@
 #include <tuple>
 
 #include "binding.hpp"
-#include "blake2xb.hpp"
 #include "transform.hpp"
 
 namespace nb = nanobind;
@@ -186,14 +185,6 @@ auto computing(Result (*function)(Arguments...)) {
 }  // namespace
 
 void bind_evaluator(nb::module_& module) {
-    module.def("blake2xb_nodes", [](nb::ndarray<u64, nb::numpy, nb::ndim<1>, nb::c_contig> out,
-                                    nb::ndarray<const u64, nb::numpy, nb::ndim<1>, nb::c_contig> roots) {
-        if (roots.shape(0) % 8 != 0 || out.shape(0) != 64 * roots.shape(0)) {
-            throw nb::value_error("cannot expand: need 8 words a root, and 512 for its nodes");
-        }
-        nb::gil_scoped_release release;
-        blake2xb_nodes(out.data(), roots.data(), roots.shape(0) / 8);
-    }, "out"_a.noconvert(), "roots"_a.noconvert(), "BLAKE2Xb: each root digest to 4096 bytes, for seeds of public polynomials.");
     module.def("threads", &threads, "Threads that may compute at once, over all calls of the process.");
     module.def("set_threads", &set_threads, "count"_a);
     module.def("cached_bytes", &cached_bytes, "Bytes of freed polynomials that are kept for reuse.");

@@ -1,5 +1,6 @@
 // Elementwise operations in eight 52-bit lanes.
 
+#include "blake2xb.hpp"
 #include "ifma_ntt.hpp"
 #include "sums.hpp"
 
@@ -145,6 +146,16 @@ void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& tabl
     }
 }
 
+// Eight nodes of BLAKE2Xb.
+struct Octets {
+    typedef u64 Words __attribute__((vector_size(64)));
+    static constexpr std::size_t kCount = 8;
+    template <int bits>
+    static Words rotate_right(Words x) {
+        return reinterpret_cast<Words>(_mm512_ror_epi64(reinterpret_cast<__m512i>(x), bits));
+    }
+};
+
 }  // namespace
 
 const Kernel ifma_kernel = {
@@ -154,7 +165,7 @@ const Kernel ifma_kernel = {
     multiply,          multiply_constant, sub_multiply_constant,
     Sums<Halves>::dot, Sums<Halves>::dot_pair, Sums<Halves>::gadget_pair, Sums<Halves>::dot_constants,
     convert,           all_below,     lift,
-    round_quotient,    permute,
+    round_quotient,    permute,       Blake2xb<Octets>::nodes,
 };
 
 }  // namespace secateur

@@ -103,6 +103,8 @@ struct Kernel {
     // Values [begin, begin + count) after the automorphism; multiples of 8. Any 64-bit values. dst must not overlap src, which
     // starts with value `from` of the polynomial and holds all that are needed.
     void (*permute)(u64* dst, const u64* src, std::size_t from, const GaloisTable& table, std::size_t begin, std::size_t count);
+    // The output nodes of BLAKE2Xb: each root digest of 8 words to 512. No residues; neither array may overlap the other.
+    void (*blake2xb_nodes)(u64* dst, const u64* roots, std::size_t count);
 };
 
 extern const Kernel portable_kernel;

@@ -1,5 +1,6 @@
 // The reference routines: 64-bit integers, any prime below 2^60, any CPU.
 
+#include "blake2xb.hpp"
 #include "kernel.hpp"
 
 namespace secateur {
@@ -189,6 +190,14 @@ void permute(u64* dst, const u64* src, std::size_t from, const GaloisTable& tabl
     }
 }
 
+// Two nodes in a register of any x86-64 or AArch64.
+struct Pairs {
+    typedef u64 Words __attribute__((vector_size(16)));
+    static constexpr std::size_t kCount = 2;
+    template <int bits>
+    static Words rotate_right(Words x) { return (x >> bits) | (x << (64 - bits)); }
+};
+
 }  // namespace
 
 const Kernel portable_kernel = {
@@ -199,7 +208,7 @@ const Kernel portable_kernel = {
     dot,               dot_pair,      gadget_pair,
     dot_constants,
     convert,           all_below,     lift,
-    round_quotient,    permute,
+    round_quotient,    permute,       Blake2xb<Pairs>::nodes,
 };
 
 }  // namespace secateur

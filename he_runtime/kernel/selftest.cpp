@@ -204,6 +204,14 @@ void test_permute(std::size_t n, u64 element, Path path) {
     check(out == image, std::string(path_name(path)) + " permute by " + std::to_string(element));
 }
 
+void test_blake2xb(std::size_t count, Path path) {
+    std::vector<u64> roots(8 * count), out(512 * count), expected(512 * count);
+    for (std::size_t i = 0; i < roots.size(); ++i) roots[i] = 0x9e3779b97f4a7c15 * (i + 1);
+    portable_kernel.blake2xb_nodes(expected.data(), roots.data(), count);
+    kernel_of(path).blake2xb_nodes(out.data(), roots.data(), count);
+    check(out == expected, std::string(path_name(path)) + " blake2xb_nodes of " + std::to_string(count));
+}
+
 template <class Call>
 void test_refusal(Call call, const char* what) {
     try {
@@ -230,6 +238,7 @@ int main() {
             }
             for (const std::size_t count : {15, 16, 255, 256, 2048, 2049, 4092, 4093, 8191}) test_dot(8, count, m, path);
         }
+        for (const std::size_t count : {0, 1, 3}) test_blake2xb(count, path);
         for (const std::size_t n : {kMinDegree, 2 * kMinDegree, kMaxDegree}) {
             for (const u64 element : {u64{1}, u64{3}, u64{5}, u64{n + 1}, u64{2 * n - 1}}) test_permute(n, element, path);
         }

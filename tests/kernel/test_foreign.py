@@ -100,9 +100,3 @@ def test_no_key_cannot_be_read(kernel: Any) -> None:
     home = world(kernel)
     with pytest.raises(ValueError):
         kernel.read_bandwidth(home.ring, [home.key(), None])
-
-
-def test_nodes_go_where_they_should_or_nowhere(kernel: Any) -> None:
-    for out in (np.zeros(512), np.zeros(511, np.uint64), np.zeros(1024, np.uint64)[::2]):
-        with pytest.raises((ValueError, TypeError)):
-            kernel.blake2xb_nodes(out, np.zeros(8, np.uint64))

@@ -54,11 +54,10 @@ def kernel(
     times = {p.degree: rounds or (QUICK_ROUNDS if quick else ROUNDS[p.degree]) for p in points}
     transforms = rounds or (QUICK_ROUNDS if quick else TRANSFORM_ROUNDS)
     with _one_thread():
-        rows = [_measure(point, chosen, times[point.degree]) for point in points]
+        measured = [_measure(point, chosen, times[point.degree]) for point in points]
         ours, theirs = transform_times(*TRANSFORM, chosen, transforms)
     record = {
-        "rotation": [single for single, _ in rows],
-        "hoisted16": [hoisted for _, hoisted in rows],
+        **{name: [rows[name] for rows in measured] for name in ("rotation", "hoisted16", "upload")},
         "ntt_us": ours,
         "ntt_seal_us": theirs,
         "ntt_ratio": theirs / ours,
@@ -100,8 +99,8 @@ def _one_thread() -> Iterator[None]:
         module.set_threads(before)
 
 
-def _measure(point: Any, path: str, rounds: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Single and hoisted rotations at one point. Both sides of a single one must have the same bits."""
+def _measure(point: Any, path: str, rounds: int) -> dict[str, dict[str, Any]]:
+    """Single and hoisted rotations and uploads at one point. Both sides of a single rotation must have the same bits."""
     from he_runtime.errors import BackendUnavailable
 
     from .kernel_contest import ROTATIONS, KernelContest
@@ -125,7 +124,12 @@ def _measure(point: Any, path: str, rounds: int) -> tuple[dict[str, Any], dict[s
         }
 
     fused = {"fused_ms": took["fused"], "fused_ratio": took["seal"] / took["fused"]}
-    return row("seal_once", "native_once", "read_once"), row("seal", "hoisted", "read") | fused
+    uploads = {f"{who}_ms": took[f"{who}_upload"] for who in ("seal", "expanded", "native")}
+    return {
+        "rotation": row("seal_once", "native_once", "read_once"),
+        "hoisted16": row("seal", "hoisted", "read") | fused,
+        "upload": {"N": point.degree, "limbs": point.limbs} | uploads,
+    }
 
 
 def _render(console: Console, record: dict[str, Any]) -> None:
@@ -140,10 +144,16 @@ def _render(console: Console, record: dict[str, Any]) -> None:
             drawn.add_row(str(row["N"]), f"{row['limbs']}+1", *cells, f"{row['bandwidth_fraction']:.0%}", verdict)
         console.print()
         console.print(drawn)
+    drawn = table(("N", "primes", "SEAL", "SEAL, seed by the kernel", "native"), "upload of a seeded ciphertext")
+    for row in record["upload"]:
+        times = (f"{row[key]:.3f} ms" for key in ("seal_ms", "expanded_ms", "native_ms"))
+        drawn.add_row(str(row["N"]), f"{row['limbs']}+1", *times)
     console.print()
-    times = f"{record['ntt_us']:.1f} us, SEAL {record['ntt_seal_us']:.1f} us, ratio {record['ntt_ratio']:.1f}"
+    console.print(drawn)
+    console.print()
+    ntt = f"{record['ntt_us']:.1f} us, SEAL {record['ntt_seal_us']:.1f} us, ratio {record['ntt_ratio']:.1f}"
     console.print(f"forward and inverse transform, N={TRANSFORM[0]}, a prime of {TRANSFORM[1]} bits:")
-    console.print(f"{times}, target {_verdict(record['ntt_ratio'], TRANSFORM_TARGETS.get(path))}")
+    console.print(f"{ntt}, target {_verdict(record['ntt_ratio'], TRANSFORM_TARGETS.get(path))}")
 
 
 def _rotation_verdict(row: dict[str, Any], path: str) -> str:

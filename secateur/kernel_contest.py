@@ -13,9 +13,10 @@ import numpy as np
 
 from he_runtime.params import CkksParams, find_primes
 from he_runtime.ring import KeyRequest, KeySetSpec, SeededPoly
+from he_runtime.wire.expansion import expand_seed, expanded
 
 if TYPE_CHECKING:
-    from he_runtime.ring import CiphertextData, KeyRecord
+    from he_runtime.ring import KeyRecord
 
 __all__ = ["ROTATIONS", "KernelContest", "Point", "kernel_module", "seconds"]
 
@@ -52,7 +53,7 @@ class KernelContest:
     """Sixteen keys at the highest level, in SEAL's objects and in the kernel's."""
 
     def __init__(self, point: Point, path: str) -> None:
-        from he_runtime.backends.seal_bridge import make_context, sealapi, upload_ciphertext, upload_keys
+        from he_runtime.backends.seal_bridge import make_context, sealapi, upload_keys
         from he_runtime.backends.tenseal_secret import SecretKey
 
         self.point, self._params, self._kernel = point, point.params(), kernel_module()
@@ -60,7 +61,7 @@ class KernelContest:
         self.elements = [params.galois_element(step) for step in range(1, ROTATIONS + 1)]
         secret = SecretKey.generate(params)
         data = secret.encrypt(np.linspace(-1.0, 1.0, params.slots), level, _SCALE)
-        self._context = make_context(params)
+        self._data, self._context = data, make_context(params)
         self._seal = sealapi()
         self._evaluator = self._seal.Evaluator(self._context)
         self.ring = self._kernel.Ring(params.degree, list(params.primes), list(params.special), 1, path)
@@ -71,19 +72,13 @@ class KernelContest:
             records[record.element] = record
             self.keys[record.element] = self._load(record)
         self._seal_keys, _ = upload_keys(self._context, params, records)
-        self._seal_x = upload_ciphertext(self._context, params, data)
-        self._x = self._upload(data)
+        self._seal_x, self._x = self.seal_upload(), self.native_upload()
         self._transform = self._sum_of_all()
 
     def _load(self, record: KeyRecord) -> Any:
         chain = (*self._params.primes, *self._params.special)
         digits = [(b, _residues(a, chain, self._params.degree)) for b, a in record.digits]
         return self._kernel.make_key(self.ring, record.level, record.element, digits)
-
-    def _upload(self, data: CiphertextData) -> Any:
-        primes = self._params.primes[: data.level + 1]
-        polys = [_residues(poly, primes, self._params.degree) for poly in data.polys]
-        return self._kernel.upload(self.ring, data.level, polys)
 
     def identical(self) -> bool:
         """Whether one rotation has the same bits in both."""
@@ -97,6 +92,23 @@ class KernelContest:
         ours = np.empty((2, self.point.limbs, self.point.degree), dtype=np.uint64)
         self._kernel.download(native, ours)
         return np.array_equal(ours, np.stack([_residues(p, self._params.primes, self.point.degree) for p in theirs]))
+
+    def seal_upload(self) -> Any:
+        """A client's ciphertext as SEAL's object; SEAL expands the seed of its second polynomial."""
+        from he_runtime.backends.seal_bridge import upload_ciphertext
+
+        return upload_ciphertext(self._context, self._params, self._data)
+
+    def expanded_upload(self) -> Any:
+        """The same, the seed expanded by the kernel."""
+        from he_runtime.backends.seal_bridge import upload_ciphertext
+
+        return upload_ciphertext(self._context, self._params, expanded(self._data, self._params))
+
+    def native_upload(self) -> Any:
+        """The same as the kernel's object."""
+        full = expanded(self._data, self._params)
+        return self._kernel.upload(self.ring, full.level, full.polys)
 
     def seal_once(self) -> None:
         """One rotation by SEAL."""
@@ -139,6 +151,9 @@ class KernelContest:
     def medians(self, rounds: int) -> dict[str, float]:
         """Milliseconds of each, interleaved round by round after a round that does not count."""
         calls = {
+            "seal_upload": self.seal_upload,
+            "expanded_upload": self.expanded_upload,
+            "native_upload": self.native_upload,
             "seal_once": self.seal_once,
             "native_once": self.native_once,
             "read_once": self.read_once,
@@ -150,7 +165,7 @@ class KernelContest:
         times: dict[str, list[float]] = {name: [] for name in calls}
         for k in range(rounds + 1):
             for name, call in calls.items():
-                for _ in range(_SINGLE if name.endswith("once") else 1):
+                for _ in range(_SINGLE if name.endswith(("once", "upload")) else 1):
                     taken = seconds(call)
                     if k:
                         times[name].append(taken * 1e3)
@@ -158,6 +173,4 @@ class KernelContest:
 
 
 def _residues(poly: Any, primes: tuple[int, ...], degree: int) -> Any:
-    from he_runtime.wire.expansion import expand_seed
-
     return expand_seed(poly, primes, degree) if isinstance(poly, SeededPoly) else poly

@@ -14,7 +14,7 @@ from secateur import bench_kernel
 
 FUSED_KEYS = {"fused_ms", "fused_ratio"}
 ROW_KEYS = {"N", "limbs", "seal_ms", "native_ms", "ratio", "bandwidth_fraction", "path"}
-KEYS = {"rotation", "hoisted16", "ntt_us", "ntt_seal_us", "ntt_ratio"}
+KEYS = {"rotation", "hoisted16", "upload", "ntt_us", "ntt_seal_us", "ntt_ratio"}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,9 @@ def test_quick(module: Any, ask: Any) -> None:
         assert 0 < row["bandwidth_fraction"] < 1, "nothing is faster than reading its keys"
     assert hoisted["fused_ratio"] == pytest.approx(hoisted["seal_ms"] / hoisted["fused_ms"])
     assert hoisted["fused_ms"] < hoisted["native_ms"] < hoisted["seal_ms"], "fewer divisions, and one decomposition"
+    (upload,) = record["upload"]
+    assert set(upload) == {"N", "limbs", "seal_ms", "expanded_ms", "native_ms"} and upload["N"] == 8192
+    assert 0 < upload["native_ms"] < upload["seal_ms"], "no file, and the seed hashed side by side"
     assert record["ntt_ratio"] == pytest.approx(record["ntt_seal_us"] / record["ntt_us"])
     assert record["prime_bits"] == {"8192": 49, "ntt": 50}
     shown = rendered(record)
@@ -81,7 +84,15 @@ def test_a_path_that_does_not_exist(module: Any, cli: Any) -> None:
 )
 def test_targets(name: str, ratio: float, fraction: float, path: str, verdict: str) -> None:
     row = {"N": 8192, "limbs": 3, "seal_ms": ratio, "native_ms": 1.0, "ratio": ratio, "bandwidth_fraction": fraction}
-    record = {"rotation": [], "hoisted16": [], "ntt_us": 1.0, "ntt_seal_us": 6.0, "ntt_ratio": 6.0, "path": path}
+    record = {
+        "rotation": [],
+        "hoisted16": [],
+        "upload": [],
+        "ntt_us": 1.0,
+        "ntt_seal_us": 6.0,
+        "ntt_ratio": 6.0,
+        "path": path,
+    }
     shown = rendered(record | {name: [row], "machine": "a machine"})
     assert verdict in shown
     assert ("6.5 missed" in shown) == (path == "ifma")

@@ -124,7 +124,7 @@ def _measure(point: Any, path: str, rounds: int) -> dict[str, dict[str, Any]]:
         }
 
     fused = {"fused_ms": took["fused"], "fused_ratio": took["seal"] / took["fused"]}
-    uploads = {f"{who}_ms": took[f"{who}_upload"] for who in ("seal", "expanded", "native")}
+    uploads = {f"{who}_ms": took[f"{who}_upload"] for who in ("seal", "native")}
     return {
         "rotation": row("seal_once", "native_once", "read_once"),
         "hoisted16": row("seal", "hoisted", "read") | fused,
@@ -144,9 +144,9 @@ def _render(console: Console, record: dict[str, Any]) -> None:
             drawn.add_row(str(row["N"]), f"{row['limbs']}+1", *cells, f"{row['bandwidth_fraction']:.0%}", verdict)
         console.print()
         console.print(drawn)
-    drawn = table(("N", "primes", "SEAL", "SEAL, seed by the kernel", "native"), "upload of a seeded ciphertext")
+    drawn = table(("N", "primes", "SEAL", "native"), "upload of a seeded ciphertext")
     for row in record["upload"]:
-        times = (f"{row[key]:.3f} ms" for key in ("seal_ms", "expanded_ms", "native_ms"))
+        times = (f"{row[key]:.3f} ms" for key in ("seal_ms", "native_ms"))
         drawn.add_row(str(row["N"]), f"{row['limbs']}+1", *times)
     console.print()
     console.print(drawn)

@@ -99,12 +99,6 @@ class KernelContest:
 
         return upload_ciphertext(self._context, self._params, self._data)
 
-    def expanded_upload(self) -> Any:
-        """The same, the seed expanded by the kernel."""
-        from he_runtime.backends.seal_bridge import upload_ciphertext
-
-        return upload_ciphertext(self._context, self._params, expanded(self._data, self._params))
-
     def native_upload(self) -> Any:
         """The same as the kernel's object."""
         full = expanded(self._data, self._params)
@@ -152,7 +146,6 @@ class KernelContest:
         """Milliseconds of each, interleaved round by round after a round that does not count."""
         calls = {
             "seal_upload": self.seal_upload,
-            "expanded_upload": self.expanded_upload,
             "native_upload": self.native_upload,
             "seal_once": self.seal_once,
             "native_once": self.native_once,

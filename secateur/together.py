@@ -49,8 +49,8 @@ class GroupTimer:
         locals_ = {key: Local(plan, self.backend) for key, plan in plans.items()}
         wall: dict[K, list[float]] = {key: [] for key in plans}
         routines = {("plan", key): _routine(locals_[key], plans[key], wall[key]) for key in plans}
-        rounds = self._timed(routines | {("operation", key): run for key, (run, _) in operations.items()})
-        tables, found = self._tables(operations, rounds), rounds.measurements()
+        rounds = self._timed(routines | {("operation", key): run for key, run in operations.items()})
+        tables, found = self._tables(rounds), rounds.measurements()
         records = {}
         for key, plan in plans.items():
             measured = found["plan", key]
@@ -66,7 +66,7 @@ class GroupTimer:
             }
         return records
 
-    def _operations(self, plans: Mapping[K, Plan]) -> dict[tuple[_Ring, Any], tuple[Callable[[], Any], int]]:
+    def _operations(self, plans: Mapping[K, Plan]) -> dict[tuple[_Ring, Any], Callable[[], float]]:
         from he_runtime.cost.calibrate import single_operations
 
         params = {_ring(plan): plan.params for plan in plans.values()}
@@ -90,15 +90,14 @@ class GroupTimer:
             done += min(_STEP, self.runs)
         return rounds
 
-    def _tables(
-        self, operations: Mapping[tuple[_Ring, Any], tuple[Callable[[], Any], int]], rounds: Rounds[Any]
-    ) -> dict[_Ring, CostTable]:
+    def _tables(self, rounds: Rounds[Any]) -> dict[_Ring, CostTable]:
         from he_runtime.cost.calibrate import measured_table
 
-        kept = rounds.kept()
         samples: dict[_Ring, dict[Any, list[float]]] = {}
-        for (ring, leaf), (_, calls) in operations.items():
-            samples.setdefault(ring, {})[leaf] = [s / calls for s in kept["operation", (ring, leaf)]]
+        for (kind, key), seconds in rounds.kept().items():
+            if kind == "operation":
+                ring, leaf = key
+                samples.setdefault(ring, {})[leaf] = seconds
         return {ring: measured_table(self.backend, found) for ring, found in samples.items()}
 
 

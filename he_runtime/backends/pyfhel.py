@@ -18,7 +18,6 @@ from ..gadget import require_seal
 from ..params import CkksParams
 from ..plan import Plan
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord
-from ..wire.expansion import expanded, expands_fast
 from .base import Evaluator
 from .plaintexts import PlaintextStore
 from .pyfhel_bridge import PyfhelContext, check_keys, galois_permutation, make_context, pyfhel
@@ -108,8 +107,6 @@ class PyfhelEvaluator(Evaluator[PyfhelValue]):
         self._copy = pyfhel().PyCtxt
 
     def upload(self, data: CiphertextData) -> PyfhelValue:
-        if expands_fast():
-            data = expanded(data, self._keys.context.params)
         return PyfhelValue(self._keys.context.upload_ciphertext(data), data.level)
 
     def download(self, x: PyfhelValue) -> CiphertextData:

@@ -15,7 +15,6 @@ from ..errors import KeyMismatch
 from ..gadget import require_seal
 from ..plan import Plan
 from ..ring import CiphertextData, EvaluationKeys
-from ..wire.expansion import expanded, expands_fast
 from .base import Evaluator
 from .plaintexts import PlaintextStore
 from .seal_bridge import download_ciphertext, make_context, parms_id, sealapi, upload_ciphertext, upload_keys
@@ -83,8 +82,6 @@ class TensealEvaluator(Evaluator[Any]):
         self._new = sealapi().Ciphertext
 
     def upload(self, data: CiphertextData) -> Any:
-        if expands_fast():  # a third of an upload less than if SEAL expands the seed
-            data = expanded(data, self.plan.params)
         return upload_ciphertext(self._backend.context, self.plan.params, data)
 
     def download(self, x: Any) -> CiphertextData:

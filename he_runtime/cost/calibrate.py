@@ -83,18 +83,14 @@ def calibrate(
     return measured_table(backend, samples)
 
 
-def single_operations(
-    backend: str, params: CkksParams, seconds: float = 10.0
-) -> dict[Key, tuple[Callable[[], float], int]]:
-    """Every operation at every level as a routine and how many calls it makes, to be timed beside something else.
+def single_operations(backend: str, params: CkksParams, seconds: float = 10.0) -> dict[Key, Callable[[], float]]:
+    """Every operation at every level as a routine that says how many calls it made, to be timed beside something else.
 
-    A stage of a fused transform counts as as many calls as would fill the whole transform's time.
-
-    Key generation takes at most a quarter of `seconds`.
+    A stage of a fused transform counts as as many calls as would fill the whole transform's time. Key generation takes at
+    most a quarter of `seconds`.
     """
     params = _measurable(backend, params)
-    bench = _Bench(backend, params, list(range(params.max_level + 1)), seconds)
-    return {key: (task, _CALLS.get(key[0], _FEW_CALLS)) for key, task in bench.tasks()}
+    return dict(_Bench(backend, params, list(range(params.max_level + 1)), seconds).tasks())
 
 
 def _measurable(backend: str, params: CkksParams) -> CkksParams:

@@ -88,11 +88,13 @@ def measure_latency(
 class Rounds(Generic[K]):
     """Several routines timed in turn, round by round, so that a disturbance of seconds meets all of them.
 
-    Each call stands between two calls of a fixed probe. It counts as steady while both are within 10 % of the quiet
+    A routine that says how many calls it made is measured per call. Each stands between two calls of a fixed probe. It counts as steady while both are within 10 % of the quiet
     machine's: the fastest quarter of all probes of all rounds. That also tells a disturbance which lasts for minutes.
     """
 
-    def __init__(self, routines: Mapping[K, Callable[[], None]], probe: Callable[[], None], clock: Clock) -> None:
+    def __init__(
+        self, routines: Mapping[K, Callable[[], float | None]], probe: Callable[[], None], clock: Clock
+    ) -> None:
         self._routines, self._probe, self._clock = routines, probe, clock
         self._samples: dict[K, list[tuple[float, float]]] = {key: [] for key in routines}  # slower probe, routine
         self._probes: list[float] = []
@@ -104,7 +106,9 @@ class Rounds(Generic[K]):
         for _ in range(rounds):
             before = self._probed()
             for key, routine in self._routines.items():
-                seconds = timed(routine, self._clock)
+                start = self._clock()
+                calls = routine()
+                seconds = (self._clock() - start) / (calls or 1)
                 after = self._probed()
                 self._samples[key].append((max(before, after), seconds))
                 before = after
@@ -147,7 +151,7 @@ class Rounds(Generic[K]):
         }
 
 
-def timed(function: Callable[[], None], clock: Clock = time.perf_counter) -> float:
+def timed(function: Callable[[], object], clock: Clock = time.perf_counter) -> float:
     """Seconds of one call."""
     start = clock()
     function()

@@ -26,7 +26,7 @@ from ..kernel import status
 from ..params import CkksParams
 from ..ring import CiphertextData, Residues, SeededPoly
 
-__all__ = ["expand_seed", "expanded", "expands_fast"]
+__all__ = ["expand_seed", "expanded"]
 
 _BLOCK_BYTES = 4096
 _DIGEST_BYTES = 64
@@ -108,11 +108,6 @@ def _blake2xb(seed: bytes, first: int, count: int) -> _Words:
     out = np.empty(count * _NODES * 8, dtype=np.uint64)
     native(out, words)
     return out
-
-
-def expands_fast() -> bool:
-    """Whether the kernel is there to do it."""
-    return _native_nodes() is not None
 
 
 @cache

@@ -77,17 +77,3 @@ def test_a_leaf_equals_clear(backend: str, kind: Kind, level: int, secret: Any) 
     assert (result.level, len(result.polys)) == (expected.level, expected.size)
     assert result.scale == pytest.approx(expected.scale, rel=1e-12)
     np.testing.assert_allclose(secret.decrypt(result), run_clear(plan, x)[0], atol=2e-3)
-
-
-@pytest.mark.parametrize("backend", ["tenseal", pytest.param("pyfhel", marks=[pytest.mark.pyfhel])])
-def test_seal_expands_seeds_alike_where_the_kernel_is_not_built(
-    backend: str, secret: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = single_op(Kind.ADD, 1)
-    executor = Executor(plan, backend)
-    keys = executor.load_keys(EvaluationKeys(plan.params.digest, {}))
-    encrypted = [secret.encrypt(np.full(plan.params.slots, value), 1, SCALE) for value in (0.5, -0.25)]
-    (usual,) = executor.run(encrypted, keys)
-    monkeypatch.setattr(f"he_runtime.backends.{backend}.expands_fast", lambda: False)
-    (alone,) = executor.run(encrypted, keys)
-    assert all(np.array_equal(a, b) for a, b in zip(usual.polys, alone.polys, strict=True))

@@ -65,3 +65,18 @@ def test_a_routine_that_never_had_quiet_says_so() -> None:
     found.go(4)
     assert found.steady == 0
     assert found.measurements()["loaded"].disturbed > 0
+
+
+def test_a_routine_that_says_how_many_calls_it_made_is_measured_per_call() -> None:
+    machine = Machine()
+    calls = iter([4.0, 4.0, 2.0, 2.5])
+
+    def several() -> float:
+        made = next(calls)
+        machine.now += 0.5 * made
+        return made
+
+    found = Rounds({"several": several, "one": machine.work(3.0)}, machine.work(0.1), lambda: machine.now)
+    found.go(3)
+    measured = found.measurements()
+    assert [measured[k].median_ms for k in ("several", "one")] == pytest.approx([500, 3000])

@@ -157,8 +157,8 @@ def test_long_primes_are_priced_by_how_long_their_rows_take(table: CostTable) ->
 
 def test_babies_are_many_where_they_are_cheap(model: CompressedModel, table: CostTable) -> None:
     """Hoisted steps cost a third of a giant one, so the split moves towards them; the price follows the fused stages."""
-    plan = compile(model, degrees=(8192,), max_error=1.0, table=table)
-    plain = compile(model, degrees=(8192,), max_error=1.0, table=load_default("tenseal"))
+    whole: dict[str, Any] = {"degrees": (8192,), "max_error": 1.0, "input_packings": ("plain",), "pitched": False}
+    plan, plain = (compile(model, table=t, **whole) for t in (table, load_default("tenseal")))
     fused, other = plan_counts(plan, "native"), plan_counts(plain, "native")
 
     def total(counts: dict[tuple[str, int], int], leaf: str) -> int:

@@ -115,7 +115,7 @@ def test_rows_alone_compute_the_graph_also_encrypted(size: int, dense: tuple[int
     builder = pruned(size, dense)
     model = builder.calibrated()
     budget = 0.05 * max(map(abs, model.ranges[model.output.node]))
-    plan = compile(model, max_error=budget, pitched=False)
+    plan = compile(model, max_error=budget, table=load_default("tenseal"), pitched=False)
     assert any(f"1 + {len(dense)} ct" in x.layout for x in plan.layers)
     assert_equals_graph(builder, model, plan)
     assert encrypted_error(builder, plan).max() <= plan.error_bound

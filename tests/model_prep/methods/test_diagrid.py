@@ -103,8 +103,9 @@ def test_a_budget_whose_plan_meets_the_target_counts(planned: list[float], used:
     assert pricing.corrected(Numbered(0), {}, 1.0).number == used  # type: ignore[arg-type, attr-defined]
 
 
-def test_products_are_the_diagonals_that_the_mask_leaves(model: CompressedModel, plan: Plan) -> None:
+def test_products_are_the_diagonals_that_the_mask_leaves(model: CompressedModel) -> None:
     """A dense layer (m, n) has min(m, n) diagonals, padded to powers of two: (column - row) mod that."""
+    plan = compile(model, table=load_default(TABLE), pitched=False)
     cells = {op.layer: len(op.cells) for op in plan.ops if op.kind is Kind.LINEAR_TRANSFORM}
     for name, count in cells.items():
         weight = np.asarray(model.arrays[f"{name}.weight"])

@@ -114,27 +114,25 @@ def _ungathered(names: frozenset[str]) -> frozenset[str]:
     return left
 
 
+_Found = tuple[Plan, Problem, float]  # with seconds by the table
+
+
 def _cheapest(model: CompressedModel, wish: Wish, table: CostTable, gadget: str | None) -> tuple[Plan, Problem]:
     """The cheapest plan by the table, on the smallest ring that holds one, or on a larger one that prices lower."""
     reasons: list[DoesNotFit | ParameterError] = []
-    found: tuple[Plan, Problem, float] | None = None
+    found: _Found | None = None
     for degree in wish.degrees:
         try:
-            # A ring that is no last resort need not be packed to be refused.
-            budget = math.inf if degree == wish.degrees[-1] else wish.budget
-            program, depth = lower(
-                model, degree, wish.batch, table, budget, wish.input_packings, wish.width, pitched=wish.pitched
-            )
-            problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
-            if found and next(choices(problem, table, gadget))[0] >= found[2]:
-                break
-            plan, problem, seconds = cheapest_plan(problem, table, gadget)
-            require_memory(plan, wish.max_bytes, table.backend)
+            made = _on_ring(model, wish, degree, table, gadget, found)
         except (DoesNotFit, ParameterError) as error:
             reasons.append(error)
-            continue
-        found = plan, problem, seconds
-        if program.packing.ciphertexts == 1 or wish.batch > 1:
+            made = None if found else _gathered_instead(model, wish, degree, table, gadget)
+            if made is None:
+                continue
+        if made is None:
+            break
+        found = made
+        if found[1].program.packing.ciphertexts == 1 or wish.batch > 1:
             break
     if found is not None:
         return verify(found[0]), found[1]
@@ -142,6 +140,36 @@ def _cheapest(model: CompressedModel, wish: Wish, table: CostTable, gadget: str 
     raise DoesNotFit(
         f"cannot plan model {model.name!r}: no ring degree of {tried} holds it; nearest: {nearest(reasons).message}"
     )
+
+
+def _on_ring(
+    model: CompressedModel, wish: Wish, degree: int, table: CostTable, gadget: str | None, found: _Found | None = None
+) -> _Found | None:
+    """The plan of one ring; None where what was found before is cheaper. DoesNotFit, ParameterError."""
+    # A ring that is no last resort need not be packed to be refused.
+    budget = math.inf if degree == wish.degrees[-1] else wish.budget
+    program, depth = lower(
+        model, degree, wish.batch, table, budget, wish.input_packings, wish.width, pitched=wish.pitched
+    )
+    problem = Problem(model, program, degree, depth, wish.budget, wish.max_key_bytes)
+    if found and next(choices(problem, table, gadget))[0] >= found[2]:
+        return None
+    made = cheapest_plan(problem, table, gadget)
+    require_memory(made[0], wish.max_bytes, table.backend)
+    return made
+
+
+def _gathered_instead(
+    model: CompressedModel, wish: Wish, degree: int, table: CostTable, gadget: str | None
+) -> _Found | None:
+    """The plan with an input that the client gathers, where the cheapest packing of a ring errs too much: nothing is rotated
+    before the first products then."""
+    if GATHERED not in wish.input_packings or set(wish.input_packings) == {GATHERED}:
+        return None
+    try:
+        return _on_ring(model, replace(wish, input_packings=(GATHERED,)), degree, table, gadget)
+    except (DoesNotFit, ParameterError):
+        return None
 
 
 def lower(

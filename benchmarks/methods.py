@@ -135,9 +135,13 @@ def planned(model: CompressedModel, packing: str, table: CostTable) -> Plan:
     raise DoesNotFit(reasons[0])
 
 
-def ungathered_ms(model: CompressedModel, table: CostTable) -> float:
-    """The price where the client does not order its input by the zeros of the first layer, which it would learn."""
-    return price(compile(model, table=table, input_packings=set(INPUT_PACKINGS) - {GATHERED}), table).latency_ms
+def ungathered_ms(model: CompressedModel, table: CostTable) -> float | None:
+    """The price where the client does not order its input by the zeros of the first layer, which it would learn; None
+    where no ring holds that."""
+    try:
+        return price(compile(model, table=table, input_packings=set(INPUT_PACKINGS) - {GATHERED}), table).latency_ms
+    except DoesNotFit:
+        return None
 
 
 def priced(plan: Plan, table: CostTable) -> Record:

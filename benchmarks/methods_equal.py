@@ -50,10 +50,10 @@ def _means(points: Sequence[Record]) -> Iterator[Record]:
         groups.setdefault((point["network"], point["row"], point["setting"]), []).append(point)
     for (network, method, setting), group in groups.items():
         costs = [p["packings"][DIAGONAL] for p in group]
-        keys = dict.fromkeys(key for pair in _COMPARED.values() for key in pair)
+        values = {key: [c.get(key) for c in costs] for pair in _COMPARED.values() for key in pair}
         yield {"network": network, "method": method, "setting": setting} | {
             "accuracy": statistics.fmean(p["accuracy"] for p in group),
-            **{key: statistics.fmean(c[key] for c in costs) if all(key in c for c in costs) else None for key in keys},
+            **{key: None if None in found else statistics.fmean(found) for key, found in values.items()},
         }
 
 

@@ -88,8 +88,9 @@ def measure_latency(
 class Rounds(Generic[K]):
     """Several routines timed in turn, round by round, so that a disturbance of seconds meets all of them.
 
-    A routine that says how many calls it made is measured per call. Each stands between two calls of a fixed probe. It counts as steady while both are within 10 % of the quiet
-    machine's: the fastest quarter of all probes of all rounds. That also tells a disturbance which lasts for minutes.
+    A routine that says how many calls it made is measured per call. Each stands between two calls of a fixed probe. It
+    counts as steady while both are within 10 % of the quiet machine's: the fastest quarter of all probes of all rounds.
+    That also tells a disturbance which lasts for minutes.
     """
 
     def __init__(

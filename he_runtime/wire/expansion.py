@@ -5,8 +5,8 @@ of the 8-byte little-endian k, keyed with the seed; or SHAKE-256 of the seed fol
 64-bit little-endian words of that stream, limb by limb; a word at or above the largest multiple of q that the
 sampler keeps is replaced by the next word after the whole polynomial's, and each is reduced modulo its prime.
 
-The kernel hashes eight, four or two nodes at a time: three limbs at N=8192 take 0.18 ms, where SEAL takes 0.4. NumPy does it
-where the kernel is not built, so a client or a backend without SEAL can, in some 4 ms.
+The kernel hashes eight, four or two nodes at a time: three limbs at N=8192 take 0.18 to 0.5 ms
+(docs/decisions/0039). NumPy does it where the kernel is not built, so a client or a backend without SEAL can, in some 4 ms.
 """
 
 from __future__ import annotations

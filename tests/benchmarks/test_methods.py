@@ -127,6 +127,7 @@ def test_times_at_equal_accuracy_lie_between_diagrids_networks(equal: Any, capsy
         point("seeds", 0.97, 50.0, 4096.0, seed=1),
     ]
     others[0]["packings"][DIAGONAL]["ungathered_ms"] = 90.0
+    others[1]["packings"][DIAGONAL]["ungathered_ms"] = None  # only gathered does it fit a ring
     found = {row["method"]: row for row in equal.at_equal_accuracy([*grid, *others])}
     by_price = {name: row["times"]["by price"] for name, row in found.items()}
     assert by_price == pytest.approx({"between": 2.0, "close": 1.1, "below": 1.2, "better": None, "seeds": 2.0})

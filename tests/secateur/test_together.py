@@ -1,0 +1,21 @@
+"""Prices by operations timed in turn with a plan: of the plan's size on every kind of back end, fused stages included."""
+
+from __future__ import annotations
+
+import pytest
+
+from he_runtime import compile
+from he_runtime.cost import load_default
+from he_runtime.kernel import status
+from model_prep.reference_models import random_reference
+from secateur.together import GroupTimer
+
+
+@pytest.mark.parametrize("backend", ["tenseal", "native"])
+def test_operations_in_turn_add_up_to_the_plan(backend: str) -> None:
+    """Within a factor of three, on any machine that runs tests; a stage that counts as too few calls is beyond it."""
+    if backend == "native" and not status().available:
+        pytest.skip("the kernel is not built")
+    plan = compile(random_reference("digits-mlp"), table=load_default(backend))
+    (found,) = GroupTimer(backend, 3).records({"plan": plan}).values()
+    assert 1 / 3 < found["ratio"] < 3 and found["counters_equal"]

@@ -24,7 +24,8 @@ from he_runtime import CompressedModel, Plan, compile
 from he_runtime.cost import load_default
 from model_prep.data import load
 from model_prep.reference_models import random_reference
-from secateur.contenders import cores, plan_for, use_threads
+from secateur.contenders import cores, plan_for
+from secateur.kernel_threads import use_threads
 from secateur.local import Local
 from secateur.mnist_networks import dense_model
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .kernel_threads import one_thread
 from .options import Json
 from .output import emit, say, table
 
@@ -53,7 +52,7 @@ def kernel(
     points = [Point(*values) for values in POINTS[: 1 if quick else None]]
     times = {p.degree: rounds or (QUICK_ROUNDS if quick else ROUNDS[p.degree]) for p in points}
     transforms = rounds or (QUICK_ROUNDS if quick else TRANSFORM_ROUNDS)
-    with _one_thread():
+    with one_thread():
         measured = [_measure(point, chosen, times[point.degree]) for point in points]
         ours, theirs = transform_times(*TRANSFORM, chosen, transforms)
     record = {
@@ -84,19 +83,6 @@ def _path(asked: str | None) -> str:
     if asked is not None and asked not in found.paths:
         raise InputError(f"cannot measure path {asked!r}: this machine runs {', '.join(found.paths)}")
     return asked or found.path
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    from .kernel_contest import kernel_module
-
-    module = kernel_module()
-    before = module.threads()
-    module.set_threads(1)
-    try:
-        yield
-    finally:
-        module.set_threads(before)
 
 
 def _measure(point: Any, path: str, rounds: int) -> dict[str, dict[str, Any]]:

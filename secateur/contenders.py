@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .kernel_threads import use_threads
 from .output import say
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float64]
 
-__all__ = ["BACKENDS", "NAMES", "Contenders", "cores", "plan_for", "use_threads", "why_unavailable"]
+__all__ = ["BACKENDS", "NAMES", "Contenders", "cores", "plan_for", "why_unavailable"]
 
 BACKENDS = ("native", "tenseal")
 _ERROR = 0.03  # of the largest output, for the error bound; what 20 images show is less than half of it
@@ -32,13 +33,6 @@ _Run = Callable[[int], "tuple[float, Floats]"]  # image -> seconds from encrypte
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0))
-
-
-def use_threads(count: int) -> None:
-    """Let the native kernel use `count` threads from now on."""
-    import importlib
-
-    importlib.import_module("he_runtime.kernel._kernel").set_threads(count)
 
 
 def why_unavailable(backend: str) -> str | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .calibrate import measured_table
+from .kernel_threads import one_thread
 from .options import Cache, Json, Recipe
 from .output import counts_table, emit, facts_table, say
 
@@ -66,7 +67,8 @@ def demo(
     planned, dense = compile(model), dense_counts(model)
     backend = default_backend()
     only = planned.counts_on(backend)
-    table = measured_table(backend, planned.params, CALIBRATION_SECONDS, only=only)
+    with one_thread(backend):  # as the worker
+        table = measured_table(backend, planned.params, CALIBRATION_SECONDS, only=only)
     with served(model, planned) as client:
         say("asking with an encrypted image ...")
         measured = _measure(client, model.name, sample)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -15,10 +14,12 @@ from he_runtime.params import CkksParams, find_primes
 from he_runtime.ring import KeyRequest, KeySetSpec, SeededPoly
 from he_runtime.wire.expansion import expand_seed, expanded
 
+from .kernel_threads import kernel_module
+
 if TYPE_CHECKING:
     from he_runtime.ring import KeyRecord
 
-__all__ = ["ROTATIONS", "KernelContest", "Point", "kernel_module", "seconds"]
+__all__ = ["ROTATIONS", "KernelContest", "Point", "seconds"]
 
 ROTATIONS = 16
 _SCALE = 2.0**40
@@ -36,11 +37,6 @@ class Point:
     def params(self) -> CkksParams:
         primes = find_primes(self.degree, [float(self.bits)] * (self.limbs + 1))
         return CkksParams(self.degree, tuple(primes[:-1]), (primes[-1],))
-
-
-def kernel_module() -> Any:
-    """The built kernel; ImportError without one."""
-    return importlib.import_module("he_runtime.kernel._kernel")
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -10,7 +10,8 @@ import numpy as np
 
 from he_runtime.params import find_primes
 
-from .kernel_contest import kernel_module, seconds
+from .kernel_contest import seconds
+from .kernel_threads import kernel_module
 
 if TYPE_CHECKING:
     from he_runtime.backends.seal_ring import U64

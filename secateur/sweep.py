@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .estimate import prices_of
+from .kernel_threads import one_thread
 from .options import Backend, Json
 from .output import emit, say, table
 from .sweep_chart import NAMES
@@ -130,7 +131,7 @@ def _fill(log: PointLog, model: CompressedModel, seed: int, points: list[Point],
     if not missing:
         return
     study = Study.of(model, seed, timer.backend)
-    with _progress(len(missing), timer) as done, _resumable(log):
+    with _progress(len(missing), timer) as done, _resumable(log), one_thread(timer.backend):
         for point in missing:
             done(f"{point.packing} packing, {NAMES.get(point.pattern, point.pattern)}, {point.sparsity:.0%} zeros", 0)
             log.append(timer.record(study, point))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .kernel_threads import one_thread
 from .sweep_run import plan_facts, refuse_too_large
 
 if TYPE_CHECKING:
@@ -35,10 +36,14 @@ class GroupTimer:
     report: Callable[[str], None] = lambda message: None
 
     def records(self, plans: Mapping[K, Plan]) -> dict[K, dict[str, Any]]:
-        """What is known of each plan: counts, price, and medians of processor time and of the wall clock.
+        """What is known of each plan, on one thread: counts, price, and medians of processor time and of the wall clock.
 
         DoesNotFit when together they need more memory than is free.
         """
+        with one_thread(self.backend):
+            return self._records(plans)
+
+    def _records(self, plans: Mapping[K, Plan]) -> dict[K, dict[str, Any]]:
         from he_runtime import price
 
         from .local import Local

@@ -68,6 +68,7 @@ def test_demo(ask: Any, recipe: Path, cache: Path, images: Any, monkeypatch: pyt
     assert record["dense_counts"] == leaf_totals(compile(dense_twin(model)).counts)
     assert 0 < record["max_error"] <= record["error_bound"]
     assert record["predicted_ms"] > 0 and record["measured_ms"] > 0
+    assert record["threads"] == 1, "calibrated on as many threads as the worker has"
 
     console = Console(file=StringIO(), width=80, markup=False)
     demo._render(console, record, images[3])

@@ -8,6 +8,7 @@ from he_runtime import compile
 from he_runtime.cost import load_default
 from he_runtime.kernel import status
 from model_prep.reference_models import random_reference
+from secateur.kernel_threads import kernel_module, use_threads
 from secateur.together import GroupTimer
 
 
@@ -19,3 +20,19 @@ def test_operations_in_turn_add_up_to_the_plan(backend: str) -> None:
     plan = compile(random_reference("digits-mlp"), table=load_default(backend))
     (found,) = GroupTimer(backend, 3).records({"plan": plan}).values()
     assert 1 / 3 < found["ratio"] < 3 and found["counters_equal"]
+
+
+def test_native_is_timed_on_one_thread() -> None:
+    """However many it had, and has again afterwards; records say so."""
+    if not status().available:
+        pytest.skip("the kernel is not built")
+    before = kernel_module().threads()
+    seen: list[int] = []
+    plan = compile(random_reference("digits-mlp"), table=load_default("native"))
+    try:
+        use_threads(2)
+        GroupTimer("native", 1, lambda message: seen.append(kernel_module().threads())).records({"plan": plan})
+        assert seen and set(seen) == {1}
+        assert kernel_module().threads() == 2
+    finally:
+        use_threads(before)

@@ -1,7 +1,8 @@
 """Measure a backend's leaves on real ciphertexts of exactly the parameters that a plan uses.
 
 Imported by name only (it makes keys): see `he_runtime.cost`. Every leaf is called as an executor calls it, so that the
-cost of dispatch is inside, and over pools that do not fit a cache: a plan reads each plaintext and each key once.
+cost of dispatch is inside, over pools of operands and with caches full of other things: a plan reads each plaintext and
+each key once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from .entry import CostEntry
 from .environment import here, machine_name
 from .formulas import NARROW_BITS, NARROW_ROW, WIDE_ROW
 from .fused_bench import FusedBench
-from .measure import Clock, ProbeGate, timed
+from .measure import Clock, timed
+from .rounds import in_rounds
 from .table import CostTable, Key
 
 __all__ = ["calibrate", "clock_of", "machine_name", "measured_table", "single_operations", "threads_of"]
@@ -45,7 +47,6 @@ _KEY_SHARE = 0.25  # of the time budget
 _CALLS = {"mul_plain": 16, "add": 16, "add_plain": 8, "mod_switch": 4, "upload": 4, "download": 1, "rotate": 4}
 _FEW_CALLS = 2
 _ALWAYS = ("upload", "download", NARROW_ROW, WIDE_ROW)
-_MIN_ROUNDS = 3
 
 
 def calibrate(
@@ -79,7 +80,9 @@ def calibrate(
     bench = _Bench(backend, params, wanted, seconds)
     tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in _ALWAYS or (key[0], key[2]) in only}
     clock = clock or clock_of(backend)
-    samples = _rounds(tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds)))
+    samples = in_rounds(
+        tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds))
+    )
     return measured_table(backend, samples)
 
 
@@ -126,37 +129,6 @@ def threads_of(backend: str) -> int:
 def clock_of(backend: str) -> Clock:
     """Processor time of this thread, which is the wall clock on a free core; that itself for several threads."""
     return time.thread_time if threads_of(backend) == 1 else time.perf_counter
-
-
-def _rounds(
-    tasks: dict[Key, Callable[[], float]],
-    probe: Callable[[], None],
-    deadline: float,
-    clock: Clock,
-    report: Callable[[float], None],
-) -> dict[Key, list[float]]:
-    """Seconds per call of every task, over rounds with a steady probe; of all rounds when too few were steady."""
-    for task in tasks.values():
-        if time.perf_counter() < deadline:
-            task()
-    gate = ProbeGate(probe, clock=clock)
-    steady: list[dict[Key, float]] = []
-    every: list[dict[Key, float]] = []
-    while not every or time.perf_counter() < deadline:
-        before = gate.check()
-        samples: dict[Key, float] = {}
-        for key, task in tasks.items():
-            if every and time.perf_counter() >= deadline:
-                break
-            start = clock()
-            calls = task()
-            samples[key] = (clock() - start) / calls
-        every.append(samples)
-        if gate.check() and before:
-            steady.append(samples)
-        report(deadline - time.perf_counter())
-    rounds = steady if len(steady) >= _MIN_ROUNDS and set(steady[0]) == set(tasks) else every
-    return {key: [r[key] for r in rounds if key in r] for key in tasks}
 
 
 def _entry(values: Sequence[float]) -> CostEntry:

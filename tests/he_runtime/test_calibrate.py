@@ -92,3 +92,31 @@ def test_uploads_are_timed_in_a_row() -> None:
     operations = single_operations("tenseal", params(), seconds=0.5)
     for level in (0, 1):
         assert operations["upload", N, level]() > 1
+
+
+def test_every_timed_operation_follows_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In loops of its own an operation finds its operands in caches, where a plan does not have them."""
+    from he_runtime.cost import rounds
+
+    clock, seen = FakeClock(), []
+    monkeypatch.setattr(rounds, "other_work", lambda: lambda: (clock.spend(7.0), seen.append("other")))
+
+    def task(name: str) -> float:
+        seen.append(name)
+        clock.spend(2.0)
+        return 2.0
+
+    tasks = {name: lambda name=name: task(name) for name in ("a", "b")}
+    found = rounds.in_rounds(tasks, lambda: clock.spend(1.0), 0.0, clock, lambda left: None)
+    assert seen == ["other", "a", "other", "b"]
+    assert found == {"a": [1.0], "b": [1.0]}, "per call, and without the other work"
+
+
+def test_other_work_writes_more_than_a_core_caches() -> None:
+    from he_runtime.cost.rounds import other_work
+
+    work = other_work()
+    (written,) = (cell.cell_contents for cell in work.__closure__ or ())
+    before = written.copy()
+    work()
+    assert written.nbytes >= 8 << 20 and (written != before).all()

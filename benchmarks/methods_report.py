@@ -122,7 +122,7 @@ def correlations(points: Sequence[Record], packing: str | None = None) -> Record
 
 _COLUMNS = (
     ("network", 12), ("method", 17), ("setting", 19), ("accuracy", 9), ("loss", 6), ("non-zeros", 10), ("mult-adds", 11),
-    ("epochs", 7), ("levels", 7), ("up kB", 8), ("keys MB", 8), ("packing", 9), ("rot", 6), ("prod", 7),
+    ("epochs", 7), ("levels", 7), ("up kB", 9), ("keys MB", 8), ("packing", 9), ("rot", 6), ("prod", 7),
     ("planned ms", 11), ("measured ms", 12),
 )  # fmt: skip
 

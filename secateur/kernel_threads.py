@@ -22,10 +22,14 @@ def use_threads(count: int) -> None:
 
 @contextmanager
 def one_thread(backend: str = "native") -> Iterator[None]:
-    """For the length of a block let the back end compute on one thread, as SEAL always does."""
+    """For the length of a block let the back end compute on one thread, as SEAL always does.
+
+    Without a built kernel nothing happens: opening the back end says why it cannot run.
+    """
+    from he_runtime.kernel import status
     from he_runtime.plan.counts import FUSED
 
-    if backend not in FUSED:
+    if backend not in FUSED or not status().available:
         yield
         return
     before = int(kernel_module().threads())

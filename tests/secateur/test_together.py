@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from he_runtime import compile
 from he_runtime.cost import load_default
+from he_runtime.errors import BackendUnavailable
 from he_runtime.kernel import status
 from model_prep.reference_models import random_reference
 from secateur.kernel_threads import kernel_module, use_threads
@@ -36,3 +39,11 @@ def test_native_is_timed_on_one_thread() -> None:
         assert kernel_module().threads() == 2
     finally:
         use_threads(before)
+
+
+def test_without_a_kernel_the_back_end_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No traceback of an import: what cannot be timed is refused by the back end itself."""
+    monkeypatch.setitem(sys.modules, "he_runtime.kernel._kernel", None)
+    plan = compile(random_reference("digits-mlp"), table=load_default("native"))
+    with pytest.raises(BackendUnavailable):
+        GroupTimer("native", 1).records({"plan": plan})

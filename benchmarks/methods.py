@@ -3,7 +3,7 @@
 Run `python benchmarks/methods.py [--json]` on a machine that does nothing else; it takes hours. Methods, settings and the
 training budget that all share are in methods_grid.py. Finished points are kept in a log, one JSON line each, known by the
 digest of the recipe and of the code: interrupted, the script goes on where it stopped. The network before pruning is
-trained once per seed. LeNet needs MNIST in SECATEUR_DATA.
+trained once per seed. The two MNIST networks need MNIST in SECATEUR_DATA.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from dataclasses import replace
 from .candidate import Problem
 from .chain import best_chain
 from .cost import CostTable
-from .cost.formulas import NARROW_BITS
+from .cost.formulas import NARROW_BITS, wide_share
 from .errors import DoesNotFit, ParameterError
 from .gadget import SEAL, Gadget
 from .integer_chain import integer_chain
@@ -85,10 +85,8 @@ def _priced(problem: Problem, table: CostTable, names: Iterable[str]) -> list[tu
     """On each of these gadgets, the cheapest first. A prime of a chain is as long as the longest, but for the first."""
     fused, rows = Costs(table, problem.degree).fused, problem.depth + 1
     first, longest = (1 << int(min(bits, problem.prime_bits)) - 1 for bits in (problem.first_bits, problem.prime_bits))
-    found = []
+    wide, found = wide_share([first, *[longest] * rows]), []
     for gadget in map(Gadget.parse, names):
-        costs = Costs(table, problem.degree, (gadget.alpha, gadget.alpha))
-        seconds = costs.counted(problem.program.leaf_counts(fused))
-        seconds *= table.widening(problem.degree, [first, *[longest] * rows])
-        found.append((seconds, replace(problem, gadget=gadget)))
+        costs = Costs(table, problem.degree, (gadget.alpha, gadget.alpha), wide)
+        found.append((costs.counted(problem.program.leaf_counts(fused)), replace(problem, gadget=gadget)))
     return sorted(found, key=lambda f: f[0] * (_WORTHWHILE if f[1].gadget.name == SEAL else 1.0))

@@ -12,10 +12,18 @@ if TYPE_CHECKING:
     from .exporter import export as export
     from .pipeline import compress as compress
     from .recipe import Recipe as Recipe
+    from .recommendation import Constraints as Constraints
+    from .recommendation import recommend as recommend
 
-__all__ = ["Recipe", "compress", "export"]
+__all__ = ["Constraints", "Recipe", "compress", "export", "recommend"]
 
-_HOMES = {"compress": ".pipeline", "export": ".exporter", "Recipe": ".recipe"}
+_HOMES = {
+    "compress": ".pipeline",
+    "export": ".exporter",
+    "Recipe": ".recipe",
+    "Constraints": ".constraints",
+    "recommend": ".recommendation",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """What a network costs on memristor crossbars, and what it still knows when no device is exactly what it should be.
 
-Yuan et al., ISLPED 2019, arXiv 1908.11691; methods.md, section 14. Costs are for ratios only: the converters' energies are
-assumptions of the project, of the order of published designs, and no figure in joules is claimed.
+Yuan et al., ISLPED 2019, arXiv 1908.11691. Costs are for ratios only: the converters' energies are assumptions of the
+project, of the order of published designs, and no figure in joules is claimed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Masks: which weights stay, by array name, with the structure that the planner reads (methods.md, section 0.3)."""
+"""Masks: which weights stay, by array name, with the structure that the planner reads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Mask:
 
 
 def magnitude_mask(weights: Mapping[str, npt.NDArray[Any]], density: float, minimum: float = 0.0005) -> Mask:
-    """Global magnitude pruning with a minimum threshold (Gupta et al., arXiv 2209.14624; methods.md, section 4).
+    """Global magnitude pruning with a minimum threshold (Gupta et al., arXiv 2209.14624).
 
     Exactly round(density * N) of all N weights stay. Every layer keeps at least min(int(minimum * N), its size); the
     rest follows the global ranking: keep_l = max(floor_l, c * global_l) with c found by bisection. Ties fall to the

@@ -1,4 +1,4 @@
-"""Quantizers as projections onto sets of levels (methods.md, sections 0.5, 14 and 16), in NumPy.
+"""Quantizers as projections onto sets of levels, in NumPy.
 
 Every quantizer has `project(values, mask=None) -> Quantized`. With a mask, pruned weights (False) stay exactly zero and
 zero is no level for the others (prune first, quantize the survivors); without one, every weight may take every level.
@@ -31,7 +31,7 @@ Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_ROUNDS = 6  # of the alternation between levels and scale (methods.md, section 0.5)
+_ROUNDS = 6  # of the alternation between levels and scale
 _STARTS, _CELLS = 128, 2**20  # first scales of a kind, and starts x levels (memory of the fit), at most
 
 
@@ -129,7 +129,7 @@ class Asymmetric(Quantizer):
 
 @dataclass(frozen=True)
 class AlphaQ(Quantizer):
-    """Levels alpha * {-q..q}, q = 2^(bits-1) - 1, with alpha fitted: the projection of ADMM (methods.md, section 0.5).
+    """Levels alpha * {-q..q}, q = 2^(bits-1) - 1, with alpha fitted: ADMM's projection (Ye et al., arXiv 1903.09769).
 
     Levels and alpha are optimized in turn, alpha = <w, Q> / <Q, Q>, from many first alphas, of which the best end is
     kept: a single start at mean|w| / (q / 2) ends in a clipped local optimum at 8 bits.

@@ -11,7 +11,7 @@ from typing import Any
 from he_runtime.errors import ModelError
 
 from .methods import Method, method_from, table_of
-from .settings import Training, built, require
+from .settings import Training, built, changed, require
 
 __all__ = ["Calibration", "Recipe"]
 
@@ -67,6 +67,24 @@ class Recipe:
         settings = {k: v for k, v in vars(self).items() if k != "steps"}
         plain = {k: asdict(v) if isinstance(v, Training | Calibration) else v for k, v in settings.items()}
         return {**plain, "steps": [table_of(step) for step in self.steps]}
+
+    def to_toml(self) -> str:
+        """As a file that `load` reads: what differs from the defaults, in the order of the fields."""
+        settings = {k: v for k, v in changed(self).items() if k != "steps"}
+        steps = [{"method": step.card.name, **changed(step)} for step in self.steps]
+        return "\n".join([_section("", settings), *(_section("steps", step, "[[steps]]\n") for step in steps)])
+
+
+def _section(path: str, table: Mapping[str, Any], header: str = "") -> str:
+    """A table under its header, then the tables in it, each with a header of its own (as inline ones they are unreadable)."""
+    import tomli_w  # here, since only a recommended recipe is ever written
+
+    inner = {k: v for k, v in table.items() if isinstance(v, Mapping)}
+    text = header + tomli_w.dumps({k: v for k, v in table.items() if k not in inner})
+    for name, values in inner.items():
+        below = f"{path}.{name}" if path else name
+        text += "\n" + _section(below, values, f"[{below}]\n")
+    return text
 
 
 @dataclass(frozen=True)

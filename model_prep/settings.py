@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from he_runtime.errors import ModelError
 
-__all__ = ["Training", "built", "require"]
+__all__ = ["Training", "built", "changed", "require"]
 
 OPTIMIZERS = ("adam", "sgd")
 
@@ -60,6 +60,17 @@ def built(cls: Any, table: Any, path: str, elsewhere: tuple[str, ...] = ()) -> A
         raise ModelError(f"cannot use the {path}: got keys {sorted(table)}, need a {missing[0]}")
     hints = get_type_hints(cls)
     return cls(**{key: _convert(hints[key], value, f"{path}.{key}") for key, value in table.items()})
+
+
+def changed(settings: Any) -> dict[str, Any]:
+    """The fields of a settings dataclass that differ from its defaults, as plain values; those without a default too."""
+    found: dict[str, Any] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if value != default and value is not None:
+            found[field.name] = changed(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return found
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

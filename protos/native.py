@@ -41,7 +41,7 @@ class ServerInfo:
 
 @dataclass(frozen=True)
 class ModelSummary:
-    """A served model's name and its versions, ascending; the default is the latest."""
+    """A served model's name and its versions, ascending; the default is the latest unless the operator chose another."""
 
     name: str
     versions: tuple[str, ...]

@@ -35,7 +35,7 @@ ClientCertificate = Annotated[
 ClientKey = Annotated[Path | None, typer.Option(help="PEM private key of your own certificate.")]
 TokenFile = Annotated[Path | None, typer.Option(help="A file that holds your bearer token; never the token itself.")]
 Home = Annotated[Path | None, typer.Option(help="Where secret keys lie; your data directory otherwise.")]
-Version = Annotated[str | None, typer.Option(help="Version of the model; the latest otherwise.")]
+Version = Annotated[str | None, typer.Option(help="Version of the model; the server's default otherwise.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse values outside the calibrated range.")]
 Timeout = Annotated[float, typer.Option(help="Seconds that one request may take with its retries.", min=0.1)]
 Retries = Annotated[int, typer.Option(help="How often a request is tried again that may go better.", min=0)]

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import typer
 
-from . import admin, audit, bench, calibrate, client, compress, demo, doctor, estimate, plan, predict, serve, sweep
+from . import (
+    admin,
+    audit,
+    bench,
+    calibrate,
+    client,
+    compress,
+    demo,
+    doctor,
+    estimate,
+    plan,
+    predict,
+    recommend,
+    serve,
+    sweep,
+)
 from .errors import OneLineErrors
 
 __all__ = ["app"]
@@ -19,6 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("demo")(demo.demo)
+app.command("recommend")(recommend.recommend)
 app.command("compress")(compress.compress)
 app.command("plan")(plan.plan)
 app.command("estimate")(estimate.estimate)

@@ -25,7 +25,9 @@ def serve(
         Path | None, typer.Option(help="A TOML configuration file; SECATEUR_SERVER_* override it.")
     ] = None,
     models: Annotated[Path | None, typer.Option(help="Directory of models, <name>/<version>/.")] = None,
-    state: Annotated[Path | None, typer.Option(help="Directory of the clients' evaluation keys.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Directory of the server's own state: keys, jobs, audit log, operands.")
+    ] = None,
     address: Annotated[str | None, typer.Option(help="host:port to listen on; port 0 takes a free one.")] = None,
     backend: Annotated[str | None, typer.Option(help="Back end of the workers.")] = None,
     workers: Annotated[

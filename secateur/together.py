@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["GroupTimer"]
 
 K = TypeVar("K", bound=Hashable)
-_Ring = tuple[int, int]  # N and number of primes: what an operation's time depends on
+_Ring = tuple[int, int, bool]  # N, number of primes, and whether some are long: what an operation's time depends on
 _STEP = 2  # rounds between two looks at how many were steady
 _MOST_ROUNDS = 2  # times the runs asked for, where the machine is disturbed
 
@@ -107,7 +107,10 @@ class GroupTimer:
 
 
 def _ring(plan: Plan) -> _Ring:
-    return plan.params.degree, len(plan.params.primes)
+    from he_runtime.cost.formulas import wide_share
+
+    p = plan.params
+    return p.degree, len(p.primes), wide_share((*p.primes, *p.special)) > 0
 
 
 def _routine(local: Any, plan: Plan, wall: list[float]) -> Callable[[], None]:

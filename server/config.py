@@ -79,7 +79,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Everything the server can be told. `models` holds <name>/<version>/, `state` the key store."""
+    """Everything the server can be told. `models` holds <name>/<version>/, `state` all that the server keeps (state/layout.py)."""
 
     address: str = "127.0.0.1:50051"  # port 0: any free one
     models: Path = Path("models")

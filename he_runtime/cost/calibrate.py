@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import datetime
 import importlib
-import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,13 +19,14 @@ import numpy as np
 
 from ..backends import open_backend
 from ..errors import ParameterError
-from ..params import CkksParams, find_primes
+from ..params import CkksParams
 from ..plan import Kind, Op, Plaintext, Plan, Port, ValueType, verify
 from ..plan.counts import FUSED
 from ..ring import RELINEARIZATION, CiphertextData, EvaluationKeys, KeyRecord, KeyRequest, KeySetSpec
+from .chains import has_long_primes, narrow_chain, wide_chain
 from .entry import CostEntry
 from .environment import here, machine_name
-from .formulas import NARROW_BITS, NARROW_ROW, WIDE_ROW
+from .formulas import BORDER, WIDE
 from .fused_bench import FusedBench
 from .measure import Clock, timed
 from .rounds import in_rounds
@@ -46,7 +45,6 @@ _KEY_SHARE = 0.25  # of the time budget
 # As many in a row as plans have them: the first call after something else finds cold caches and takes up to twice as long.
 _CALLS = {"mul_plain": 16, "add": 16, "add_plain": 8, "mod_switch": 4, "upload": 4, "download": 1, "rotate": 4}
 _FEW_CALLS = 2
-_ALWAYS = ("upload", "download", NARROW_ROW, WIDE_ROW)
 
 
 def calibrate(
@@ -61,7 +59,9 @@ def calibrate(
 ) -> CostTable:
     """Medians over interleaved rounds of single operations, at `levels` (default: all of `params`).
 
-    `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts_on(backend)`; "upload" and "download" are
+    On the native kernel these are of primes below 2^50; the lowest and the highest level are measured with longer primes too.
+    `only` restricts to the (leaf, level) pairs given, for instance a plan's `counts_on(backend)`, and to long primes only where
+    `params` have some; "upload" and "download" are
     always measured, conjugation never: lookups take it for the rotation that it is. `progress` receives a phase and the
     fraction of `seconds` used. Key generation is inside the budget; a first round is always completed, however long it takes.
     `clock` is by default this thread's processor time, which equals the wall clock on a free core and ignores the other
@@ -76,9 +76,15 @@ def calibrate(
         )
     report = progress or (lambda phase, share: None)
     report("keys", 0.0)
-    params = _measurable(backend, params)
-    bench = _Bench(backend, params, wanted, seconds)
-    tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in _ALWAYS or (key[0], key[2]) in only}
+    bench = _Bench(backend, narrow_chain(backend, params), wanted, seconds)
+    tasks = {key: task for key, task in bench.tasks() if only is None or key[0] in BORDER or (key[0], key[2]) in only}
+    if only is None or has_long_primes(backend, params):
+        leaves = None if only is None else {leaf for leaf, _ in only}
+        tasks |= {
+            key: task
+            for key, task in _long(backend, params, seconds)
+            if leaves is None or key[0].removeprefix(WIDE) in (*BORDER, *leaves)
+        }
     clock = clock or clock_of(backend)
     samples = in_rounds(
         tasks, bench.probe, deadline, clock, lambda left: report("measure", min(1.0, 1 - left / seconds))
@@ -92,20 +98,16 @@ def single_operations(backend: str, params: CkksParams, seconds: float = 10.0) -
     A stage of a fused transform counts as as many calls as would fill the whole transform's time. Key generation takes at
     most a quarter of `seconds`.
     """
-    params = _measurable(backend, params)
-    return dict(_Bench(backend, params, list(range(params.max_level + 1)), seconds).tasks())
+    found = dict(_Bench(backend, narrow_chain(backend, params), list(range(params.max_level + 1)), seconds).tasks())
+    return found | dict(_long(backend, params, seconds)) if has_long_primes(backend, params) else found
 
 
-def _measurable(backend: str, params: CkksParams) -> CkksParams:
-    """The chain that operations are measured on: one special prime, since other gadgets than SEAL's follow by formula.
-
-    On the native kernel also primes below 2^50: `CostTable.widening` prices longer ones.
-    """
-    if backend in FUSED and any(q.bit_length() > NARROW_BITS for q in (*params.primes, *params.special)):
-        bits = [min(math.log2(q), NARROW_BITS) for q in (params.special[0], *params.primes)]
-        special, *primes = find_primes(params.degree, bits)
-        return replace(params, primes=tuple(primes), special=(special,))
-    return replace(params, special=params.special[:1])
+def _long(backend: str, params: CkksParams, seconds: float) -> Iterator[tuple[Key, Callable[[], float]]]:
+    """Every operation on long primes, at the lowest and the highest level of their chain; on SEAL's back ends nothing."""
+    chain = wide_chain(backend, params)
+    if chain is not None:
+        for (leaf, degree, level), task in _Bench(backend, chain, sorted({0, chain.max_level}), seconds).tasks():
+            yield (WIDE + leaf, degree, level), task
 
 
 def measured_table(backend: str, samples: Mapping[Key, Sequence[float]]) -> CostTable:
@@ -173,9 +175,6 @@ class _Bench:
             if self._fused is not None:
                 for leaf, share in self._fused.calls(level, self._ev, self._cts[level]):
                     yield (leaf, self._params.degree, level), share
-        if self._fused is not None:
-            for leaf, rows in self._fused.rows(self._params.degree):
-                yield (leaf, self._params.degree, 0), rows
 
     def _calls(self, level: int) -> Iterator[tuple[str, Callable[[], object]]]:
         ev, cts = self._ev, self._cts[level]

@@ -9,13 +9,13 @@ one special prime are Microsoft SEAL's case: (n + 2)(n + 1) transforms in all. F
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-__all__ = ["BORDER", "NARROW_BITS", "NARROW_ROW", "SEAL_SHAPE", "WIDE_ROW", "Shape", "leaf_terms", "leaf_work"]
+__all__ = ["BORDER", "NARROW_BITS", "SEAL_SHAPE", "WIDE", "Shape", "leaf_terms", "leaf_work", "wide_share"]
 
 BORDER = ("upload", "download")  # ring data to and from the backend, once per ciphertext of a run
-NARROW_ROW, WIDE_ROW = "narrow_row", "wide_row"  # one row transformed, below and above NARROW_BITS
 NARROW_BITS = 50  # of the primes that the native kernel's vector paths take
+WIDE = "wide_"  # before a leaf's name: the same where all primes are longer
 Shape = tuple[int, int]  # of a gadget: primes per digit, special primes
 SEAL_SHAPE: Shape = (1, 1)
 
@@ -24,13 +24,18 @@ def leaf_terms(leaf: str, degree: int, level: int, shape: Shape = SEAL_SHAPE) ->
     """(calls, butterflies of transforms, elements of passes) of `leaf` at `level`; KeyError for an unknown leaf."""
     live, (alpha, special) = level + 1, shape
     digits = -(-live // alpha)
-    transforms, passes = _WORK[leaf](live, digits, special)
+    transforms, passes = _WORK[leaf.removeprefix(WIDE)](live, digits, special)
     return 1.0, transforms * degree / 2 * math.log2(degree), float(passes * degree)
 
 
 def leaf_work(leaf: str, degree: int, level: int, shape: Shape = SEAL_SHAPE) -> float:
     """Modular multiplications (or equally long memory passes), all at one price."""
     return sum(leaf_terms(leaf, degree, level, shape)[1:])
+
+
+def wide_share(primes: Sequence[int]) -> float:
+    """How many of these primes the vector paths do not take, of 1."""
+    return sum(q.bit_length() > NARROW_BITS for q in primes) / len(primes)
 
 
 def _switch(n: int, b: int, k: int) -> tuple[int, int]:
@@ -60,6 +65,4 @@ _WORK: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
     "constant_product": lambda n, b, k: (0, 2 * n),
     "giant": lambda n, b, k: (n + k + b * (n + k), 3 * b * (n + k) + 4 * (n + k)),
     "divide": lambda n, b, k: (2 * (n + k), 4 * (n + k)),
-    NARROW_ROW: lambda n, b, k: (1, 0),
-    WIDE_ROW: lambda n, b, k: (1, 0),
 }

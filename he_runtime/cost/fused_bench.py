@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from ..params import find_primes
 from ..plan import Kind, Op, ValueType
 from ..plan.counts import CONSTANT_PRODUCT, FLAT_PRODUCT, FUSED_LEAVES
-from .formulas import NARROW_BITS, NARROW_ROW, WIDE_ROW
 
 __all__ = ["FusedBench"]
 
 _GIANTS = 4  # the first of which is no rotation
 _INPUTS = 8  # of the transforms without a rotation
 _CONSTANTS = 512
-_WIDE_BITS = 58
-_ROWS = 16
 
 
 class FusedBench:
@@ -70,21 +63,6 @@ class FusedBench:
             op = self._ops[level].get(leaf, self._ops[level]["rotating"])
             operands = [ciphertexts[k % len(ciphertexts)] for k in range(len(op.inputs))]
             yield leaf, _Share(evaluator, op, operands, leaf, level)
-
-    @staticmethod
-    def rows(degree: int) -> Iterator[tuple[str, Callable[[], float]]]:
-        """One row transformed, under a prime of the vector paths and under a longer one."""
-        kernel = importlib.import_module("he_runtime.kernel._kernel")
-        row = np.zeros(degree, dtype=np.uint64)
-        for leaf, bits in ((NARROW_ROW, NARROW_BITS), (WIDE_ROW, _WIDE_BITS)):
-            ntt = kernel.Ntt(degree, find_primes(degree, [float(bits)])[0], kernel.default_path())
-            yield leaf, partial(_transform, ntt, row)
-
-
-def _transform(ntt: Any, row: npt.NDArray[np.uint64]) -> float:
-    for _ in range(_ROWS):
-        ntt.forward(row, row)
-    return float(_ROWS)
 
 
 class _Share:

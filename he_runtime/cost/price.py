@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..gadget import Gadget
+from ..params import CkksParams
 from ..plan import Plan
 from ..plan.counts import layer_counts, leaf_totals, products, rotations
 from ..wire import ciphertexts_byte_size, key_set_byte_size
 from .environment import Environment
+from .formulas import wide_share
 from .keys import KeyCost, key_costs
 from .memory import layer_plaintext_bytes, memory
 from .table import CostTable
@@ -59,7 +61,7 @@ class CostReport(_Counted):
     here and now: then `warnings` says why. Bytes are exact sizes on the wire: a seeded input, a full output, seeded keys.
     `peak_bytes` estimates the memory of a worker: operands, before and after encoding, keys as loaded, ciphertexts, and
     the library's tables. `levels` are consumed, `levels_left` remain in the output. `sigma` is the predicted standard
-    deviation per output element, `error_bound` six times that.
+    deviation per output element, `error_bound` what errors are expected to stay below (he_runtime/error_bound.py).
     """
 
     latency_ms: float
@@ -159,14 +161,14 @@ class _Sum:
         self._table, self._degree, self._doubtful = table, plan.params.degree, doubtful
         self._shape = Gadget.parse(plan.gadget).alpha, len(plan.params.special)
         self.backend = table.backend
-        self._params, self._widenings = plan.params, dict[int, float]()
+        self._wide = [wide_share(rows) for rows in _rows(plan.params)]
         self.total = _Span()
 
     def add(self, counts: Iterable[tuple[tuple[str, int], int]]) -> _Span:
         span = _Span()
         for (leaf, level), n in counts:
-            entry = self._table.lookup(leaf, self._degree, level, self._shape)
-            ms = n * entry.seconds * 1e3 * self._widening(level)
+            entry = self._table.lookup(leaf, self._degree, level, self._shape, self._wide[level])
+            ms = n * entry.seconds * 1e3
             if self._doubtful:
                 span += _Span(ms, ms / _DOUBTFUL_FACTOR, ms * _DOUBTFUL_FACTOR)
             else:
@@ -174,11 +176,11 @@ class _Sum:
         self.total += span
         return span
 
-    def _widening(self, level: int) -> float:
-        if level not in self._widenings:
-            rows = (*self._params.primes[: level + 1], *self._params.special)
-            self._widenings[level] = self._table.widening(self._degree, rows)
-        return self._widenings[level]
+
+def _rows(params: CkksParams) -> Iterator[tuple[int, ...]]:
+    """The primes of an operation at each level, from 0."""
+    for level in range(len(params.primes)):
+        yield (*params.primes[: level + 1], *params.special)
 
 
 def _layers(plan: Plan, sums: _Sum) -> tuple[LayerCost, ...]:

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import PlanError, Reason, WireError
+from ..plan.counts import FUSED
 from .entry import CostEntry
 from .environment import Environment, here
 from .fit import LeafFit, fit_leaf
-from .formulas import NARROW_BITS, NARROW_ROW, SEAL_SHAPE, WIDE_ROW, Shape, leaf_work
+from .formulas import SEAL_SHAPE, WIDE, Shape, leaf_work
 
 __all__ = ["CostEntry", "CostTable", "Key", "load_default"]
 
@@ -52,27 +53,29 @@ class CostTable:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{self.backend}, {threads}, {self.machine}, {self.date}"
 
-    def lookup(self, leaf: str, degree: int, level: int, shape: Shape = SEAL_SHAPE) -> CostEntry:
+    def lookup(self, leaf: str, degree: int, level: int, shape: Shape = SEAL_SHAPE, wide: float = 0.0) -> CostEntry:
         """The measured entry; else by the formula fitted to all that was measured of this leaf (fit.py).
 
-        `shape` is that of the plan's gadget; entries are measured on SEAL's.
+        `shape` is that of the plan's gadget; entries are measured on SEAL's. `wide` is the share of an operation's rows that
+        are under primes above 2^50, which only the native kernel tells apart: each row takes as long as where all are.
         PlanError when the table has no entry of this leaf at all.
         """
-        fit = self.fits.get(leaf) or self.fits.get(_SAME_WORK.get(leaf, ""))
+        fit = self._fit(leaf)
+        entry = fit.entry(degree, level) if shape == SEAL_SHAPE else fit.on_gadget(degree, level, shape)
+        if wide == 0 or self.backend not in FUSED:
+            return entry
+        narrow, long = fit.entry(degree, level), self._fit(leaf, WIDE).entry(degree, level)
+        ratio = 1.0 + wide * (max(1.0, long.seconds / narrow.seconds) - 1.0)
+        return CostEntry(entry.seconds * ratio, max(entry.spread, long.spread))
+
+    def _fit(self, leaf: str, prefix: str = "") -> LeafFit:
+        fit = self.fits.get(prefix + leaf) or self.fits.get(prefix + _SAME_WORK.get(leaf, ""))
         if fit is None:
-            raise PlanError(f"cannot price {leaf!r}: the cost table ({self.name}) has no such leaf; try calibrating")
-        return fit.entry(degree, level) if shape == SEAL_SHAPE else fit.on_gadget(degree, level, shape)
-
-    def widening(self, degree: int, rows: Sequence[int]) -> float:
-        """How many times as long an operation on rows under these primes takes as under primes below 2^50.
-
-        1 for a table that does not tell them apart. The transform's ratio stands for all work.
-        """
-        if WIDE_ROW not in self.fits:
-            return 1.0
-        wide, narrow = (self.lookup(leaf, degree, 0).seconds for leaf in (WIDE_ROW, NARROW_ROW))
-        share = sum(q.bit_length() > NARROW_BITS for q in rows) / len(rows)
-        return 1.0 + share * (max(1.0, wide / narrow) - 1.0)
+            where = " on primes above 2^50" if prefix else ""
+            raise PlanError(
+                f"cannot price {leaf!r}{where}: the cost table ({self.name}) has no such entry; try calibrating"
+            )
+        return fit
 
     @cached_property
     def fits(self) -> Mapping[str, LeafFit]:
@@ -207,11 +210,20 @@ def _parse_entries(rows: Any) -> dict[Key, CostEntry]:
     for leaf, degree, level, seconds, spread in rows:
         key = (_text(leaf), _integer(degree, 1024, 1 << 17), _integer(level, 0, 63))
         entry = CostEntry(_number(seconds), _number(spread))
-        leaf_work(*key)  # KeyError for a leaf this build does not know
+        _require_known(*key)
         if key in entries or not 0 < entry.seconds < 1e6 or not 0 <= entry.spread < 100:
             raise WireError(f"cannot read the cost table: the entry for {key} is repeated or out of range")
         entries[key] = entry
     return entries
+
+
+def _require_known(leaf: str, degree: int, level: int) -> None:
+    try:
+        leaf_work(leaf, degree, level)
+    except KeyError:
+        raise WireError(
+            f"cannot read the cost table: got leaf {leaf!r}, which this build has not; try calibrating again"
+        ) from None
 
 
 def _text(value: Any) -> str:

@@ -17,11 +17,15 @@ __all__ = ["Costs"]
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds at one ring degree by a cost table, on a gadget of that shape (primes per digit, special primes)."""
+    """Seconds at one ring degree by a cost table, on a gadget of that shape (primes per digit, special primes).
+
+    `wide` is the share of rows under primes above 2^50.
+    """
 
     table: CostTable
     degree: int
     shape: Shape = SEAL_SHAPE
+    wide: float = 0.0
 
     @property
     def fused(self) -> bool:
@@ -30,9 +34,10 @@ class Costs:
 
     def leaves(self, counts: Iterable[tuple[str, int, int]]) -> float:
         """Of (leaf, level, how often)."""
-        return sum(
-            n * self.table.lookup(leaf, self.degree, level, self.shape).seconds for leaf, level, n in counts if n
-        )
+        return sum(n * self._seconds(leaf, level) for leaf, level, n in counts if n)
+
+    def _seconds(self, leaf: str, level: int) -> float:
+        return self.table.lookup(leaf, self.degree, level, self.shape, self.wide).seconds
 
     def counted(self, counts: Mapping[tuple[str, int], int]) -> float:
         """Of (leaf, level) -> how often."""
@@ -42,7 +47,7 @@ class Costs:
         """How many baby steps a giant step costs, in tenths."""
         if not self.fused:
             return 1.0
-        giant, baby = (self.table.lookup(leaf, self.degree, level, self.shape).seconds for leaf in ("giant", "hoisted"))
+        giant, baby = (self._seconds(leaf, level) for leaf in ("giant", "hoisted"))
         return max(1.0, round(giant / baby, 1))
 
     def linear(self, found: DiagonalSet, level: int) -> float:

@@ -30,7 +30,7 @@ def select_channels(
     Exactly int(ratio * n) of the n removable channels of all layers go, the lowest scores first; ties keep the lower
     index, in the order of `scores`. Of every layer the ceil((1 - limit) * channels) best stay, at least the best one,
     and what that saves is taken from the other layers. `removable` is what slimming.removable() says; without it every
-    channel of every layer named in `scores` may go. methods.md, section 2, step 4.
+    channel of every layer named in `scores` may go.
 
     Raises ModelError where the ratio cannot be met, with the largest that can, and where a score is not finite.
     """

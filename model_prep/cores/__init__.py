@@ -1,4 +1,4 @@
-"""The shared optimisers of compression, each written once, on any structure (methods.md, section 0.4).
+"""The shared optimisers of compression, each written once, on any structure.
 
 session     what they work on: a network and its training, one run at a time
 masked      retraining under a mask, and sparsity that rises along a schedule

@@ -1,4 +1,4 @@
-"""ADMM: training towards a constraint set (methods.md, sections 0.4, 14, 16).
+"""ADMM: training towards a constraint set.
 
 min f(W) subject to W in S is split into W and Z = W with Z in S. Each round trains W on f(W) + rho/2 ||W - Z + U||^2 (the
 squared norm), then sets Z to the projection of W + U and adds W - Z to the scaled dual U. An array may have several

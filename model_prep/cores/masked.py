@@ -1,4 +1,4 @@
-"""Masked retraining, and sparsity that rises along the cubic schedule (methods.md, sections 0.4 and 4)."""
+"""Masked retraining, and sparsity that rises along the cubic schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantization-aware training (methods.md, sections 0.5 and 2).
+"""Quantization-aware training.
 
 Weights pass through any straight-through quantizer; activations through an asymmetric integer grid whose range is a moving
 average of what each batch showed, frozen in the last part of training. Chong et al., arXiv 2306.07030; Jacob et al., CVPR

@@ -1,4 +1,4 @@
-"""Reweighted group lasso: a penalty that counts living groups (methods.md, sections 0.4, 9, 11, 12).
+"""Reweighted group lasso: a penalty that counts living groups.
 
 Each round trains on f(W) + sum over arrays lambda_i * sum over groups c_g * P_g * n_g, where n_g = ||W_g|| and
 P_g = 1/(n_g + epsilon) is refreshed before the round: P_g * n_g is near 1 for a living group and near 0 for a dead one,

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from he_runtime.errors import ModelError
 
 from ..masks import Bools, Mask
 from ..polynomials.polynomial import constrain
 from ..settings import Training
-from ..train import Hooks, fit
+from ..train import Hooks
 from ..trainable import TrainableGraph
 
 __all__ = [
@@ -24,7 +23,6 @@ __all__ = [
     "Penalty",
     "Projection",
     "Session",
-    "SimpleSession",
     "arrays",
     "core_hooks",
     "masks_of",
@@ -53,27 +51,6 @@ class Session(Protocol):
     def net(self) -> TrainableGraph: ...
 
     def fit(self, training: Training, label: str, hooks: Hooks | None = None) -> None: ...
-
-
-@dataclass
-class SimpleSession:
-    """A session on arrays: normalized inputs `x` (n, *shape), labels `y` (n,), a teacher where there is one.
-
-    Each run draws its batches in an order of its own, the same for the same `seed`.
-    """
-
-    net: TrainableGraph
-    x: npt.NDArray[np.float32]
-    y: npt.NDArray[np.int64]
-    seed: int = 0
-    teacher: nn.Module | None = None
-    quiet: bool = True
-    runs: int = field(default=0, init=False)
-
-    def fit(self, training: Training, label: str, hooks: Hooks | None = None) -> None:
-        seed, self.runs = self.seed + self.runs, self.runs + 1
-        options = {"teacher": self.teacher, "hooks": hooks, "label": label, "quiet": self.quiet}
-        fit(self.net, self.x, self.y, training, seed=seed, **options)  # type: ignore[arg-type]
 
 
 def weights(net: TrainableGraph) -> dict[str, Floats]:

@@ -1,4 +1,4 @@
-"""Weights onto levels, a growing share at a time (methods.md, sections 14 and 16).
+"""Weights onto levels, a growing share at a time.
 
 Each step fits the levels, puts the weights nearest to theirs onto them for good and trains the rest, which makes up for
 what rounding changed. Yuan et al., arXiv 1908.11691 (masked mapping); Ye et al., arXiv 1903.09769 (progressive

@@ -1,8 +1,8 @@
 """Exact folding: affine maps disappear into linear layers, quadratics become pure squares.
 
-A quadratic a*x^2 + b*x + c with a != 0 is sgn(a) * (sqrt|a| * (x + b/2a))^2 + (c - b^2/4a) (completing the square;
-ckks-compression.md, section D). The inner scale and shift go into the layer before, the sign and the constant into the
-layers after, and what is left is one square: one product and one rescale, no plaintext.
+A quadratic a*x^2 + b*x + c with a != 0 is sgn(a) * (sqrt|a| * (x + b/2a))^2 + (c - b^2/4a) (completing the square).
+The inner scale and shift go into the layer before, the sign and the constant into the layers after, and what is left is
+one square: one product and one rescale, no plaintext.
 
 Two primitives do the work. `push` (push.py) absorbs "this value is scale*v + shift" into everything that reads
 it; `pull` (pull.py) makes a value's producers compute scale*v + shift. Both return None where that is not exact

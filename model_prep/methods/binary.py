@@ -1,8 +1,9 @@
-"""Weights of ever fewer bits, down to signs: ADMM towards the levels, then a growing share fixed on them (methods.md, 16).
+"""Weights of ever fewer bits, down to signs: ADMM towards the levels, then a growing share fixed on them.
 
-The paper's: levels alpha * Q with alpha fitted per array, first and last layer included, biases and batch norms real;
-progressive order of bits (8, 4, ternary, binary), each rung started from the last; shares of the weights fixed on their
-levels while the others train. The project's own: every rung ends with all weights on its levels before the next begins.
+The papers' (Ye et al., arXiv 1903.09769 and 1905.00789): levels alpha * Q with alpha fitted per array, first and last
+layer included, biases and batch norms real; progressive order of bits (8, 4, ternary, binary), each rung started from
+the last; shares of the weights fixed on their levels while the others train. The project's own: every rung ends with
+all weights on its levels before the next begins.
 
 With `finish` the last rung ends in straight-through training of all its weights, which outdoes the fixed shares by far on the
 networks here (digits CNN, signs: 0.98 to 0.99 against 0.97).

@@ -1,4 +1,4 @@
-"""Reweighted block pruning: pieces of rows or columns inside blocks, or whole blocks (methods.md, section 9).
+"""Reweighted block pruning: pieces of rows or columns inside blocks, or whole blocks (Li et al., arXiv 2009.08065).
 
 Training, percentile cut and masked retraining are the paper's, and so is the guard that no row of the matrix loses all of
 its weights; the guard's exact form is the project's: it decides within the count rather than adding to it. The paper is

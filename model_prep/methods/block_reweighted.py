@@ -1,4 +1,4 @@
-"""Whole rows and columns inside each block, whatever the other blocks lose (BLK-REW; methods.md, section 12).
+"""Whole rows and columns inside each block, whatever the other blocks lose (BLK-REW; Ma et al., arXiv 2001.08357).
 
 The structure, the penalty (sum of P * ||.||^2 over the row and column pieces of all blocks, P = 1/(||.||^2 + epsilon)
 refreshed before each round) and the order (reweight, cut, retrain) are the paper's. The cut is the project's: instead of a

@@ -1,4 +1,4 @@
-"""Filters and columns pruned in multiples of a crossbar, weights on levels that a memristor holds (methods.md, section 14).
+"""Filters and columns pruned in multiples of a crossbar, weights on levels that a memristor holds.
 
 Yuan et al., ISLPED 2019, arXiv 1908.11691: ADMM with both constraints at once, masked mapping of the weights nearest to a
 level, retraining of the rest, with a growing share. The project's own: the last layer keeps its filters, which are the

@@ -4,8 +4,9 @@ A layer in diagonal packing is a grid of products on baby and giant lines of rot
 information times the squared weight; neurons are reordered so that the grid that may stay holds most of it; then what loses
 least saliency per predicted millisecond goes, line by line and cell by cell over all layers together, while training goes
 on, until the plan meets its budget. A dense first layer may instead be gathered by the client, where rows of equal length
-cost next to nothing. Where the budget is tight, activations go before weights (model_prep.grid.start). (ckks-compression.md, section F2; grids: Halevi, Shoup, CRYPTO 2018; reweighted groups: Ma et al.,
-arXiv 2001.08357; load-balanced rows: Sun et al., arXiv 2112.10898.)
+cost next to nothing. Where the budget is tight, activations go before weights (model_prep.grid.start).
+(docs/decisions/0024, 0036 and 0038; grids: Halevi, Shoup, CRYPTO 2018; reweighted groups: Ma et al., arXiv 2001.08357;
+load-balanced rows: Sun et al., arXiv 2112.10898.)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Load-balanced gather-scatter patterns: every row keeps as many weights as the next (methods.md, section 7).
+"""Load-balanced gather-scatter patterns: every row keeps as many weights as the next (Sun et al., arXiv 2112.10898).
 
 The pattern and its training are the paper's: groups of B weights from B distinct banks, fewer of them as training goes
 on, chosen anew each epoch, then frozen. What it means under encryption is the project's: a bank is a lane of slots. The

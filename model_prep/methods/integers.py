@@ -1,4 +1,4 @@
-"""Symmetric integer weights with straight-through training on the folded network (methods.md, sections 0.5 and 2)."""
+"""Symmetric integer weights with straight-through training on the folded network (Chong et al., arXiv 2306.07030)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Global magnitude pruning with a minimum threshold and a gradual schedule (methods.md, section 4).
+"""Global magnitude pruning with a minimum threshold and a gradual schedule (Gupta et al., arXiv 2209.14624).
 
 The paper's: one ranking of |w| over all layers, the minimum per layer, re-ranking while sparsity rises. The project's own:
 the schedule (cubic, each epoch; the paper's is not known to it), shadow weights, ties by index so that counts are exact.

@@ -1,8 +1,8 @@
-"""Kernels that keep one of a few patterns, and weak kernels nothing (methods.md, section 13).
+"""Kernels that keep one of a few patterns, and weak kernels nothing.
 
 Ma et al., ECCV 2020, arXiv 2001.07710: the library from the trained network, the choice of a pattern by retained norm,
 connectivity pruning and ADMM, in which patterns and kernels are chosen anew at every update. One pattern per input channel
-is the project's own (after the rotation counts of methods.md): all filters read the same taps of a channel.
+is the project's own, to save rotations: all filters read the same taps of a channel.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Progressive pruning by ADMM: ever sparser steps, each from the masked model of the last (methods.md, section 16).
+"""Progressive pruning by ADMM: ever sparser steps, each from the masked model of the last.
 
-The paper's: each step trains towards its sparsity by ADMM with a growing rho, cuts to it exactly (masked mapping), and retrains
-under the mask; what a step cuts stays zero in the next, so that the search space shrinks; ratios are set per layer. The project's
-own: where no ratios are given, those of a step follow from the magnitudes in the whole network at its start.
+The paper's (Ye et al., arXiv 1903.09769): each step trains towards its sparsity by ADMM with a growing rho, cuts to it
+exactly (masked mapping), and retrains under the mask; what a step cuts stays zero in the next, so that the search space
+shrinks; ratios are set per layer. The project's own: where no ratios are given, those of a step follow from the
+magnitudes in the whole network at its start.
 """
 
 from __future__ import annotations

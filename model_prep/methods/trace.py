@@ -1,4 +1,4 @@
-"""Whole channels removed by the Hessian's trace: EHAP (methods.md, section 2), on model_prep.{hessian,selection,slimming}.
+"""Whole channels removed by the Hessian's trace: EHAP (Chong et al., arXiv 2306.07030), on model_prep.channels.
 
 The paper's, and HAP's before it (arXiv 2101.08940): a channel costs trace / p * |w|^2, random signs probe all layers at
 once, half precision does for it, one ranking covers all layers but the last, and what goes is cut out for good. In its

@@ -1,4 +1,4 @@
-"""One penalty for every structure, switched off layer by layer where the target is met (methods.md, section 11).
+"""One penalty for every structure, switched off layer by layer where the target is met.
 
 Zhang et al., arXiv 2004.05531: the paper's is the penalty over structures, reweighted dynamically, with its strength as the
 single hyper-parameter, and the integration with quantization. How it is "bounded by the designated constraint" could not

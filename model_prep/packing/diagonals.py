@@ -1,8 +1,8 @@
 """Diagonal-class pruning: the unit of saving under slot packing is a whole generalized diagonal, never one weight.
 
 A linear layer is a matrix from input slots to output slots. With the input replicated with its period, the entries with
-equal (column - row) mod M share one plaintext operand, M being the smaller of the two padded sizes (Halevi-Shoup;
-ckks-compression.md, section B1). A class that is zero throughout is an operand that the plan drops.
+equal (column - row) mod M share one plaintext operand, M being the smaller of the two padded sizes (Halevi, Shoup,
+CRYPTO 2014). A class that is zero throughout is an operand that the plan drops.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Sparsity patterns of equal size and different structure, for experiments on what sparsity buys under encryption.
 
-Four controls, after ckks-compression.md, section F5, and the sceptic's question "is it the structure or the count?":
-every pattern keeps exactly the same number of weights in every layer. Unstructured zeros leave every diagonal occupied;
-random diagonals save products but hardly a rotation, since their sumset stays full; a grid of baby steps times giant
-steps saves both; permuting neurons first lets the grid keep more of the weights' energy at the same price.
+Four controls of this project, for the sceptic's question "is it the structure or the count?": every pattern
+keeps exactly the same number of weights in every layer. Unstructured zeros leave every diagonal occupied; random
+diagonals save products but hardly a rotation, since their sumset stays full; a grid of baby steps times giant steps
+saves both; permuting neurons first lets the grid keep more of the weights' energy at the same price.
 """
 
 from __future__ import annotations

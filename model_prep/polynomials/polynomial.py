@@ -1,8 +1,8 @@
 """Activations -> learned quadratics.
 
 Each activation becomes a*x^2 + b*x + c per channel, started from the least-squares fit under the normal distribution
-of its own input (for ReLU under N(0, s^2): c = s/sqrt(8 pi), b = 1/2, a = 1/(s sqrt(8 pi)); ckks-compression.md,
-section D), mixed in slowly, and trained by knowledge distillation from the network that still has its activations.
+of its own input (for ReLU under N(0, s^2): c = s/sqrt(8 pi), b = 1/2, a = 1/(s sqrt(8 pi))), mixed in slowly,
+and trained by knowledge distillation from the network that still has its activations.
 
 Coefficients obey a >= MIN_CURVATURE and |b/2a| <= MAX_CENTER in units of the input's standard deviation: then the
 completed square (folding.py) loses no precision to cancellation, and its sign is always positive, which is what lets a

@@ -1,4 +1,4 @@
-"""What may be zero together: structures as projections onto sets of masks, in NumPy only (methods.md, section 0.3)."""
+"""What may be zero together: structures as projections onto sets of masks, in NumPy only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load-balanced gather-scatter patterns GS(B, k) (Sun et al., arXiv 2112.10898; methods.md, section 7).
+"""Load-balanced gather-scatter patterns GS(B, k) (Sun et al., arXiv 2112.10898).
 
 Column j of the matrix view lies in bank j mod B. A bundle is B/k consecutive rows; a group is one gather: k weights of
 each row of a bundle, at most one from each bank. A bundle with G groups has k * G weights in every row and G in every

@@ -1,8 +1,8 @@
 """Whole rows and whole columns inside each block, independently of the other blocks.
 
-Ma et al., "BLK-REW", arXiv 2001.08357 (methods.md, section 12). The zeros of a block are a union of its rows and
-columns, so what is left of it is again a small dense matrix. A block of the whole matrix is plain row and column
-pruning, a block of one weight is unstructured pruning.
+Ma et al., "BLK-REW", arXiv 2001.08357. The zeros of a block are a union of its rows and columns, so what is left of
+it is again a small dense matrix. A block of the whole matrix is plain row and column pruning, a block of one weight is
+unstructured pruning.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Filters and columns pruned in multiples of a crossbar, so that whole crossbars fall away.
 
-Yuan et al., ISLPED 2019, arXiv 1908.11691 (methods.md, section 14). The matrix view is mapped onto crossbars of `rows`
-filters by `columns` columns. Filters and columns that are empty need no place: what is left is mapped anew. Under
-encryption a crossbar is a plaintext tile.
+Yuan et al., ISLPED 2019, arXiv 1908.11691. The matrix view is mapped onto crossbars of `rows` filters by `columns`
+columns. Filters and columns that are empty need no place: what is left is mapped anew. Under encryption a crossbar is a
+plaintext tile.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Groups of a gather-scatter pattern: peeled off by perfect matchings, and how many gathers any mask takes.
 
-Sun et al., arXiv 2112.10898 (methods.md, section 7). A gather reads at most one column from each of B banks.
+Sun et al., arXiv 2112.10898. A gather reads at most one column from each of B banks.
 """
 
 from __future__ import annotations

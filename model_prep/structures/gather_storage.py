@@ -1,4 +1,4 @@
-"""The compact format of gather-scatter patterns: values, indices and group offsets (methods.md, section 7).
+"""The compact format of gather-scatter patterns (Sun et al., arXiv 2112.10898): values, indices and group offsets.
 
 Lane j of a group reads bank j, so of a column j + B * t only t is stored; and which row of the bundle it belongs to.
 """

@@ -1,4 +1,4 @@
-"""Every kernel keeps one pattern of a library, and the weakest kernels nothing (methods.md, section 13, steps 3 and 4)."""
+"""Every kernel keeps one pattern of a library, and the weakest kernels nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compact storage of pattern-pruned convolutions: filter -> (input channel, pattern, values) (methods.md, section 13).
+"""Compact storage of pattern-pruned convolutions (Ma et al., ECCV 2020): filter -> (input channel, pattern, values).
 
 What the compilers of this family of papers call filter-kernel-weight (FKW) storage: the position of a weight is told
 by the pattern, so that a kernel costs a channel number and a pattern number beside its values.

@@ -1,4 +1,4 @@
-"""What a structure needs to know of a layer, and its weights seen as one matrix (methods.md, section 0.3).
+"""What a structure needs to know of a layer, and its weights seen as one matrix.
 
 The matrix view of a dense layer is its weight (m, n); that of a convolution is (filters, channels x taps). A *row* is a
 filter or neuron, a *column* one (input channel, tap) for all filters, a *kernel* one (filter, input channel) slice.

@@ -1,7 +1,7 @@
 """The library of kernel patterns: which few taps of a kernel may stay.
 
-Ma et al., ECCV 2020, arXiv 2001.07710 (methods.md, section 13, steps 1 and 2). Patterns are counted on a trained
-network: the largest entries of each kernel, the centre always among them, and the most frequent patterns are kept.
+Ma et al., ECCV 2020, arXiv 2001.07710. Patterns are counted on a trained network: the largest entries of each
+kernel, the centre always among them, and the most frequent patterns are kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Structures whose groups partition the weights: the projection keeps the groups with most energy (methods.md, 0.3)."""
+"""Structures whose groups partition the weights: the projection keeps the groups with most energy."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class _Blocks(_Partition):
 
 @dataclass(frozen=True)
 class Tiles(_Blocks):
-    """Whole blocks: an empty tile is a plaintext operand less in tile packing (methods.md, section 9, `whole_block`)."""
+    """Whole blocks: an empty tile is a plaintext operand less in tile packing (Li et al., 2020: `whole_block`)."""
 
     name: str = field(default="tiles", init=False)
 
@@ -113,7 +113,7 @@ class Tiles(_Blocks):
 
 @dataclass(frozen=True)
 class BlockRows(_Blocks):
-    """Pieces of rows inside a block (Li et al., Findings of EMNLP 2020; methods.md, section 9, `block_filter`)."""
+    """Pieces of rows inside a block (Li et al., Findings of EMNLP 2020: `block_filter`)."""
 
     name: str = field(default="block-rows", init=False)
 
@@ -126,7 +126,7 @@ class BlockRows(_Blocks):
 
 @dataclass(frozen=True)
 class BlockColumns(_Blocks):
-    """Pieces of columns inside a block (Li et al., Findings of EMNLP 2020; methods.md, section 9, `block_column`)."""
+    """Pieces of columns inside a block (Li et al., Findings of EMNLP 2020: `block_column`)."""
 
     name: str = field(default="block-columns", init=False)
 

@@ -1,4 +1,4 @@
-"""Which weights of one bundle stay: the transportation problem behind GS patterns (methods.md, section 7).
+"""Which weights of one bundle stay: the transportation problem behind the GS patterns of Sun et al., arXiv 2112.10898.
 
 Every row of the bundle ships k * G units, every bank takes G (at most G where the bundle has fewer rows than a full
 one), every weight carries 0 or 1. The constraint matrix is totally unimodular, so a vertex of the linear program is

@@ -75,11 +75,8 @@ def probe(path: Path, min_free_bytes: int) -> None:
 
 def hash_file(path: Path) -> str:
     """Hexadecimal sha256 of a file, read in blocks."""
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            hasher.update(block)
-    return hasher.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_pieces(path: Path, sizes: Iterable[int]) -> tuple[list[str], str]:

@@ -18,7 +18,6 @@ __all__ = ["LIST", "checked", "file_digests", "list_digest", "list_text", "read_
 LIST = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 _MAX_FILES = 10_000  # a directory with more is no model
-_BLOCK_BYTES = 1 << 20
 
 
 def tree(directory: Path) -> list[Path]:
@@ -50,11 +49,8 @@ def file_digests(directory: Path) -> dict[str, str]:
 
 
 def _hash(path: Path) -> str:
-    hasher = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            hasher.update(block)
-    return hasher.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_text(digests: Mapping[str, str]) -> str:

@@ -31,7 +31,6 @@ _DATABASE = ".sqlite3"
 _IMMUTABLE = ("keys/blobs/", "models/")  # files below these are written once, under another name, and then moved
 _LEFT_OUT = ("keys/parts/", "keys/cache/", "operands/")  # uploads under way, and copies of what is elsewhere
 _BUSY_SECONDS = 30.0
-_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,14 @@ import time
 import pytest
 
 from he_runtime.cost import CostTable, price
+from he_runtime.cost.formulas import WIDE
 from he_runtime.cost.measure import ProbeGate, measure_latency
 from he_runtime.errors import ParameterError
+from he_runtime.kernel import status
+from he_runtime.params import CkksParams, find_primes
 from tests.he_runtime.costs import LEAVES, N, params, plan
+
+built = pytest.mark.skipif(not status().available, reason="the kernel is not built")
 
 
 class FakeClock:
@@ -82,6 +87,35 @@ def test_calibration_measures_only_what_is_asked_for() -> None:
     assert set(t.entries) == {("rotate", N, 1), ("upload", N, 1), ("download", N, 1)}
     with pytest.raises(ParameterError):
         calibrate("tenseal", params(), [2])
+
+
+@built
+def test_native_is_measured_on_long_primes_too() -> None:
+    """Where nothing else is said, at the ends of a chain that 128-bit security holds: two primes of 53 bits here."""
+    from he_runtime.cost.calibrate import calibrate
+
+    t = calibrate("native", params(), seconds=0.5)
+    narrow = {key for key in t.entries if not key[0].startswith(WIDE)}
+    wide = {(leaf.removeprefix(WIDE), n, level) for leaf, n, level in set(t.entries) - narrow}
+    assert wide == {key for key in narrow if key[2] == 0}
+    assert t.lookup("rotate", N, 0, wide=1.0).seconds > 1.5 * t.lookup("rotate", N, 0).seconds
+    assert CostTable.parse(t.to_json()) == t
+
+
+@built
+def test_a_plans_own_operations_are_measured_on_the_primes_it_has() -> None:
+    from he_runtime.cost.calibrate import calibrate, single_operations
+
+    special, *primes = find_primes(8192, [58.0, 58.0, 40.0, 40.0])
+    mixed = CkksParams(8192, tuple(primes), (special,))
+    border = {"upload", "download"}
+    t = calibrate("native", mixed, [2], 0.2, only={("rotate", 2)})
+    assert {leaf for leaf, _, _ in t.entries} == {"rotate", *border, *(WIDE + leaf for leaf in ("rotate", *border))}
+    assert {level for leaf, _, level in t.entries if leaf.startswith(WIDE)} == {0, 1}
+    short = calibrate("native", params(), [1], 0.2, only={("rotate", 1)})
+    assert not any(leaf.startswith(WIDE) for leaf, _, _ in short.entries)
+    assert any(leaf == f"{WIDE}hoisted" for leaf, _, _ in single_operations("native", mixed, 0.2))
+    assert not any(leaf.startswith(WIDE) for leaf, _, _ in single_operations("native", params(), 0.2))
 
 
 def test_uploads_are_timed_in_a_row() -> None:

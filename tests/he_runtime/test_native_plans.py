@@ -15,8 +15,8 @@ from he_runtime.candidate import Problem
 from he_runtime.chain import best_chain
 from he_runtime.compile import lower
 from he_runtime.cost import CostTable, load_default
-from he_runtime.cost.formulas import NARROW_BITS, NARROW_ROW, WIDE_ROW
-from he_runtime.errors import BackendUnavailable, ParameterError
+from he_runtime.cost.formulas import NARROW_BITS, WIDE, wide_share
+from he_runtime.errors import BackendUnavailable, ParameterError, PlanError
 from he_runtime.gadget import SEAL, Gadget
 from he_runtime.gadget_choice import choices
 from he_runtime.kernel import status
@@ -146,14 +146,28 @@ def test_bits_move_from_one_level_to_another_where_the_budget_asks_for_it(table:
     assert best_chain(replace(problem, budget=0.4 * easy)).error_bound == easy
 
 
-def test_long_primes_are_priced_by_how_long_their_rows_take(table: CostTable) -> None:
+def test_long_primes_are_priced_as_every_operation_was_measured_on_them(table: CostTable) -> None:
+    """By the share of an operation's rows that they have; transforms suffer most, uploads not at all."""
     narrow, wide = (1 << 49) + 1, (1 << 58) + 1
-    ratio = table.lookup(WIDE_ROW, 8192, 0).seconds / table.lookup(NARROW_ROW, 8192, 0).seconds
-    assert table.widening(8192, (narrow,) * 4) == 1.0
-    assert table.widening(8192, (wide,) * 4) == pytest.approx(ratio)
-    shares = [table.widening(8192, (narrow,) * (4 - k) + (wide,) * k) for k in range(5)]
-    assert all(b > a for a, b in pairwise(shares))
-    assert load_default("tenseal").widening(8192, (wide,)) == 1.0
+    shares = [wide_share((narrow,) * (4 - k) + (wide,) * k) for k in range(5)]
+    assert shares == [0, 0.25, 0.5, 0.75, 1]
+
+    def seconds(leaf: str, share: float) -> float:
+        return table.lookup(leaf, 8192, 1, wide=share).seconds
+
+    assert all(seconds("rotate", b) > seconds("rotate", a) for a, b in pairwise(shares))
+    assert seconds("rotate", 1) == table.lookup(f"{WIDE}rotate", 8192, 1).seconds
+    ratios = {leaf: seconds(leaf, 1) / seconds(leaf, 0) for leaf in ("rescale", "mul_plain", "upload")}
+    assert 1 <= ratios["upload"] < 1.5 < 2 < ratios["mul_plain"] < ratios["rescale"]
+    assert load_default("tenseal").lookup("rotate", 8192, 1, wide=1.0) == load_default("tenseal").lookup(
+        "rotate", 8192, 1
+    )
+
+
+def test_a_table_without_long_primes_does_not_price_them(table: CostTable) -> None:
+    entries = {key: entry for key, entry in table.entries.items() if not key[0].startswith(WIDE)}
+    with pytest.raises(PlanError, match=r"cannot price 'rotate' on primes above 2\^50.*try calibrating"):
+        replace(table, entries=entries).lookup("rotate", 8192, 1, wide=0.5)
 
 
 def test_babies_are_many_where_they_are_cheap(model: CompressedModel, table: CostTable) -> None:

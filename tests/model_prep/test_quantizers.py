@@ -132,7 +132,7 @@ def test_no_rival_scale_beats_the_fitted_one(bits: int) -> None:
 
 
 def test_many_starts_escape_the_clipped_optimum_at_eight_bits() -> None:
-    """methods.md, section 0.5: from the authors' start the largest weights stay clipped; 0.009 is what 8 bits can do."""
+    """From the start mean|w| / (q / 2) the largest weights stay clipped; 0.009 is what 8 bits can do."""
     values = np.random.default_rng(0).standard_normal(20_000)
     quantized = AlphaQ(8).project(values)
     alpha = float(np.abs(values).mean()) / (127 / 2)

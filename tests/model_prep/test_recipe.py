@@ -25,6 +25,14 @@ def test_every_network_has_a_recipe() -> None:
     assert set(NETWORKS) <= {path.stem for path in SHIPPED}
 
 
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_a_recipe_is_written_as_a_file_and_read_back(path: Path, tmp_path: Path) -> None:
+    recipe = Recipe.load(path)
+    (tmp_path / "again.toml").write_text(recipe.to_toml())
+    assert Recipe.load(tmp_path / "again.toml") == recipe
+    assert "weight_decay" not in recipe.to_toml(), "what is as by default is left out"
+
+
 def test_a_recipe_goes_into_metadata_and_back() -> None:
     recipe = Recipe.load(SHIPPED[0])
     table = {k: v for k, v in recipe.to_dict().items() if v is not None}

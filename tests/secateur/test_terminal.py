@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 WIDTH = 80
-COMMANDS = ["demo", "compress", "plan", "estimate", "serve", "predict", "calibrate", "bench", "doctor"]
+COMMANDS = ["demo", "recommend", "compress", "plan", "estimate", "serve", "predict", "calibrate", "bench", "doctor"]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "bench tenseal-cnn", "bench accuracy", "bench latency"])

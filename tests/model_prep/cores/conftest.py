@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from model_prep.capture.capture import capture
-from model_prep.cores.session import SimpleSession
 from model_prep.data import load
 from model_prep.folding.folding import fold_affine
 from model_prep.graph import Graph
@@ -17,6 +16,7 @@ from model_prep.networks import build
 from model_prep.settings import Training
 from model_prep.train import fit
 from model_prep.trainable import TrainableGraph
+from tests.model_prep.cores.sessions import SimpleSession
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,10 +12,11 @@ import torch
 from he_runtime.errors import ModelError
 from model_prep.cores.admm import Admm, Split, _penalty, admm, on_support
 from model_prep.cores.masked import retrain
-from model_prep.cores.session import SimpleSession, set_masks, weights
+from model_prep.cores.session import set_masks, weights
 from model_prep.masks import Mask
 from model_prep.settings import Training
 from model_prep.train import Diverged
+from tests.model_prep.cores.sessions import SimpleSession
 
 Projection = Callable[[np.ndarray], np.ndarray]
 SHORT = Training(epochs=5, learning_rate=1e-2)

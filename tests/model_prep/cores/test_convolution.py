@@ -9,13 +9,14 @@ from model_prep.capture.capture import capture
 from model_prep.cores.admm import Admm, admm
 from model_prep.cores.masked import retrain
 from model_prep.cores.reweighted import Reweighted, reweighted
-from model_prep.cores.session import SimpleSession, weights
+from model_prep.cores.session import weights
 from model_prep.folding.folding import fold_affine
 from model_prep.masks import Mask
 from model_prep.networks import build
 from model_prep.settings import Training
 from model_prep.train import accuracy, fit, predict
 from model_prep.trainable import TrainableGraph
+from tests.model_prep.cores.sessions import SimpleSession
 
 KEY = "conv2.weight"
 

@@ -11,12 +11,13 @@ import torch
 
 from he_runtime.errors import ModelError
 from model_prep.cores.masked import gradual, reached_share, retrain
-from model_prep.cores.session import SimpleSession, set_masks, weights
+from model_prep.cores.session import set_masks, weights
 from model_prep.graph import Graph
 from model_prep.masks import Mask, magnitude_mask
 from model_prep.polynomials.polynomial import MAX_CENTER, MIN_CURVATURE, replace_activations
 from model_prep.settings import Training
 from model_prep.trainable import TrainableGraph
+from tests.model_prep.cores.sessions import SimpleSession
 
 
 def random_mask(session: SimpleSession, density: float, seed: int = 0) -> Mask:

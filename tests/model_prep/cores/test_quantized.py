@@ -14,11 +14,12 @@ from he_runtime.errors import ModelError
 from model_prep.cores import quantized
 from model_prep.cores.admm import on_support
 from model_prep.cores.quantized import ActivationObserver, Qat, harden, qat, straight_through_of
-from model_prep.cores.session import SimpleSession, set_masks, weights
+from model_prep.cores.session import set_masks, weights
 from model_prep.cores.settled import Settle, settle
 from model_prep.settings import Training
 from model_prep.train import Diverged
 from model_prep.trainable import straight_through
+from tests.model_prep.cores.sessions import SimpleSession
 
 TRAINING = Training(epochs=4, learning_rate=2e-3)
 KEY = "fc2.weight"

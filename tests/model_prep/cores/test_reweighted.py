@@ -11,9 +11,10 @@ import torch
 from he_runtime.errors import ModelError
 from model_prep.cores.masked import retrain
 from model_prep.cores.reweighted import Grouping, Reweighted, _penalties, group_norms, reweighted
-from model_prep.cores.session import SimpleSession, set_masks, weights
+from model_prep.cores.session import set_masks, weights
 from model_prep.masks import Mask
 from model_prep.settings import Training
+from tests.model_prep.cores.sessions import SimpleSession
 
 TRAINING = Training(epochs=8, learning_rate=1e-2)
 KEY = "fc2.weight"

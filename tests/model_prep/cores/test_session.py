@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from model_prep.cores.admm import Admm
-from model_prep.cores.session import SimpleSession, set_arrays, weights
+from model_prep.cores.session import set_arrays, weights
 from model_prep.cores.settled import _nearest
 from model_prep.graph import Graph
 from model_prep.trainable import TrainableGraph
+from tests.model_prep.cores.sessions import SimpleSession
 
 ONE_EPOCH = replace(Admm().training, epochs=1)
 

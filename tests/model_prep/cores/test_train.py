@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from he_runtime.errors import ModelError
-from model_prep.cores.session import SimpleSession, set_masks, weights
+from model_prep.cores.session import set_masks, weights
 from model_prep.settings import Training
 from model_prep.train import Diverged, Hooks, predict
+from tests.model_prep.cores.sessions import SimpleSession
 
 STEPS_PER_EPOCH = 10  # 640 images in batches of 64
 

@@ -138,7 +138,7 @@ def test_no_other_choice_of_patterns_and_kernels_keeps_more(layer: Layer, seed: 
 
 
 def test_one_pattern_per_channel_spares_rotations_and_one_per_kernel_does_not() -> None:
-    """methods.md, section 0.6: 8 -> 16 channels, 64 rotations and 1152 products before pruning."""
+    """8 -> 16 channels, 64 rotations and 1152 products before pruning."""
     layer = Layer("w", "conv2d", (16, 8, 3, 3), 64)
     weights = np.random.default_rng(0).standard_normal(layer.shape)
     library = extract_library({"w": weights})

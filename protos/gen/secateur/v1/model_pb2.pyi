@@ -66,7 +66,7 @@ class ModelSummary(_message.Message):
     DEFAULT_VERSION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     default_version: _builtins.str
-    """the latest"""
+    """the one that is asked where none is named; the latest unless the operator chose another"""
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ascending"""
@@ -298,7 +298,7 @@ class EstimateCostResponse(_message.Message):
     levels_left: _builtins.int
     """of the reply's ciphertexts"""
     error_bound: _builtins.float
-    """predicted, per output, six standard deviations"""
+    """predicted: one output in 100,000 may err more"""
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """operations of the served (compressed) plan"""

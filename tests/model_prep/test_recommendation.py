@@ -16,7 +16,7 @@ from model_prep import Recipe, compress
 from model_prep.data import load
 from model_prep.methods import METHODS
 from model_prep.methods.method import FAMILIES
-from model_prep.recommend import Constraints, Recommendation, recommend, unmet
+from model_prep.recommendation import Constraints, Recommendation, _emptiest, cost_of, recommend, unmet
 from model_prep.reference_models import random_reference
 
 NETWORK, BACKEND = "digits-mlp", "tenseal"
@@ -67,7 +67,7 @@ def test_latency_asks_for_pruning_to_it() -> None:
     assert names(found) == ["quadratics", "diagrid", "integers"]
     (pruning,) = (step for step in found.recipe.to_dict()["steps"] if step["method"] == "diagrid")
     assert 0.8 * 30 < pruning["target_ms"] <= 30 and pruning["backend"] == BACKEND
-    assert any("30 ms allowed" in reason for reason in found.reasons)
+    assert any("where 30 ms are allowed" in reason for reason in found.reasons)
     assert any(reason.startswith("accuracy: at least 97.00%") for reason in found.reasons)
 
 
@@ -77,6 +77,19 @@ def test_a_latency_below_the_floor_is_refused_with_the_floor() -> None:
     floor = feasible(refused.value, "max_ms")
     assert 1 < floor < 63
     assert "diagrid" in names(asked(max_ms=1.01 * floor))
+
+
+def test_the_floor_is_that_of_fewer_activations() -> None:
+    """DiaGrid takes them out where a latency asks for it, so what is refused lies below that."""
+    with pytest.raises(DoesNotFit) as refused:
+        asked(max_ms=1.0)
+    floor = feasible(refused.value, "max_ms")
+    table = load_default(BACKEND)
+    kept = min(cost_of(emptied, table).ms for emptied in _emptiest(random_reference(NETWORK), table))
+    assert floor < kept
+    asked_ms = (floor + kept) / 2
+    model = compress(None, short(asked(max_ms=asked_ms).recipe), load("digits").subset(320, 100), quiet=True)
+    assert unmet(Constraints(max_ms=asked_ms), model, backend=BACKEND) == []
 
 
 @pytest.mark.parametrize("constraint", [{"max_levels": 1}, {"max_upload_bytes": 140_000}], ids=str)

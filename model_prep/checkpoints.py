@@ -14,6 +14,7 @@ import json
 import os
 import pickle
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor, from_numpy, nn
+
+from he_runtime.errors import ModelError, Reason
 
 from .methods import Method, table_of
 from .recipe import Recipe
@@ -38,7 +41,7 @@ class Checkpoints(Watcher):
     """Keeps states in `directory`; `code` is a digest of the code that trains.
 
     `kept` says after each step whether its state is on the disk: one that holds what no pickle can is not kept, and a
-    rerun starts from the step before.
+    rerun starts from the step before. One that the disk does not take raises ModelError (STORE_UNAVAILABLE).
     """
 
     def __init__(self, directory: Path, code: str) -> None:
@@ -76,14 +79,23 @@ class Checkpoints(Watcher):
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that is either complete or not there; ModelError (STORE_UNAVAILABLE) where it cannot be written."""
     part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise ModelError(
+            f"cannot write {path}: got {error.strerror or error}, need room and the right to write there; try again then: "
+            "the steps that finished before stay",
+            Reason.STORE_UNAVAILABLE,
+        ) from error
 
 
 def _keys(stage: Stage, recipe: Recipe, steps: Sequence[Method], code: str) -> list[str]:

@@ -27,6 +27,11 @@ class Constraints:
     accuracy: float | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("max_ms", float), ("max_levels", int), ("max_upload_bytes", int), ("accuracy", float)):
+            value = getattr(self, name)
+            accepted = (int, float) if kind is float else (int,)
+            if value is not None and (not isinstance(value, accepted) or isinstance(value, bool)):
+                raise ModelError(f"cannot use the constraint {name}: got {type(value).__name__}, need {kind.__name__}")
         for name in ("max_ms", "max_upload_bytes"):
             value = getattr(self, name)
             if value is not None and not value > 0:

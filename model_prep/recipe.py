@@ -15,6 +15,9 @@ from .settings import Training, built, changed, require
 
 __all__ = ["Calibration", "Recipe"]
 
+MAX_MARGIN = 100
+MAX_THREADS = 1024
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -24,12 +27,13 @@ class Calibration:
     margin: float = 1.1
 
     def __post_init__(self) -> None:
-        require(self.samples > 0 and self.margin >= 1, "calibration", "samples > 0 and margin >= 1")
+        require(self.samples > 0, self, "samples > 0")
+        require(1 <= self.margin <= MAX_MARGIN, self, f"margin in [1, {MAX_MARGIN}]")
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """The whole of a compression: how the network is trained, and the steps that follow, in order."""
+class _Settings:
+    """A recipe without its steps, whose types a table cannot tell."""
 
     name: str
     network: str = ""
@@ -39,6 +43,20 @@ class Recipe:
     threads: int = 1  # small networks lose more to thread hand-over than they gain, and results depend on the number
     teacher: Training = field(default_factory=Training)
     calibration: Calibration = field(default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**32, self, "seed in 0..2^32 - 1")
+        require(self.train_limit >= 0, self, "train_limit >= 0")
+        require(1 <= self.threads <= MAX_THREADS, self, f"threads in 1..{MAX_THREADS}")
+
+    def with_steps(self, steps: tuple[Method, ...]) -> Recipe:
+        return Recipe(**vars(self), steps=steps)
+
+
+@dataclass(frozen=True)
+class Recipe(_Settings):
+    """The whole of a compression: how the network is trained, and the steps that follow, in order."""
+
     steps: tuple[Method, ...] = ()
 
     @classmethod
@@ -48,12 +66,18 @@ class Recipe:
             return cls.from_dict(tomllib.loads(Path(path).read_text()))
         except OSError as error:
             raise ModelError(f"cannot read recipe {path}: {error.strerror or error}; need a TOML file") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except ValueError as error:  # of syntax, of UTF-8, or of an integer of more than 4300 digits
             raise ModelError(f"cannot read recipe {path}: {error}; need valid TOML") from error
+        except RecursionError as error:
+            raise ModelError(
+                f"cannot read recipe {path}: it nests too deeply; need valid TOML of few levels"
+            ) from error
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Recipe:
         """From plain values; `steps` is a list of tables, each with a "method"."""
+        if not isinstance(table, Mapping):
+            raise ModelError(f"cannot use the recipe: got {type(table).__name__}, need a table")
         steps = table.get("steps", [])
         if not isinstance(steps, list | tuple):
             raise ModelError(f"cannot use the recipe.steps: got {type(steps).__name__}, need a list of tables")
@@ -85,20 +109,3 @@ def _section(path: str, table: Mapping[str, Any], header: str = "") -> str:
         below = f"{path}.{name}" if path else name
         text += "\n" + _section(below, values, f"[{below}]\n")
     return text
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """A recipe without its steps, whose types a table cannot tell."""
-
-    name: str
-    network: str = ""
-    dataset: str = "digits"
-    seed: int = 0
-    train_limit: int = 0
-    threads: int = 1
-    teacher: Training = field(default_factory=Training)
-    calibration: Calibration = field(default_factory=Calibration)
-
-    def with_steps(self, steps: tuple[Method, ...]) -> Recipe:
-        return Recipe(**vars(self), steps=steps)

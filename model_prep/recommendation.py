@@ -6,7 +6,7 @@ by the hardware's own cost; here that is the planner's price. The rules are the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from he_runtime.reference import SAMPLES, calibrate
 
 from .constraints import Constraints, Cost, cost_of, unmet
 from .graph import Graph, weight_keys
+from .grid.budget import rounded_up
 from .methods import METHODS
 from .networks import NETWORKS
 from .packing.packing import packed_classes
@@ -87,6 +88,8 @@ def recommend(
 
 
 def _model(network: str | CompressedModel, seed: int) -> CompressedModel:
+    if not isinstance(network, str | CompressedModel):
+        raise ModelError(f"cannot recommend for a {type(network).__name__}: need a network's name or a CompressedModel")
     model = random_reference(network, seed) if isinstance(network, str) else network
     if SAMPLES not in model.arrays:
         raise ModelError(
@@ -131,16 +134,16 @@ def _pruning(wish: Constraints, model: CompressedModel, table: CostTable) -> Ste
     if wish.max_ms is None or cost.ms <= _ROOM * wish.max_ms:
         return [], []
     floor = _floor(model, table)
-    if floor > wish.max_ms:  # pruning takes activations out too, the last first here, where that is what it takes
-        floor = min([floor, *(_floor(fewer, table) for fewer in _with_fewer_activations(model))])
+    if floor > wish.max_ms:  # the method takes activations out too, all of them where that is what it takes
+        floor = min(floor, _floor(_linear(model), table))
     if floor > wish.max_ms:
         raise _refused(
             [("max_ms", wish.max_ms, floor)],
             model.name,
-            "with one diagonal left of every layer, and one activation, it takes",
+            "with one diagonal left of every layer and no activation it takes",
         )
-    target = max(_ROOM * wish.max_ms, floor)
-    step = {"method": _PRUNER, "target_ms": round(target, 3), "backend": table.backend}
+    target = _ROOM * wish.max_ms if _ROOM * wish.max_ms >= floor else wish.max_ms
+    step = {"method": _PRUNER, "target_ms": target, "backend": table.backend}
     lowers = METHODS[_PRUNER].card.lowers
     return [step], [
         f"{_PRUNER}: the dense network takes {cost.ms:.1f} ms where {wish.max_ms:g} ms are allowed; pruned to {target:.1f} ms "
@@ -152,12 +155,11 @@ def _floor(model: CompressedModel, table: CostTable) -> float:
     return min(cost_of(emptied, table).ms for emptied in _emptiest(model, table))
 
 
-def _with_fewer_activations(model: CompressedModel) -> Iterator[CompressedModel]:
-    """The network without its last activation, without the last two, and so on, but for one."""
-    names = [n.name for n in reversed(model.nodes) if n.op in ("quadratic", "polynomial")]
-    for name in names[:-1]:
-        model = _without(model, name)
-        yield model
+def _linear(model: CompressedModel) -> CompressedModel:
+    """The network without its activations."""
+    for node in [n for n in model.nodes if n.op in ("quadratic", "polynomial")]:
+        model = _without(model, node.name)
+    return model
 
 
 def _without(model: CompressedModel, name: str) -> CompressedModel:
@@ -191,8 +193,8 @@ def _again(model: CompressedModel, graph: Graph) -> CompressedModel:
 
 
 def _refused(over: Sequence[tuple[str, float, float]], name: str, why: str) -> DoesNotFit:
-    wishes = ", ".join(f"{what} = {asked:g}" for what, asked, _ in over)
-    needs = ", ".join(f"{what} = {need:g}" for what, _, need in over)
+    wishes = ", ".join(f"{what} = {asked:.10g}" for what, asked, _ in over)
+    needs = ", ".join(f"{what} = {rounded_up(need) if what == 'max_ms' else need:.10g}" for what, _, need in over)
     return DoesNotFit(f"cannot recommend a recipe for {name!r}: got {wishes}, and {why} {needs}; try {needs}")
 
 
@@ -200,7 +202,13 @@ def _from_evidence(
     wish: Constraints, network: str, before: Cost, evidence: Sequence[Mapping[str, Any]]
 ) -> Recommendation | None:
     """The most accurate measured point within the constraints; None where nothing was measured within the costs."""
-    within = [p for p in evidence if p["network"] == network and p["made"] and not _over(p, wish)]
+    try:
+        within = [p for p in evidence if p["network"] == network and p["made"] and not _over(p, wish)]
+        within = [p for p in within if p["accuracy"] >= 0 and p["recipe"]["steps"]]
+    except (KeyError, TypeError) as error:
+        raise ModelError(
+            f"cannot use the evidence: got a point without {error}, need points of benchmarks/methods.py; try its --json"
+        ) from error
     if not within:
         return None
     best = max(within, key=lambda p: (p["accuracy"], -_diagonal(p)["predicted_ms"]))

@@ -51,6 +51,7 @@ class Stage:
     folded: bool = False
     penalty: Callable[[], Tensor] | None = None  # keeps polynomials within their ranges, until folding
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
+    settled: str = ""  # the method that left weights on levels which no quantizer keeps them on
     logits: dict[str, npt.NDArray[Any]] = field(default_factory=dict)  # on the test set, by what was done last
     steps: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0  # wall clock so far, of all runs that an interrupted compression took
@@ -108,12 +109,27 @@ class Stage:
         return layers_of(self.net.graph)
 
     def need_unfolded(self, method: str) -> None:
-        """ModelError where an earlier step folded the network that this one changes before folding."""
+        """ModelError where an earlier step folded the network that this one changes before folding, or left it on levels."""
+        self._need_unsettled(method)
         if self.folded:
-            done = [step["method"] for step in self.steps]
-            raise ModelError(
-                f"cannot apply {method!r} after {done}: need it before the network is folded; try it earlier"
+            raise self._too_late(method, "need it before the network is folded; try it earlier")
+
+    def need_unquantized(self, method: str) -> None:
+        """ModelError where earlier steps have put every layer on levels, so that this one finds nothing to quantize."""
+        self._need_unsettled(method)
+        if self.quantizers and set(self.net.weight_keys()) <= set(self.quantizers):
+            raise self._too_late(
+                method, f"all layers are quantized already, need one that is not; try {method!r} in place of that step"
             )
+
+    def _need_unsettled(self, method: str) -> None:
+        if self.settled:
+            raise self._too_late(
+                method, f"it would move weights off the levels of {self.settled!r}, need it before them; try it earlier"
+            )
+
+    def _too_late(self, method: str, why: str) -> ModelError:
+        return ModelError(f"cannot apply {method!r} after {[step['method'] for step in self.steps]}: {why}")
 
     def replace_net(self, net: TrainableGraph) -> None:
         """Go on with another network: arrays may have other names and shapes."""

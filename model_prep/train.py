@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from he_runtime.errors import ModelError
 
-from .settings import Training
+from .settings import Training, shown
 from .trainable import TrainableGraph
 
 __all__ = ["Diverged", "Hooks", "accuracy", "fit", "predict"]
@@ -80,9 +80,10 @@ def fit(
     With a teacher the loss is distillation * KL(teacher || net) * T^2 + (1 - distillation) * cross entropy. The
     caller's random state is left as it was.
 
-    Raises Diverged where the loss, the penalty, the gradient or the last outputs are not finite, after putting the
+    Raises ModelError where the shift leaves nothing of an image; Diverged where the loss, the penalty, the gradient or the last outputs are not finite, after putting the
     network (and a TrainableGraph's masks) back to where it last worked.
     """
+    _need_images(x, training.shift, label)
     hooks = hooks or Hooks()
     inputs, targets = torch.from_numpy(x), torch.from_numpy(y)
     optimizer, checkpoint = _optimizer(net, training), _Checkpoint(net)
@@ -204,6 +205,15 @@ def _batches(count: int, size: int) -> Iterator[Tensor]:
     size = min(size, count)
     for start in range(0, count - size + 1, size):
         yield order[start : start + size]
+
+
+def _need_images(x: Float32, shift: int, label: str) -> None:
+    side = min(x.shape[2:]) if x.ndim == 4 else shift + 1  # only images are shifted
+    if shift >= side:
+        raise ModelError(
+            f"cannot start training {label!r}: got shift = {shown(shift)}, need one below {side}, the shorter side of the "
+            f"images; try {side // 4}"
+        )
 
 
 def _shifted(images: Tensor, shift: int) -> Tensor:

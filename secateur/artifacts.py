@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +18,13 @@ __all__ = [
     "dense_twin",
     "find_recipe",
     "load_or_compile",
-    "new_version",
     "resealed",
     "save_plan",
     "seal",
+    "short",
 ]
 
 PLAN = "plan"  # the directory of a version's plan
-_SERVED_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # a server passes over directories of other names
 
 
 def find_recipe(name: str) -> Path:
@@ -36,34 +34,26 @@ def find_recipe(name: str) -> Path:
     """
     from he_runtime.errors import InputError
 
-    if Path(name).is_file():
-        return Path(name)
+    got = ""
+    try:
+        if Path(name).is_file():
+            return Path(name)
+    except OSError as error:  # a name that is too long for a file, a directory that may not be read
+        got = f"got {error.strerror or error}, "
     checkout = Path(__file__).resolve().parent.parent / "recipes"
     installed = Path(sysconfig.get_path("data")) / "share" / "secateur" / "recipes"
     shipped = {path.stem: path for folder in (installed, checkout) for path in sorted(folder.glob("*.toml"))}
     if name not in shipped:
         known = ", ".join(sorted(shipped)) or "none found"
-        raise InputError(f"cannot find recipe {name!r}: need a TOML file or one of: {known}; try digits-cnn")
+        raise InputError(
+            f"cannot find recipe {short(name)!r}: {got}need a TOML file or one of: {known}; try digits-cnn"
+        )
     return shipped[name]
 
 
-def new_version(root: Path, name: str, version: str, *, overwrite: bool = False) -> Path:
-    """Where a version of a model goes: `root`/<name>/<version>/.
-
-    Raises InputError for names that no server would serve, and for a version that is there already.
-    """
-    from he_runtime.errors import InputError
-
-    for text in (name, version):
-        if not _SERVED_NAME.fullmatch(text):
-            raise InputError(
-                f"cannot name a model or version {text!r}: need letters, digits, '.', '_' and '-', at most 64, the "
-                "first a letter or digit; try another name"
-            )
-    target = root / name / version
-    if target.exists() and not overwrite:
-        raise InputError(f"cannot write {target}: it is there already; try another --version, or --overwrite")
-    return target
+def short(text: str) -> str:
+    """A name as a message repeats it, so that a long one does not hide what is wrong with it."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def load_or_compile(directory: Path) -> Plan:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["compress", "run_recipe", "stage_facts"]
 
+_PICTURE = "steps.png"  # of the steps, beside the model
+
 
 def compress(
     recipe: Annotated[str, typer.Argument(help="A recipe that ships with the project, by name, or a TOML file.")],
@@ -39,25 +41,19 @@ def compress(
 
     Interrupted, it goes on after the last finished step when called again.
     """
-    from he_runtime import compile
     from model_prep import Recipe
 
-    from .artifacts import dense_counts, find_recipe, new_version, save_plan, seal
+    from .artifacts import find_recipe
     from .compress_steps import Steps
-    from .plan import plan_record
     from .trained import identity
+    from .version_directory import new_version, unfinished
 
     target = new_version(out, Recipe.load(find_recipe(recipe)).name, version, overwrite=overwrite)
-    steps = Steps(_unfinished(target), identity())
+    steps = Steps(unfinished(target), identity())
     if restart:
         steps.forget()
     model = run_recipe(recipe, module=module, data=data, watcher=steps)
-    model.save(target)
-    say("planning ...")
-    planned, dense = compile(model), dense_counts(model)
-    save_plan(planned, dense, target)
-    picture = _picture(steps.rows, f"{model.name} version {version}", target)
-    digest = seal(target)  # the last file of all: a version that is half written or half copied is not served
+    facts = _write(model, target, steps.rows, overwrite)
     say(f"wrote {target}")
     steps.forget()
     record = {
@@ -66,33 +62,47 @@ def compress(
         "directory": str(target),
         "model_digest": model.digest,
         "metadata": {k: v for k, v in model.metadata.items() if k != "recipe"},
-        "dense_counts": dense,
-        "plan": plan_record(planned),
         "steps": steps.rows,
         "resumed_after": steps.resumed,
-        "picture": picture,
-        "version_digest": digest,
+        **facts,
     }
     emit(record, as_json, lambda console: _render(console, record))
 
 
-def _unfinished(target: Path) -> Path:
-    """Where the steps of a version are kept until it is written: a name that no server serves."""
-    return target.parent.parent / f".{target.parent.name}-{target.name}.unfinished"
+def _write(model: CompressedModel, target: Path, rows: Sequence[dict[str, Any]], overwrite: bool) -> dict[str, Any]:
+    """Plan a model and write the version, all of it or nothing; what the record says of that."""
+    from he_runtime import compile
+
+    from .artifacts import dense_counts, save_plan, seal
+    from .plan import plan_record
+    from .version_directory import written
+
+    say("planning ...")
+    planned, dense = compile(model), dense_counts(model)
+    with written(target, overwrite=overwrite) as draft:
+        model.save(draft)
+        save_plan(planned, dense, draft)
+        drawn = _drawn(rows, f"{model.name} version {target.name}", draft / _PICTURE)
+        digest = seal(draft)  # the last file of all: a version that is half copied is not served
+    return {
+        "dense_counts": dense,
+        "plan": plan_record(planned),
+        "picture": str(target / _PICTURE) if drawn else None,
+        "version_digest": digest,
+    }
 
 
-def _picture(rows: Sequence[dict[str, Any]], title: str, target: Path) -> str | None:
-    """The path of steps.png beside the model; None where there is nothing to draw, or nothing to draw with."""
+def _drawn(rows: Sequence[dict[str, Any]], title: str, path: Path) -> bool:
+    """Draw the steps; False where there is nothing to draw, or nothing to draw with."""
     from .compress_steps import write_steps_png
 
-    path = target / "steps.png"
     try:
-        return str(path) if write_steps_png(rows, title, path) else None
+        return write_steps_png(rows, title, path)
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         say("wrote no PNG: matplotlib is not installed; try pip install 'secateur[plot]'")
-        return None
+        return False
 
 
 def run_recipe(

@@ -23,6 +23,9 @@ __all__ = ["Steps", "steps_table", "write_steps_png"]
 _COLUMNS = ("step", "accuracy", "logits moved", "non-zeros", "predicted ms")
 _LOOKED_AT = 1024  # training samples that ranges are measured on for a price between steps
 
+_KEYS = {"step", "name", "accuracy", "logit_rms_change", "nonzeros", "predicted_ms"}  # of a row
+_MOST = 1e30  # no number of a row reaches it
+
 
 class Steps(Checkpoints):
     """Prints each step as it begins, and keeps one row of facts for each that ended, in `rows`.
@@ -40,7 +43,9 @@ class Steps(Checkpoints):
         self.resumed = super().restore(stage, recipe, steps)
         if self.resumed is not None:
             say(f"going on after step {self.resumed} of {len(steps)}, which an earlier run finished")
-            self.rows = [row for number in range(self.resumed + 1) if (row := _read(self.path(number, ".json")))]
+            self.rows = [
+                row for number in range(self.resumed + 1) if (row := _read(self.path(number, ".json"), number))
+            ]
         return self.resumed
 
     def begins(self, name: str, number: int, total: int) -> None:
@@ -91,12 +96,25 @@ def _price(stage: Stage) -> dict[str, Any]:
         return {"predicted_ms": None, "why": error.message}
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, number: int) -> dict[str, Any] | None:
+    """The row of step `number`; None where the file holds no whole one, as a crash may leave it: it is then left out."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
+        row = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return row if isinstance(row, dict) and _whole(row, number) else None
+
+
+def _whole(row: dict[str, Any], number: int) -> bool:
+    """Whether a row is one that `Steps.done` writes."""
+    if row.keys() - {"why"} != _KEYS or type(row["step"]) is not int or row["step"] != number:
+        return False
+    counts = [row["accuracy"], row["nonzeros"]]
+    counts += [row[key] for key in ("logit_rms_change", "predicted_ms") if row[key] is not None]
+    texts = [row["name"], row.get("why", "")]
+    return all(isinstance(text, str) for text in texts) and all(
+        type(count) in (int, float) and 0 <= count < _MOST for count in counts
+    )
 
 
 def steps_table(rows: Sequence[dict[str, Any]]) -> Table:

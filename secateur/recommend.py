@@ -80,7 +80,7 @@ def _points(path: Path) -> list[dict[str, Any]]:
 
     try:
         points = json.loads(path.read_text())["points"]
-        known = [{name: p[name] for name in ("network", "made")} for p in points]
+        known = [dict(point) for point in points]
     except OSError as error:
         raise ModelError(
             f"cannot read evidence {path}: {error.strerror or error}; need JSON of benchmarks/methods.py"
@@ -90,7 +90,7 @@ def _points(path: Path) -> list[dict[str, Any]]:
             f"cannot use evidence {path}: got no points of benchmarks/methods.py ({type(error).__name__}), need its --json"
         ) from error
     say(f"{path}: {len(known)} points")
-    return list(points)
+    return known
 
 
 def _write(path: Path, text: str) -> None:

@@ -165,10 +165,13 @@ class CostTable:
 
 def load_default(backend: str) -> CostTable:
     """The table shipped for `backend`, good for orders of magnitude; PlanError when there is none."""
-    source = resources.files(__package__) / "tables" / f"{backend}.json"
-    if not backend.isidentifier() or not source.is_file():
-        raise PlanError(f"cannot price for backend {backend!r}: no cost table is shipped for it; try calibrating")
-    return CostTable.parse(source.read_bytes())
+    tables = {path.name.removesuffix(".json"): path for path in (resources.files(__package__) / "tables").iterdir()}
+    if backend not in tables:
+        raise PlanError(
+            f"cannot price for backend {backend!r}: no cost table is shipped for it, need one of {', '.join(sorted(tables))}; "
+            "try one of them, or calibrating"
+        )
+    return CostTable.parse(tables[backend].read_bytes())
 
 
 def _canonical(record: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -62,7 +63,8 @@ class ActivationObserver:
 
     The first batch gives the range, later ones move it by `decay`; only passes that record gradients are watched, so
     evaluation changes nothing. Gradients pass where the value lies inside the grid and stop where it was clipped. Until
-    a batch was seen, and while all outputs are zero, values pass unchanged.
+    a batch was seen, and while all outputs are zero, values pass unchanged; so do outputs that are not finite, whose
+    divergence is for `fit` to find.
     """
 
     def __init__(self, bits: int, decay: float) -> None:
@@ -76,8 +78,11 @@ class ActivationObserver:
         return ActivationRange(min(low, 0.0), max(high, 0.0), self._bits)
 
     def __call__(self, x: Tensor) -> Tensor:
+        low, high = float(x.detach().min()), float(x.detach().max())
+        if not (isfinite(low) and isfinite(high)):
+            return x
         if torch.is_grad_enabled() and not self.frozen:
-            self._watch(float(x.detach().min()), float(x.detach().max()))
+            self._watch(low, high)
         grid = self.range
         if grid.scale == 0:
             return x
@@ -152,6 +157,8 @@ class _StraightThrough:
 
     def __call__(self, values: Tensor) -> Tensor:
         exact = values.detach()
+        if not torch.isfinite(exact).all():
+            return values  # no levels fit it: `fit` finds the loss not finite, and says where
         grid = torch.as_tensor(self.project(exact.double().numpy()), dtype=values.dtype)
         return _passing(grid, values)
 

@@ -10,11 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from he_runtime.errors import ModelError
-
 from ..masks import Bools, Mask
 from ..polynomials.polynomial import constrain
-from ..settings import Training
+from ..settings import Training, Unusable
 from ..train import Hooks
 from ..trainable import TrainableGraph
 
@@ -122,7 +120,7 @@ def relative_distance(values: Floats, other: Floats) -> float:
 def need(condition: bool, what: str, got: str, wanted: str) -> None:
     """ModelError "cannot use WHAT: got GOT, need WANTED" unless the condition holds."""
     if not condition:
-        raise ModelError(f"cannot use {what}: got {got}, need {wanted}")
+        raise Unusable(what, f"got {got}, need {wanted}")
 
 
 def need_arrays(net: TrainableGraph, keys: Iterable[str], what: str) -> None:

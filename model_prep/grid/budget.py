@@ -6,6 +6,7 @@ is taken, until the plan is within its budget. A first layer that may be gathere
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -26,7 +27,7 @@ from ..packing.packing import packed_ways
 from .layer import Choice, GridLayer, GridPath, grid_layer
 from .rows import Fixed, RowLayer, row_layer
 
-__all__ = ["Budget", "Option", "budget_of"]
+__all__ = ["Budget", "Option", "budget_of", "rounded_up"]
 
 Floats = npt.NDArray[np.float64]
 Option = GridLayer | RowLayer
@@ -51,20 +52,25 @@ class Budget:
         """ModelError, with the floor, for a target below it."""
         if target_ms < self.least_ms:
             raise ModelError(
-                f"cannot prune to {target_ms:.3g} ms: that is below the cheapest network of this shape, need at least "
-                f"{self.least_ms:.3g} ms; try that, or a smaller network"
+                f"cannot prune to {target_ms:.4g} ms: that is below the cheapest network of this shape, need at least "
+                f"{rounded_up(self.least_ms):g} ms; try that, or a smaller network"
             )
 
     def masks(self, energy: Mapping[str, Floats], target_ms: float) -> dict[str, Choice]:
         """Array name -> what stays, within the target; `energy` is the saliency of each weight, in the arrays' shapes.
 
-        ModelError, with the floor, for a target below it.
+        Ways down end with a layer's strongest class; where that is too dear, and below the floor (`need` refuses that), it is
+        the cheapest choice.
         """
-        self.need(target_ms)
         ways = product(*([(o, k) for o in several for k in range(o.ways)] for several in self.options.values()))
         ends = [self._descend(way, energy, target_ms) for way in ways]
-        within = [end for end in ends if self.total_ms(end) <= target_ms] or [self._strongest(energy)]
+        within = [end for end in ends if self.total_ms(end) <= target_ms] or [self.cheapest(energy)]
         return min(within, key=lambda end: sum(choice.lost for choice in end.values()))
+
+    def cheapest(self, energy: Mapping[str, Floats]) -> dict[str, Choice]:
+        """What costs `least_ms`: one class in each layer, or the shortest rows."""
+        options = {key: min(several, key=lambda o: o.least_ms) for key, several in self.options.items()}
+        return {key: option.cheapest(energy[key]) for key, option in options.items()}
 
     def with_rows(self, length: int, *, exactly: bool = False) -> Budget:
         """Only gathered first layers with rows no shorter than `length` (or just as long); 0 leaves everything open.
@@ -91,11 +97,6 @@ class Budget:
         alone = replace(self, options=grids)
         return [(alone, alone), *((self.with_rows(n), self.with_rows(n, exactly=True)) for n in lengths)]
 
-    def _strongest(self, energy: Mapping[str, Floats]) -> dict[str, Choice]:
-        """The end of the cheapest way: one class in each layer, or the shortest rows."""
-        shortest = {key: min(several, key=lambda o: o.least_ms) for key, several in self.options.items()}
-        return self._descend([(option, 0) for option in shortest.values()], energy, 0.0)
-
     def _descend(
         self, way: Sequence[tuple[Option, int]], energy: Mapping[str, Floats], target_ms: float
     ) -> dict[str, Choice]:
@@ -115,6 +116,12 @@ class Budget:
     def corrected(self, planned_ms: float, modelled_ms: float) -> Budget:
         """With the difference between a plan's price and this model's put into what is fixed."""
         return replace(self, fixed_ms=self.fixed_ms + planned_ms - modelled_ms)
+
+
+def rounded_up(ms: float) -> float:
+    """To three digits and never down: what a refusal names has to be enough."""
+    unit = 10.0 ** (math.floor(math.log10(ms)) - 2)
+    return math.ceil(ms / unit) * unit
 
 
 def _rows(option: RowLayer, length: int, exactly: bool) -> RowLayer:

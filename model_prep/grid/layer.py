@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -65,7 +66,18 @@ class GridLayer:
     @property
     def least_ms(self) -> float:
         """Of the cheapest layer that still has a weight."""
-        return min(self.cost(np.arange(self.class_count) == c) for c in range(self.class_count))
+        return float(self._alone_ms.min())
+
+    @cached_property
+    def _alone_ms(self) -> Floats:
+        """What each class costs where no other is left."""
+        return np.array([self.cost(np.arange(self.class_count) == c) for c in range(self.class_count)])
+
+    def cheapest(self, energy: Floats) -> Choice:
+        """The layer of `least_ms`: of the classes that cost no more, the one with most saliency."""
+        sums = np.bincount(self.classes.ravel(), weights=energy.ravel(), minlength=self.class_count)
+        left = int(np.where(self._alone_ms <= self.least_ms * (1 + 1e-9), sums, -1.0).argmax())
+        return Choice(self.classes == left, self.least_ms, loss_of(float(sums[left]), float(sums.sum())), self)
 
     def cost(self, alive: Bools) -> float:
         """Milliseconds of products, rotations and folds, were these classes (classes,) kept."""

@@ -25,6 +25,7 @@ __all__ = ["SAMPLES", "Pricing", "calibrated"]
 Floats = npt.NDArray[np.float64]
 SAMPLES = 2048  # to calibrate and measure on
 _CORRECTIONS = 6
+_LEEWAY = 1.03
 _ANY_ERROR = 1e3  # of a logit
 
 
@@ -61,6 +62,14 @@ class Pricing:
         except DoesNotFit:
             return False
         return True
+
+    def at_the_floor(self, budget: Budget, energy: Mapping[str, Floats]) -> Budget:
+        """The budget with the price of the *plan* of what it leaves at least: packing and splits change with that.
+
+        And a little more, since what is left moves in training, and its plan with it.
+        """
+        planned = self.of({key: choice.keep for key, choice in budget.cheapest(energy).items()})
+        return budget.corrected(_LEEWAY * planned, budget.least_ms)
 
     def corrected(self, budget: Budget, energy: Mapping[str, Floats], target: float) -> Budget:
         """The budget whose masks' *plans* meet the target: packing and splits change with what is left.

@@ -41,6 +41,10 @@ class RowLayer:
     def least_ms(self) -> float:
         return self.ms[0]
 
+    def cheapest(self, energy: Floats) -> Choice:
+        """The shortest rows."""
+        return self.paths(energy)[0].choice
+
     def paths(self, energy: Floats) -> list[Fixed]:
         """The strongest weights of each row, at every length; `energy` (out, in) is the saliency of each weight.
 

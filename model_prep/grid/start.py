@@ -29,6 +29,7 @@ __all__ = ["Search", "Start", "energy"]
 
 Division = tuple[Budget, Budget]  # what may be on the way, and at the end
 Floats = npt.NDArray[np.float64]
+_NEAR = 1.2  # times the floor: closer to it the floor's own plan is priced
 _SPENT = (1.0, 0.85, 0.7, 0.55)  # of the target, on a ring that holds no more
 
 
@@ -128,6 +129,8 @@ class Search:
         plain_ms = pricing.of({}, pitched=False)
         budget = budget_of(model, pricing.degree, pricing.table, plain_ms, gather=self.gather)
         fisher = self._fisher(stage)
+        if target < _NEAR * budget.least_ms:
+            budget = pricing.at_the_floor(budget, energy(stage, fisher))
         if target < budget.least_ms:
             return Start(pricing, fisher, target, budget, (budget, budget), np.inf)
         if self.reorder:

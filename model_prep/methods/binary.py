@@ -69,9 +69,9 @@ class Levels(Method):
     def __post_init__(self) -> None:
         bits = self.ladder
         known = bool(bits) and all(BINARY <= b <= MOST_BITS for b in bits)
-        require(known, "levels", f"a ladder of bits in {BINARY}..{MOST_BITS}")
-        require(all(a > b for a, b in pairwise(bits)), "levels", "a ladder that falls")
-        require(not self.admm.hard, "levels", "admm.hard = false: the shares put weights onto their levels")
+        require(known, self, f"a ladder of bits in {BINARY}..{MOST_BITS}")
+        require(all(a > b for a, b in pairwise(bits)), self, "a ladder that falls")
+        require(not self.admm.hard, self, "admm.hard = false: the shares put weights onto their levels")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("levels")
@@ -83,6 +83,8 @@ class Levels(Method):
         found = {key: _levels(stage, key, self.ladder[-1]) for key in keys}
         if self.shared:
             stage.quantizers.update({key: _OnGrid(levels.scale) for key, levels in found.items()})
+        else:
+            stage.settled = self.card.name
         stage.report(
             ladder=list(self.ladder),
             residuals=rungs,

@@ -36,7 +36,7 @@ from ..structures import (
     kept_count,
     occupied_crossbars,
 )
-from .densities import layer_densities
+from .densities import layer_densities, need_densities
 from .method import Card, Method, register
 
 __all__ = ["GROUPINGS", "ReweightedBlocks", "keep_pieces"]
@@ -82,10 +82,9 @@ class ReweightedBlocks(Method):
     retraining: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=3e-3))
 
     def __post_init__(self) -> None:
-        where = "block-lasso"
-        require(all(0 < d <= 1 for d in (self.density, *self.layers.values())), where, "densities in (0, 1]")
-        require(self.grouping in GROUPINGS, where, f"grouping in {sorted(GROUPINGS)}")
-        require(self.rows >= 1 and self.columns >= 1, where, "blocks of at least 1 x 1")
+        need_densities(self)
+        require(self.grouping in GROUPINGS, self, f"grouping in {sorted(GROUPINGS)}")
+        require(self.rows >= 1 and self.columns >= 1, self, "blocks of at least 1 x 1: rows and columns >= 1")
         self._settings()
 
     def apply(self, stage: Stage) -> None:

@@ -23,7 +23,7 @@ from ..masks import Mask
 from ..settings import Training, require
 from ..stage import Stage
 from ..structures import BlockRowsAndColumns, Layer, crossbar_count, occupied_crossbars
-from .densities import layer_densities
+from .densities import layer_densities, need_densities
 from .method import Card, Method, register
 
 __all__ = ["BlockRowsColumns"]
@@ -61,10 +61,9 @@ class BlockRowsColumns(Method):
     retraining: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=3e-3))
 
     def __post_init__(self) -> None:
-        where = "block-reweighted"
-        require(all(0 < d <= 1 for d in (self.density, *self.layers.values())), where, "densities in (0, 1]")
+        need_densities(self)
         sizes = (self.rows, self.columns, self.filters, self.channels)
-        require(min(sizes) >= 1, where, "rows, columns, filters and channels of at least 1")
+        require(min(sizes) >= 1, self, "rows, columns, filters and channels of at least 1")
         self._settings()
 
     def apply(self, stage: Stage) -> None:

@@ -31,6 +31,7 @@ from ..quantizers import DeviceLevels, Quantized, Quantizer
 from ..settings import Training, require
 from ..stage import Stage
 from ..structures import Crossbars, Layer
+from .densities import need_densities
 from .method import Card, Method, register
 from .outputs import output_layer
 
@@ -80,13 +81,13 @@ class CrossbarAdmm(Method):
     mapping: Training = field(default_factory=lambda: Training(epochs=5, learning_rate=1e-3))
 
     def __post_init__(self) -> None:
-        require(self.rows >= 1 and self.columns >= 1, "crossbars", "rows >= 1 and columns >= 1")
-        require(all(0 < d <= 1 for d in (self.density, *self.layers.values())), "crossbars", "densities in (0, 1]")
-        require(1 <= self.bits <= 8, "crossbars", "bits in 1..8")
-        require(self.mode in ("pair", "single"), "crossbars", "mode 'pair' or 'single'")
-        require(0 < self.low < self.high, "crossbars", "0 < low < high")
-        require(self.rounds >= 0 and min(self.rho, self.level_rho) > 0, "crossbars", "rounds >= 0 and penalties > 0")
-        require(self.growth >= 1 and self.noise >= 0, "crossbars", "growth >= 1 and noise >= 0")
+        require(self.rows >= 1 and self.columns >= 1, self, "rows >= 1 and columns >= 1")
+        need_densities(self)
+        require(1 <= self.bits <= 8, self, "bits in 1..8")
+        require(self.mode in ("pair", "single"), self, "mode 'pair' or 'single'")
+        require(0 < self.low < self.high, self, "0 < low < high")
+        require(self.rounds >= 0 and min(self.rho, self.level_rho) > 0, self, "rounds >= 0, rho and level_rho > 0")
+        require(self.growth >= 1 and self.noise >= 0, self, "growth >= 1 and noise >= 0")
         Settle(self.mapping, self.shares)
 
     @property
@@ -94,6 +95,7 @@ class CrossbarAdmm(Method):
         return DeviceLevels(self.bits, self.mode, self.low, self.high)
 
     def apply(self, stage: Stage) -> None:
+        stage.need_unquantized("crossbars")
         stage.fold()
         layers = self._layers(stage)
         dense, structures = weights(stage.net), {key: self._keep(stage, layer) for key, layer in layers.items()}
@@ -107,6 +109,8 @@ class CrossbarAdmm(Method):
             distances = self._settle(stage, layers)
         if self.mode == "pair":
             stage.quantizers.update(dict.fromkeys(layers, _Steps(self.devices)))
+        else:
+            stage.settled = self.card.name
         stage.report_mask(mask)
         stage.report(residuals=[dict(r) for r in report.residuals], distances=distances)
         stage.report(**self._costs(stage, layers, dense))

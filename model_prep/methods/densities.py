@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 from he_runtime.errors import ModelError
 
 from ..graph import Graph, weight_keys
+from ..settings import require
 
-__all__ = ["layer_densities", "reached_density"]
+__all__ = ["layer_densities", "need_densities", "reached_density"]
+
+
+class _Densities(Protocol):
+    @property
+    def density(self) -> float: ...
+
+    @property
+    def layers(self) -> Mapping[str, float]: ...
+
+
+def need_densities(settings: _Densities) -> None:
+    """ModelError where a method's `density`, or that of one of its `layers`, is not in (0, 1]."""
+    shares = (settings.density, *settings.layers.values())
+    require(all(0 < d <= 1 for d in shares), settings, "densities in (0, 1] for density and layers")
 
 
 def layer_densities(graph: Graph, density: float, layers: Mapping[str, float]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from ..packing.diagonals import diagonal_mask
 from ..packing.packing import packed_classes, planned_degree
 from ..settings import Training, require
 from ..stage import Stage
+from .densities import need_densities
 from .method import Card, Method, register
 from .quadratics import FIT_SAMPLES
 
@@ -46,9 +47,9 @@ class DiagonalClasses(Method):
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        require(all(0 < d <= 1 for d in (self.density, *self.layers.values())), "diagonals", "densities in (0, 1]")
-        require(0 <= self.ramp <= 1, "diagonals", "ramp in [0, 1]")
-        require(self.degree == 0 or self.degree in DEGREES, "diagonals", f"degree 0 or one of {DEGREES}")
+        need_densities(self)
+        require(0 <= self.ramp <= 1, self, "ramp in [0, 1]")
+        require(self.degree == 0 or self.degree in DEGREES, self, f"degree 0 or one of {DEGREES}")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("diagonals")

@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from he_runtime.backends import default_backend
 from he_runtime.compile import DEGREES, compile
-from he_runtime.cost import load_default
+from he_runtime.cost import CostTable, load_default
+from he_runtime.errors import DoesNotFit, ModelError
 
 from ..cores.admm import Admm, admm
 from ..cores.masked import gradual
@@ -83,17 +84,16 @@ class DiaGrid(Method):
     training: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=2e-3))
 
     def __post_init__(self) -> None:
-        require(self.target_ms >= 0, "diagrid", "target_ms >= 0")
-        require(0 < self.target_share <= 1, "diagrid", "target_share in (0, 1]")
-        require(self.saliency >= 0 and 0 <= self.ramp <= 1, "diagrid", "saliency >= 0 and ramp in [0, 1]")
-        require(self.rows >= 0, "diagrid", "rows >= 0")
-        require(self.degree == 0 or self.degree in DEGREES, "diagrid", f"degree 0 or one of {DEGREES}")
+        require(self.target_ms >= 0, self, "target_ms >= 0")
+        require(0 < self.target_share <= 1, self, "target_share in (0, 1]")
+        require(self.saliency >= 0 and 0 <= self.ramp <= 1, self, "saliency >= 0 and ramp in [0, 1]")
+        require(self.rows >= 0, self, "rows >= 0")
+        require(self.degree == 0 or self.degree in DEGREES, self, f"degree 0 or one of {DEGREES}")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("diagrid")
         table = load_default(self.backend or default_backend())
-        dense = Pricing(stage, table, self.degree or compile(calibrated(stage, {}), table=table).params.degree)
-        dense_ms = dense.of({})
+        dense, dense_ms = self._dense(stage, table)
         target = self.target_ms or self.target_share * dense_ms
         search = Search(
             dense, target, saliency=self.saliency, gather=self.gather, reorder=self.reorder, rows=self.rows,
@@ -109,6 +109,18 @@ class DiaGrid(Method):
         stage.report_mask(mask)
         stage.report(target_ms=target, dense_ms=dense_ms, planned_ms=pricing.of(mask.keep))
         stage.report(degree=pricing.degree, removed=list(start.removed))
+
+    def _dense(self, stage: Stage, table: CostTable) -> tuple[Pricing, float]:
+        """Prices of the network before pruning, and its own."""
+        needed = compile(calibrated(stage, {}), table=table).params.degree
+        dense = Pricing(stage, table, self.degree or needed)
+        try:
+            return dense, dense.of({})
+        except DoesNotFit as error:
+            raise ModelError(
+                f"cannot prune on a ring of degree {self.degree}: the network before pruning needs {needed}; try that, or "
+                "degree = 0, with which activations may go for a smaller ring"
+            ) from error
 
     def _pruned(self, stage: Stage, start: Start) -> tuple[Pricing, Mask]:
         """The network of a start, trained while its plan comes down to the target."""

@@ -25,7 +25,7 @@ from ..packing.packing import packed_classes, planned_degree
 from ..settings import Training, require
 from ..stage import Stage
 from ..structures import Balanced, Bools, Diagonals, Floats, Layer, Structure, Weights, gather_cycles
-from .densities import layer_densities, reached_density
+from .densities import layer_densities, need_densities, reached_density
 from .method import Card, Method, register
 from .quadratics import FIT_SAMPLES
 
@@ -65,9 +65,9 @@ class GatherScatter(Method):
     training: Training = field(default_factory=lambda: Training(epochs=40, learning_rate=4e-3))
 
     def __post_init__(self) -> None:
-        require(all(0 < d <= 1 for d in (self.density, *self.layers.values())), "gather-scatter", "densities in (0, 1]")
-        require(0 <= self.ramp <= 1, "gather-scatter", "ramp in [0, 1]")
-        require(self.degree == 0 or self.degree in DEGREES, "gather-scatter", f"degree 0 or one of {DEGREES}")
+        need_densities(self)
+        require(0 <= self.ramp <= 1, self, "ramp in [0, 1]")
+        require(self.degree == 0 or self.degree in DEGREES, self, f"degree 0 or one of {DEGREES}")
         self._pattern()
 
     def apply(self, stage: Stage) -> None:

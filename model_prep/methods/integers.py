@@ -36,11 +36,12 @@ class IntegerWeights(Method):
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        require(2 <= self.bits <= 16, "integers", "bits in 2..16")
+        require(2 <= self.bits <= 16, self, "bits in 2..16")
         bits = self.activation_bits
-        require(bits == 0 or 2 <= bits <= 16, "integers", "activation_bits 0 or in 2..16")
+        require(bits == 0 or 2 <= bits <= 16, self, "activation_bits 0 or in 2..16")
 
     def apply(self, stage: Stage) -> None:
+        stage.need_unquantized("integers")
         stage.fold()
         keys = [key for key in stage.net.weight_keys() if key not in stage.quantizers]
         rounding = dict.fromkeys(keys, partial(straight_through, bits=self.bits))

@@ -44,8 +44,8 @@ class GlobalMagnitude(Method):
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        require(0 < self.density <= 1, "magnitude", "density in (0, 1]")
-        require(0 <= self.ramp <= 1 and 0 <= self.minimum < 1, "magnitude", "ramp in [0, 1] and minimum in [0, 1)")
+        require(0 < self.density <= 1, self, "density in (0, 1]")
+        require(0 <= self.ramp <= 1 and 0 <= self.minimum < 1, self, "ramp in [0, 1] and minimum in [0, 1)")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("magnitude")

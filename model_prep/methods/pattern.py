@@ -69,13 +69,13 @@ class Patterns(Method):
     retraining: Training = field(default_factory=lambda: Training(epochs=20, learning_rate=3e-3))
 
     def __post_init__(self) -> None:
-        require(self.size >= 1 and self.entries >= 0, "patterns", "size >= 1 and entries >= 0")
-        require(0 < self.strongest <= 1, "patterns", "strongest in (0, 1]")
-        require(self.library in ("network", "random"), "patterns", "library 'network' or 'random'")
-        require(self.assignment in ASSIGNMENTS, "patterns", f"assignment in {ASSIGNMENTS}")
+        require(self.size >= 1 and self.entries >= 0, self, "size >= 1 and entries >= 0")
+        require(0 < self.strongest <= 1, self, "strongest in (0, 1]")
+        require(self.library in ("network", "random"), self, "library 'network' or 'random'")
+        require(self.assignment in ASSIGNMENTS, self, f"assignment in {ASSIGNMENTS}")
         shares = (self.connectivity, *self.layers.values())
-        require(all(0 < share <= 1 for share in shares), "patterns", "connectivity in (0, 1]")
-        require(self.rounds >= 1 and self.rho > 0 and self.growth >= 1, "patterns", "rounds >= 1, rho > 0, growth >= 1")
+        require(all(0 < share <= 1 for share in shares), self, "connectivity and layers in (0, 1]")
+        require(self.rounds >= 1 and self.rho > 0 and self.growth >= 1, self, "rounds >= 1, rho > 0, growth >= 1")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("patterns")

@@ -60,14 +60,14 @@ class ChosenDegrees(Quadratics):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name, given = self.card.name, [*self.degrees.values(), *self.candidates, self.degree or 0]
-        require(self.degree is None or self.levels is None, name, "a degree for all or levels, not both")
-        require(all(0 <= d <= MAX_DEGREE for d in given), name, f"degrees from 0 to {MAX_DEGREE}")
-        require(bool(self.candidates), name, "at least one of candidates")
-        require(self.levels is None or self.levels >= 0, name, "levels >= 0")
-        require(not set(self.degrees) & set(self.remove), name, "degrees of what is not to be removed")
-        require(self.order in ORDERS, name, f"order in {ORDERS}")
-        require(self.loss_per_ms >= 0, name, "loss_per_ms >= 0")
+        given = [*self.degrees.values(), *self.candidates, self.degree or 0]
+        require(self.degree is None or self.levels is None, self, "a degree for all or levels, not both")
+        require(all(0 <= d <= MAX_DEGREE for d in given), self, f"degree, degrees and candidates in 0..{MAX_DEGREE}")
+        require(bool(self.candidates), self, "at least one of candidates")
+        require(self.levels is None or self.levels >= 0, self, "levels >= 0")
+        require(not set(self.degrees) & set(self.remove), self, "degrees for none that is in remove")
+        require(self.order in ORDERS, self, f"order in {ORDERS}")
+        require(self.loss_per_ms >= 0, self, "loss_per_ms >= 0")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded(self.card.name)

@@ -58,10 +58,10 @@ class ProgressiveAdmm(Method):
     def __post_init__(self) -> None:
         falling = all(a > b for a, b in zip(self.densities, self.densities[1:], strict=False))
         inside = bool(self.densities) and all(0 < d < 1 for d in self.densities)
-        require(inside and falling, "progressive", "densities in (0, 1) that fall")
-        require(all(0 < d <= 1 for d in self.layers.values()), "progressive", "layers with densities in (0, 1]")
-        require(0 <= self.minimum < 1, "progressive", "minimum in [0, 1)")
-        require(self.admm.hard, "progressive", "admm.hard = true: a mask is what the projection leaves")
+        require(inside and falling, self, "densities in (0, 1) that fall")
+        require(all(0 < d <= 1 for d in self.layers.values()), self, "layers in (0, 1]")
+        require(0 <= self.minimum < 1, self, "minimum in [0, 1)")
+        require(self.admm.hard, self, "admm.hard = true: a mask is what the projection leaves")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("progressive")

@@ -19,6 +19,7 @@ from .method import Card, Method, register
 __all__ = ["FIT_SAMPLES", "Quadratics", "SitePenalty", "site_penalty"]
 
 FIT_SAMPLES = 2048
+MAX_EXPONENT = 64  # already a wall: 1e-3 at 0.9 of the range, 1e7 at 1.3 of it
 
 
 @register(
@@ -43,10 +44,10 @@ class Quadratics(Method):
     range_exponent: int = 6
 
     def __post_init__(self) -> None:
-        name = self.card.name
-        require(0 <= self.blend <= 1, name, "blend in [0, 1]")
-        require(self.range_penalty >= 0, name, "range_penalty >= 0")
-        require(self.range_exponent >= 2 and self.range_exponent % 2 == 0, name, "an even range_exponent >= 2")
+        require(0 <= self.blend <= 1, self, "blend in [0, 1]")
+        require(self.range_penalty >= 0, self, "range_penalty >= 0")
+        even = self.range_exponent % 2 == 0
+        require(even and 2 <= self.range_exponent <= MAX_EXPONENT, self, f"an even range_exponent in 2..{MAX_EXPONENT}")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded(self.card.name)

@@ -61,8 +61,8 @@ class TracePruning(Method):
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        require(0 <= self.ratio < 1 and 0 <= self.limit <= 1, "trace", "ratio in [0, 1) and limit in [0, 1]")
-        require(self.samples > 0, "trace", "samples > 0")
+        require(0 <= self.ratio < 1 and 0 <= self.limit <= 1, self, "ratio in [0, 1) and limit in [0, 1]")
+        require(self.samples > 0, self, "samples > 0")
         self._probing(0)
 
     def apply(self, stage: Stage) -> None:

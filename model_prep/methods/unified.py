@@ -41,6 +41,7 @@ from ..structures import (
     group_energy,
     keep_strongest,
 )
+from .densities import need_densities
 from .method import Card, Method, register
 from .outputs import output_layer
 from .quadratics import FIT_SAMPLES
@@ -101,15 +102,14 @@ class Unified(Method):
     }
 
     def __post_init__(self) -> None:
-        require(self.structure in STRUCTURES, "unified", f"structure in {STRUCTURES}")
-        shares = (self.density, *self.layers.values())
-        require(all(0 < d <= 1 for d in shares), "unified", "densities in (0, 1]")
-        require(len(self.block) == 2 and min(self.block) >= 1, "unified", "block = [rows, columns] of at least 1")
-        require(self.degree == 0 or self.degree in DEGREES, "unified", f"degree 0 or one of {DEGREES}")
-        require(self.bits == 0 or 2 <= self.bits <= 12, "unified", "bits 0 or in 2..12")
-        require(self.strength > 0 and self.epsilon > 0, "unified", "strength > 0 and epsilon > 0")
-        require(self.rounds >= 1 and self.power in (1, 2), "unified", "rounds >= 1 and power 1 or 2")
-        require(self.level_rounds >= 1 and self.level_rho > 0, "unified", "level_rounds >= 1 and level_rho > 0")
+        require(self.structure in STRUCTURES, self, f"structure in {STRUCTURES}")
+        need_densities(self)
+        require(len(self.block) == 2 and min(self.block) >= 1, self, "block = [rows, columns] of at least 1")
+        require(self.degree == 0 or self.degree in DEGREES, self, f"degree 0 or one of {DEGREES}")
+        require(self.bits == 0 or 2 <= self.bits <= 12, self, "bits 0 or in 2..12")
+        require(self.strength > 0 and self.epsilon > 0, self, "strength > 0 and epsilon > 0")
+        require(self.rounds >= 1 and self.power in (1, 2), self, "rounds >= 1 and power 1 or 2")
+        require(self.level_rounds >= 1 and self.level_rho > 0, self, "level_rounds >= 1 and level_rho > 0")
 
     def apply(self, stage: Stage) -> None:
         stage.need_unfolded("unified")
@@ -144,6 +144,11 @@ class Unified(Method):
         if self.structure == "row":
             outputs = output_layer(stage.net.graph)
             layers = {key: layer for key, layer in layers.items() if key != outputs}
+        if not layers:
+            raise ModelError(
+                f"cannot prune {self.structure}s: got none that could go, as all belong to the network's output; try a "
+                "network with a hidden layer, or another structure"
+            )
         return {key: structure.labels(layer).copy() for key, layer in layers.items()}
 
     def _partition(self, stage: Stage) -> Grouped:

@@ -89,6 +89,7 @@ def crossbar_count(height: int, width: int, rows: int, columns: int) -> int:
 
 def occupied_crossbars(matrix: Bools, rows: int, columns: int) -> int:
     """Crossbars of the matrix as it lies that hold a non-zero."""
+    rows, columns = (max(1, min(size, whole)) for size, whole in zip((rows, columns), matrix.shape, strict=True))
     down, across = np.nonzero(matrix)
     return len(np.unique(down // rows * (matrix.shape[1] + 1) + across // columns))
 

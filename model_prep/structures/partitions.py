@@ -84,7 +84,7 @@ class Channels(_Partition):
 
 @dataclass(frozen=True)
 class _Blocks(_Partition):
-    """Blocks of `rows` x `columns` of the matrix view; where a size does not divide, the last blocks are smaller."""
+    """Blocks of `rows` x `columns` of the matrix view, at most the whole; where a size does not divide, the last are smaller."""
 
     rows: int
     columns: int
@@ -93,12 +93,16 @@ class _Blocks(_Partition):
         if self.rows < 1 or self.columns < 1:
             raise ModelError(f"cannot cut blocks of {self.rows} x {self.columns}: need at least 1 x 1")
 
+    def places(self, layer: Layer) -> tuple[Ints, Ints]:
+        """(height,), (width,): the block of each row and of each column of the matrix view."""
+        height, width = layer.matrix_shape  # NumPy divides by no integer beyond 64 bits, so a larger block is the whole
+        rows, columns = min(self.rows, height), min(self.columns, width)
+        return np.arange(height, dtype=np.int64) // rows, np.arange(width, dtype=np.int64) // columns
+
     def blocks(self, layer: Layer) -> Ints:
         """The block of each weight, row by row, in the matrix view."""
-        height, width = layer.matrix_shape
-        across = -(-width // self.columns)
-        down = np.arange(height, dtype=np.int64) // self.rows
-        return np.asarray(down[:, None] * across + np.arange(width) // self.columns, dtype=np.int64)
+        down, across = self.places(layer)
+        return np.asarray(down[:, None] * (across[-1] + 1) + across, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,9 @@ class BlockRows(_Blocks):
     name: str = field(default="block-rows", init=False)
 
     def labels(self, layer: Layer) -> Ints:
-        height, width = layer.matrix_shape
-        across = -(-width // self.columns)
-        rows = np.arange(height, dtype=np.int64)[:, None] * across
-        return np.asarray(rows + np.arange(width) // self.columns, dtype=np.int64).reshape(layer.shape)
+        down, across = self.places(layer)
+        rows = np.arange(len(down), dtype=np.int64)[:, None] * (across[-1] + 1)
+        return np.asarray(rows + across, dtype=np.int64).reshape(layer.shape)
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,9 @@ class BlockColumns(_Blocks):
     name: str = field(default="block-columns", init=False)
 
     def labels(self, layer: Layer) -> Ints:
-        height, width = layer.matrix_shape
-        down = np.arange(height, dtype=np.int64)[:, None] // self.rows
-        return np.asarray(down * width + np.arange(width), dtype=np.int64).reshape(layer.shape)
+        down, across = self.places(layer)
+        columns = np.arange(len(across), dtype=np.int64)
+        return np.asarray(down[:, None] * len(across) + columns, dtype=np.int64).reshape(layer.shape)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import pickle
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from he_runtime.errors import ModelError, Reason
 from he_runtime.model import CompressedModel
 from model_prep import Recipe, compress
-from model_prep.checkpoints import Checkpoints, _Unpickler
+from model_prep.checkpoints import Checkpoints, _Unpickler, write_whole
 from model_prep.data import Dataset, load
 from model_prep.methods import METHODS
 from model_prep.stage import Stage
@@ -172,6 +174,37 @@ def test_a_state_that_cannot_be_kept_is_not(recipe: Recipe, digits: Dataset, tmp
     with pytest.raises(Killed):
         compress(None, recipe, digits, quiet=True, watcher=again)
     assert again.began == [1]
+
+
+def test_a_full_disk_is_said_and_the_finished_steps_stay(
+    recipe: Recipe, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, count = os.fsync, 0
+
+    def filling(descriptor: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        flushed(descriptor)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(
+        ModelError, match=r"cannot write .*\.state: got No space left on device, need .*; try .*steps .* stay"
+    ) as caught:
+        compress(None, recipe, digits, quiet=True, watcher=Killing(tmp_path))
+    assert str(tmp_path) in caught.value.message and caught.value.reason is Reason.STORE_UNAVAILABLE
+    assert [path.suffix for path in tmp_path.iterdir()] == [".state"], "no part of a file takes up room"
+    again = Killing(tmp_path, 1)
+    with pytest.raises(Killed):
+        compress(None, recipe, digits, quiet=True, watcher=again)
+    assert again.began == [], "the teacher stays"
+
+
+def test_a_place_that_is_no_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"cannot write .*/file/x\.state: got"):
+        write_whole(tmp_path / "file" / "x.state", b"")
 
 
 @pytest.mark.parametrize(

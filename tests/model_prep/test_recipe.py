@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from he_runtime.errors import ModelError
 from model_prep import Recipe
+from model_prep.methods import DiaGrid
 from model_prep.networks import NETWORKS
+from model_prep.settings import Training
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
@@ -63,8 +68,11 @@ def test_a_recipe_goes_into_metadata_and_back() -> None:
         ("name = 'x'\n[[steps]]\nmethod = 'diagonals'\n[steps.layers]\nconv = 'half'", "need float"),
         ("name = 'x'\n[[steps]]\nmethod = 'integers'\nbits = 1", "bits in 2..16"),
         ("name = 'x'\n[[steps]]\nmethod = 'quadratics'\nrange_exponent = 5", "even range_exponent"),
-        ("name = 'x'\n[calibration]\nmargin = 0.5", "margin >= 1"),
+        ("name = 'x'\n[calibration]\nmargin = 0.5", r"got margin = 0\.5, need margin in \[1, 100\]"),
         ("name = ", "valid TOML"),
+        (f"name = {'[' * 3000}", "nests too deeply; need valid TOML"),
+        (f"name = 'x'\nseed = {'9' * 5000}", "valid TOML"),
+        ("name = 'x'\n[calibration]\nmargin = inf", r"recipe\.calibration\.margin: got inf, need a finite number"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, message: str) -> None:
@@ -72,6 +80,108 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(ModelError, match=message):
         Recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"threads": 0}, "cannot use the recipe: got threads = 0, need threads in 1..1024"),
+        ({"threads": -1}, "threads = -1"),
+        ({"threads": 10**12}, "threads = 1000000000000"),
+        ({"threads": 10**5000}, "threads = an integer of thousands of digits"),
+        ({"seed": -1}, r"cannot use the recipe: got seed = -1, need seed in 0..2\^32 - 1"),
+        ({"seed": 2**70}, f"seed = {2**70}"),
+        ({"train_limit": -5}, "got train_limit = -5, need train_limit >= 0"),
+        ({"calibration": {"margin": 1e300}}, r"recipe\.calibration: got margin = 1e\+300, need margin in \[1, 100\]"),
+        ({"calibration": {"samples": 0}}, r"recipe\.calibration: got samples = 0, need samples > 0"),
+        (
+            {"teacher": {"weight_decay": -5.0}},
+            r"recipe\.teacher: got weight_decay = -5.0, need weight_decay in \[0, 1e\+30\]",
+        ),
+        (
+            {"teacher": {"weight_decay": 1e60}},
+            r"recipe\.teacher: got weight_decay = 1e\+60, need weight_decay in \[0, 1e",
+        ),
+        (
+            {"teacher": {"learning_rate": 1e38}},
+            r"recipe\.teacher: got learning_rate = 1e\+38, need learning_rate in \(0, 1e",
+        ),
+        ({"teacher": {"epochs": -1}}, r"recipe\.teacher: got epochs = -1, batch_size = 64, need epochs >= 0"),
+        ({"teacher": {"shift": -1}}, "got shift = -1"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_what_is_needed(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        Recipe.from_dict({"name": "x", **table})
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, 10**400, 10**5000], ids=["inf", "-inf", "nan", "400", "5000"]
+)
+@pytest.mark.parametrize("name", [f.name for f in fields(Training) if f.type == "float"])
+def test_no_float_is_infinite_or_none_at_all(name: str, value: float) -> None:
+    with pytest.raises(ModelError, match=rf"recipe\.teacher\.{name}: got .*, need a finite number"):
+        Recipe.from_dict({"name": "x", "teacher": {name: value}})
+    step = {"method": "unified", "level_training": {name: value}}
+    with pytest.raises(ModelError, match=rf"recipe\.steps\[0\] \(unified\)\.level_training\.{name}: got"):
+        Recipe.from_dict({"name": "x", "steps": [step]})
+
+
+def test_infinite_settings_are_refused_without_a_table_too() -> None:
+    for name in ("weight_decay", "learning_rate", "temperature"):
+        for value in (math.nan, math.inf):
+            with pytest.raises(ModelError, match=f"got {name} = {value}, need {name}"):
+                Training(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="cannot use the recipe: got seed = -1"):
+        Recipe("x", seed=-1)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (
+            {"method": "diagrid", "target_share": 3.0},
+            r"\(diagrid\): got target_share = 3.0, need target_share in \(0, 1",
+        ),
+        ({"method": "diagrid", "target_ms": math.inf}, r"\(diagrid\)\.target_ms: got inf, need a finite number"),
+        ({"method": "trace", "precision": "x"}, r"\(trace\): cannot estimate a trace: got precision 'x'"),
+        ({"method": "progressive", "admm": {"rho": -1.0}}, r"\(progressive\)\.admm: got rho=-1, need rho > 0"),
+        (
+            {"method": "progressive", "admm": {"hard": False}},
+            r"\(progressive\): got admm\.hard = False, need admm\.hard",
+        ),
+        ({"method": "unified", "structure": "ring"}, r"\(unified\): got structure = 'ring', need structure in"),
+        (
+            {"method": "diagonals", "layers": {"a": 2.0}},
+            r"\(diagonals\): got density = 1.0, layers = \{'a': 2.0\}, need densities in",
+        ),
+        (
+            {"method": "quadratics", "range_exponent": 10**30},
+            r"\(quadratics\): .* need an even range_exponent in 2..64",
+        ),
+        (
+            {"method": "polynomials", "range_exponent": 10**30},
+            r"\(polynomials\): .* need an even range_exponent in 2..64",
+        ),
+        ({"method": "levels", "settle": {"shares": [0.5]}}, r"\(levels\)\.settle: got shares=\(0.5,\), need rising"),
+    ],
+)
+def test_what_is_wrong_with_a_step_is_said_with_its_place(step: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=rf"cannot use the recipe\.steps\[1\] {message}"):
+        Recipe.from_dict({"name": "x", "steps": [{"method": "quadratics"}, step]})
+
+
+def test_settings_made_by_hand_name_their_method() -> None:
+    with pytest.raises(
+        ModelError, match=r"the recipe's \[diagrid\]: got target_share = 3.0, need target_share in \(0, 1\]"
+    ):
+        DiaGrid(target_share=3.0)
+
+
+@pytest.mark.parametrize("table", [[], "recipe", None])
+def test_what_is_no_table_is_no_recipe(table: Any) -> None:
+    with pytest.raises(ModelError, match=r"cannot use the recipe: got .*, need a table"):
+        Recipe.from_dict(table)
 
 
 def test_a_missing_file_is_a_typed_error(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from model_prep import Recipe, compress
 from model_prep.data import load
 from model_prep.methods import METHODS
 from model_prep.methods.method import FAMILIES
-from model_prep.recommendation import Constraints, Recommendation, _emptiest, cost_of, recommend, unmet
+from model_prep.recommendation import Constraints, Recommendation, _floor, recommend, unmet
 from model_prep.reference_models import random_reference
 
 NETWORK, BACKEND = "digits-mlp", "tenseal"
@@ -85,11 +85,22 @@ def test_the_floor_is_that_of_fewer_activations() -> None:
         asked(max_ms=1.0)
     floor = feasible(refused.value, "max_ms")
     table = load_default(BACKEND)
-    kept = min(cost_of(emptied, table).ms for emptied in _emptiest(random_reference(NETWORK), table))
+    kept = _floor(random_reference(NETWORK), table)
     assert floor < kept
-    asked_ms = (floor + kept) / 2
-    model = compress(None, short(asked(max_ms=asked_ms).recipe), load("digits").subset(320, 100), quiet=True)
-    assert unmet(Constraints(max_ms=asked_ms), model, backend=BACKEND) == []
+    for asked_ms in (floor, (floor + kept) / 2):
+        model = compress(None, short(asked(max_ms=asked_ms).recipe), load("digits").subset(320, 100), quiet=True)
+        assert unmet(Constraints(max_ms=asked_ms), model, backend=BACKEND) == []
+
+
+def test_arguments_of_other_types_are_refused() -> None:
+    for wrong in ({"max_ms": "3"}, {"max_levels": 1.5}, {"max_upload_bytes": "many"}, {"accuracy": True}):
+        with pytest.raises(ModelError, match=f"constraint {next(iter(wrong))}: got .*, need "):
+            Constraints(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="need a network's name"):
+        recommend(Constraints(), 3)  # type: ignore[arg-type]
+    for evidence in ([{}], [3], [{"network": NETWORK, "made": True}]):
+        with pytest.raises(ModelError, match="cannot use the evidence"):
+            recommend(Constraints(), NETWORK, backend=BACKEND, evidence=evidence)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("constraint", [{"max_levels": 1}, {"max_upload_bytes": 140_000}], ids=str)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,70 @@ def test_a_bad_recipe(text: str, says: str, refused: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize("version", ["../2", "", ".", "a/b"])
 def test_a_version_that_no_server_would_serve(version: str, refused: Any, recipe: Path) -> None:
     assert f"cannot name a model or version {version!r}" in refused("compress", recipe, "--version", version)
+
+
+@pytest.mark.parametrize("long", ["x" * 5000, "x" * 5000 + ".toml", "d/" * 2500])
+def test_a_name_that_is_too_long(long: str, refused: Any, recipe: Path, tmp_path: Path) -> None:
+    line = refused("compress", long)
+    assert line.startswith("error: cannot find recipe '") and "File name too long" in line and "digits-cnn" in line
+    (tmp_path / "long.toml").write_text(f"name = '{long}'\nnetwork = 'digits-mlp'")
+    lines = (
+        line,
+        refused("compress", tmp_path / "long.toml"),
+        refused("compress", recipe, "--version", long),
+        refused("compress", recipe, "--out", long),
+    )
+    assert all(long[:50] in line and long[:100] not in line for line in lines), lines
+
+
+def test_a_recipe_in_a_place_that_may_not_be_read(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(self: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    line = refused("compress", "private/x.toml")
+    assert "cannot find recipe 'private/x.toml': got Permission denied, need a TOML file or one of" in line
+
+
+@pytest.mark.parametrize(
+    ("file", "out", "says"),
+    [
+        ("f", "f", "Not a directory"),
+        ("f", "f/models", "Not a directory"),
+        ("m/.tiny-1.unfinished", "m", "cannot write into m/.tiny-1.unfinished: got File exists"),
+        ("m/tiny", "m", "cannot write into m/tiny: got File exists"),
+    ],
+)
+def test_an_out_that_cannot_be_written(
+    file: str, out: str, says: str, refused: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said before anything is trained, and with nothing made."""
+    monkeypatch.setattr("secateur.compress.run_recipe", lambda *_, **__: pytest.fail("trained"))
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    before = sorted(tmp_path.rglob("*"))
+    line = refused("compress", recipe, "--out", out)
+    assert line.startswith(f"error: cannot write into {out}/") and says in line and "try another --out" in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("closed", ["models", "models/tiny"])
+def test_an_out_in_which_one_may_not_write(
+    closed: str, refused: Any, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root may write anywhere, the refusal of the operating system is played."""
+    made = tempfile.TemporaryFile
+
+    def forbidden(*, dir: Path) -> Any:
+        if dir.parent == Path(closed) or dir == Path(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(dir / "tmp1234"))
+        return made(dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", forbidden)
+    monkeypatch.setattr("secateur.compress.run_recipe", lambda *_, **__: pytest.fail("trained"))
+    line = refused("compress", recipe)
+    assert line.startswith(f"error: cannot write into {closed}") and "got Permission denied" in line
+    assert not (tmp_path / "models").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from model_prep.cores.admm import on_support
 from model_prep.cores.quantized import ActivationObserver, Qat, harden, qat, straight_through_of
 from model_prep.cores.session import set_masks, weights
 from model_prep.cores.settled import Settle, settle
+from model_prep.quantizers import AlphaQ
 from model_prep.settings import Training
 from model_prep.train import Diverged
-from model_prep.trainable import straight_through
+from model_prep.trainable import Transform, straight_through
 from tests.model_prep.cores.sessions import SimpleSession
 
 TRAINING = Training(epochs=4, learning_rate=2e-3)
@@ -132,6 +133,32 @@ def test_divergence_removes_the_quantizers(session: SimpleSession) -> None:
         qat(session, rounding, Qat(TRAINING), penalty=lambda: torch.tensor(math.inf))
     assert session.net.rounding == {} and session.net.observers == {}
     assert all(np.array_equal(w, before[key]) for key, w in weights(session.net).items())
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize(
+    "rounding",
+    [partial(straight_through, bits=4), straight_through_of(lambda values: AlphaQ(4).project(values).values)],
+)
+def test_training_that_explodes_has_diverged_with_observers_too(
+    session: SimpleSession, rounding: Transform, optimizer: str
+) -> None:
+    """Neither a range nor levels can be made of what is not finite; that is for the loss to show."""
+    before, hot = weights(session.net), Training(epochs=3, learning_rate=1e30, optimizer=optimizer)
+    with pytest.raises(Diverged, match=r"the \w+ (is|are) not finite at step [1-9]") as caught:
+        qat(session, {KEY: rounding}, Qat(hot, activation_bits=6), nodes=[n.name for n in session.net.graph.nodes])
+    assert caught.value.good_step == 0
+    assert session.net.rounding == {} and session.net.observers == {}
+    assert all(np.array_equal(w, before[key]) for key, w in weights(session.net).items())
+
+
+def test_what_is_not_finite_passes_an_observer_and_moves_no_range() -> None:
+    observer = ActivationObserver(bits=8, decay=0.5)
+    observer(torch.tensor([-1.0, 3.0], requires_grad=True))
+    seen = observer.range
+    for value in (math.nan, math.inf, -math.inf):
+        x = torch.tensor([0.5, value], requires_grad=True)
+        assert observer(x) is x and observer.range == seen
 
 
 def test_settling_ends_on_levels_and_fixes_a_growing_share(

@@ -11,7 +11,7 @@ import torch
 from he_runtime.errors import ModelError
 from model_prep.cores.session import set_masks, weights
 from model_prep.settings import Training
-from model_prep.train import Diverged, Hooks, predict
+from model_prep.train import Diverged, Hooks, fit, predict
 from tests.model_prep.cores.sessions import SimpleSession
 
 STEPS_PER_EPOCH = 10  # 640 images in batches of 64
@@ -104,3 +104,12 @@ def test_inputs_that_are_not_finite_leave_the_network_as_it_was(session: SimpleS
     with pytest.raises(Diverged, match="inputs that are finite"):
         SimpleSession(session.net, x, session.y).fit(Training(epochs=1), "run")
     assert same(weights(session.net), before)
+
+
+@pytest.mark.parametrize("shift", [8, 50, 10**30])
+def test_a_shift_that_leaves_nothing_of_an_image_is_refused(shift: int) -> None:
+    x, y = np.zeros((4, 1, 8, 12), dtype=np.float32), np.zeros(4, dtype=np.int64)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(96, 2))
+    with pytest.raises(ModelError, match=rf"training 'run': got shift = {shift}, need one below 8.*; try 2"):
+        fit(net, x, y, Training(epochs=1, shift=shift), seed=0, label="run", quiet=True)
+    fit(net, x, y, Training(epochs=1, batch_size=4, shift=7), seed=0, quiet=True)

@@ -13,7 +13,7 @@ from he_runtime import compile, price
 from he_runtime.cost import load_default
 from he_runtime.errors import ModelError
 from he_runtime.model import CompressedModel
-from model_prep.grid.budget import Budget, budget_of
+from model_prep.grid.budget import Budget, budget_of, rounded_up
 from model_prep.grid.layer import GridLayer, GridPath
 from model_prep.grid.rows import RowLayer
 from model_prep.reference_models import random_reference
@@ -110,8 +110,10 @@ def test_a_dense_network_is_left_alone_by_a_budget_of_its_own_size(mlp: Compress
 
 def test_a_target_below_the_floor_is_refused_with_the_floor(mlp: CompressedModel) -> None:
     found, _ = budget(mlp, "tenseal")
-    with pytest.raises(ModelError, match=rf"cannot prune to .* need at least {found.least_ms:.3g} ms"):
-        found.masks(energies(mlp, found.options), found.least_ms * 0.9)
+    with pytest.raises(ModelError, match=rf"cannot prune to .* need at least {rounded_up(found.least_ms):g} ms"):
+        found.need(found.least_ms * 0.9)
+    least = found.masks(energies(mlp, found.options), found.least_ms * 0.9)
+    assert found.total_ms(least) == pytest.approx(found.least_ms)
 
 
 @pytest.mark.parametrize("backend", TABLES)

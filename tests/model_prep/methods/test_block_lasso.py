@@ -167,6 +167,13 @@ def test_impossible_targets_are_refused(settings: dict[str, object], message: st
         compress(None, short("digits-mlp", **settings), quiet=True)
 
 
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_a_block_beyond_the_matrix_is_the_whole(grouping: str) -> None:
+    settings = {"grouping": grouping, "density": 1.0, "rounds": 0, "retraining": {"epochs": 0}}
+    model = compress(None, short("digits-mlp", **settings, rows=10**30, columns=10**30), quiet=True)
+    assert model.metadata["steps"][-1]["tiles"] == model.metadata["steps"][-1]["tiles_dense"] == 3
+
+
 def test_rows_may_be_left_unprotected() -> None:
     model = compress(None, short("digits-mlp", density=0.05, protect=False), quiet=True)
     for mask in masks(model).values():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from torch import nn
 
 from he_runtime import CompressedModel, Plan, compile, price
 from he_runtime.cost import load_default
@@ -145,6 +148,13 @@ def test_where_the_budget_is_tight_activations_go(linearized: CompressedModel) -
     assert linearized.metadata["accuracy"]["final"] >= 0.95
 
 
+def test_a_ring_that_is_too_small_for_the_whole_network_is_refused() -> None:
+    with pytest.raises(
+        ModelError, match="ring of degree 4096: the network before pruning needs 8192; try that, or degree = 0"
+    ):
+        made(degree=4096, training={"epochs": 1})
+
+
 def test_a_ring_on_which_the_trained_network_errs_too_much_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
@@ -158,16 +168,21 @@ def test_a_ring_on_which_the_trained_network_errs_too_much_is_left(monkeypatch: 
     assert found["planned_ms"] <= found["target_ms"]
 
 
-def test_a_target_below_the_floor_is_refused_with_the_floor() -> None:
-    with pytest.raises(ModelError, match=r"cannot prune to 0.01 ms: .* need at least"):
-        compress(
-            None,
-            Recipe.from_dict(
-                {"name": "x", "network": "digits-mlp", "steps": [{"method": "diagrid", "target_ms": 0.01}]}
-            ),
-            load("digits").subset(200, 50),
-            quiet=True,
-        )
+@pytest.mark.parametrize("widths", [(64, 10), (64, 7, 10), (64, 1, 10)], ids=str)
+def test_a_target_below_the_floor_is_refused_with_a_floor_that_is_met(widths: tuple[int, ...]) -> None:
+    def pruned(target_ms: float) -> float:
+        layers = [module for pair in pairwise(widths) for module in (nn.Linear(*pair), nn.ReLU())]
+        step = DiaGrid(target_ms=target_ms, backend=TABLE, training=Training(epochs=1))
+        module = nn.Sequential(nn.Flatten(), *layers[:-1])
+        found = compress(module, step, load("digits").subset(200, 50), quiet=True)
+        return float(found.metadata["steps"][-1]["planned_ms"])
+
+    with pytest.raises(ModelError, match=r"cannot prune to 0.01 ms: .* need at least") as refused:
+        pruned(0.01)
+    floor = float(re.search(r"at least ([0-9.]+) ms", str(refused.value))[1])  # type: ignore[index]
+    assert pruned(floor) <= floor
+    with pytest.raises(ModelError, match="need at least"):
+        pruned(0.97 * floor)
 
 
 @pytest.fixture(scope="module")

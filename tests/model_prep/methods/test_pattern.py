@@ -153,7 +153,7 @@ def test_patterns_are_chosen_anew_at_every_update(
         ({"entries": 10}, "its kernels have 9; nearest: 9"),
         ({"layers": {"fc": 0.5}}, r"layers \['fc'\]: need some of \['conv1', 'conv2'\]"),
         ({"assignment": "filter"}, "assignment in"),
-        ({"connectivity": 0.0}, r"connectivity in \(0, 1\]"),
+        ({"connectivity": 0.0}, r"connectivity and layers in \(0, 1\]"),
     ],
 )
 def test_what_cannot_be_met_is_refused(

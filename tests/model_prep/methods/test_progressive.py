@@ -122,7 +122,7 @@ def test_a_convolution_costs_its_weights_at_every_position(few: Dataset) -> None
         ({"densities": []}, "densities in"),
         ({"densities": [0.1, 0.3]}, "that fall"),
         ({"densities": [1.0]}, "densities in"),
-        ({"layers": {"fc1": 0.0}}, "layers with densities"),
+        ({"layers": {"fc1": 0.0}}, r"need layers in \(0, 1\]"),
         ({"admm": {"hard": False}}, "hard = true"),
         ({"minimum": 1.0}, "minimum in"),
     ],

@@ -160,6 +160,12 @@ def test_what_cannot_be_met_is_refused(
         pruned(trained, digits, **settings)
 
 
+def test_rows_of_a_network_of_outputs_alone_are_refused(digits: Dataset) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(ModelError, match=r"cannot prune rows: got none that could go.*hidden layer"):
+        pruned(net, digits, structure="row")
+
+
 def test_every_output_keeps_a_weight(trained: nn.Module, digits: Dataset) -> None:
     """Ten weights for ten outputs: the strongest of each, whatever the others hold. Nine are refused before training."""
     settings = {"rounds": 1, "strength": 1e-9, "training": {"epochs": 0}, "retraining": {"epochs": 0}, "density": 1.0}

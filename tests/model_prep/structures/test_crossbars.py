@@ -76,6 +76,8 @@ def test_occupied_crossbars_counts_tiles_with_a_non_zero() -> None:
     assert occupied_crossbars(matrix, 2, 2) == 3
     assert packed_crossbars(matrix, 2, 2) == 3
     assert packed_crossbars(matrix, 3, 3) == 1
+    assert occupied_crossbars(matrix, 10**30, 10**30) == packed_crossbars(matrix, 10**30, 10**30) == 1
+    assert packed_crossbars(np.zeros_like(matrix), 2, 2) == 0
 
 
 def test_a_crossbar_without_cells_is_refused() -> None:

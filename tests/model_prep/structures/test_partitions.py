@@ -123,3 +123,11 @@ def test_energies_that_are_no_energies_are_refused(value: float) -> None:
 def test_empty_blocks_are_refused() -> None:
     with pytest.raises(ModelError, match="at least 1 x 1"):
         Tiles(0, 3)
+
+
+@pytest.mark.parametrize("kind", [Tiles, BlockRows, BlockColumns])
+def test_a_block_larger_than_the_matrix_is_the_whole(kind: type[Tiles | BlockRows | BlockColumns]) -> None:
+    layer = Layer("w", "conv2d", (4, 2, 3, 3))
+    whole = kind(4, 18).labels(layer)
+    for rows, columns in ((10**30, 10**30), (5, 10**30), (10**30, 19)):
+        assert np.array_equal(kind(rows, columns).labels(layer), whole)

@@ -147,7 +147,7 @@ def _pruning(wish: Constraints, model: CompressedModel, table: CostTable) -> Ste
     lowers = METHODS[_PRUNER].card.lowers
     return [step], [
         f"{_PRUNER}: the dense network takes {cost.ms:.1f} ms where {wish.max_ms:g} ms are allowed; pruned to {target:.1f} ms "
-        f"by the planner's price it lowers {lowers}; the emptiest of this shape would take {floor:.1f} ms"
+        f"by the planner's price; it lowers {lowers}; the emptiest of this shape would take {floor:.1f} ms"
     ]
 
 

@@ -80,8 +80,8 @@ def fit(
     With a teacher the loss is distillation * KL(teacher || net) * T^2 + (1 - distillation) * cross entropy. The
     caller's random state is left as it was.
 
-    Raises ModelError where the shift leaves nothing of an image; Diverged where the loss, the penalty, the gradient or the last outputs are not finite, after putting the
-    network (and a TrainableGraph's masks) back to where it last worked.
+    Raises ModelError where the shift leaves nothing of an image; Diverged where the loss, the penalty, the gradient or
+    the last outputs are not finite, after putting the network (and a TrainableGraph's masks) back to where it last worked.
     """
     _need_images(x, training.shift, label)
     hooks = hooks or Hooks()

@@ -121,17 +121,24 @@ def test_encrypted_equals_clear_within_the_predicted_error(seed: int, batch: int
     model = network.calibrated("random")
     largest = max(map(abs, model.ranges[model.output.node]))
     plan = compile(model, degrees=(8192,), max_error=0.2 * largest, batch=batch, table=load_default("tenseal"))
-    local, samples = Local(plan), network.samples[: max(4, min(batch, 32))]
-    errors = []
+    samples = network.samples[: max(4, min(batch, 32))]
+    errors = encrypted_errors(plan, samples, batch)
+    if (
+        np.abs(errors).max() > plan.error_bound
+    ):  # errors under one key go together: a bound that is wrong fails under two
+        errors = encrypted_errors(plan, samples, batch)
+    assert float(np.abs(errors).max()) <= plan.error_bound
+    assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 2 * plan.sigma
+
+
+def encrypted_errors(plan: Plan, samples: np.ndarray, batch: int) -> np.ndarray:
+    """Of every answer under a fresh key."""
+    local, errors = Local(plan), []
     for chunk in np.split(samples, max(1, len(samples) // batch)):
         found = local.decrypt_batch(local.evaluate(local.encrypt_batch(chunk)), len(chunk))
         assert local.executor.counters == plan.counts_on(local.executor.backend.name)
         errors.append(found - run_clear(plan, chunk))
-    # One output in 100,000 may exceed the bound, and those under one key do so together: 1 of 50 keys did, by a hundredth.
-    found_errors = np.abs(errors)
-    assert float(found_errors.max()) <= 1.25 * plan.error_bound
-    assert int((found_errors > plan.error_bound).sum()) <= max(1, found_errors.size // 50)
-    assert 0.3 * plan.sigma <= float(np.sqrt(np.mean(np.square(errors)))) <= 2 * plan.sigma
+    return np.array(errors)
 
 
 def test_every_op_is_among_the_encrypted() -> None:
